@@ -1,0 +1,41 @@
+# Everything runs in .venv, which is made on the first call and again only when the requirements change.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help demo test test-all lint clean
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.base  ## make a small data set, train on it, evaluate, and write pictures with boxes
+	$(BIN)/python tools/make_demo_data.py --out data/demo
+	$(BIN)/python tools/train.py configs/demo.yaml
+	$(BIN)/python tools/evaluate.py runs/demo/best.pt --json runs/demo/evaluation.json
+	$(BIN)/python tools/detect.py runs/demo/best.pt 'data/demo/images/val_*.jpg' --out runs/demo/pictures
+	@echo
+	@echo "pictures with boxes: runs/demo/pictures/"
+	@echo "report of the run:   runs/demo/evaluation.json (numbers), runs/demo/metrics.jsonl, runs/demo/train.log"
+
+test: .venv/.dev lint  ## lint and all tests but the slow ones
+	$(BIN)/python -m pytest
+
+test-all: .venv/.dev lint  ## lint and every test, the slow ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/.dev  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy backbones detection tools/*.py --scripts-are-modules
+
+clean:  ## remove .venv and caches (runs/ and data/ stay)
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+
+.venv/.base: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,21 @@
+"""Networks that turn images into features. Knows nothing of detection."""
+
+from backbones.base import Backbone
+from backbones.features import NAMES, build_backbone
+from backbones.ghost import GhostBottleneck, GhostModule, SqueezeExcite
+from backbones.ghostnet import GhostNet
+from backbones.weights import LoadReport, WeightsError, load_weights, read_weights
+
+__all__ = [
+    "NAMES",
+    "Backbone",
+    "GhostBottleneck",
+    "GhostModule",
+    "GhostNet",
+    "LoadReport",
+    "SqueezeExcite",
+    "WeightsError",
+    "build_backbone",
+    "load_weights",
+    "read_weights",
+]

@@ -1,0 +1,101 @@
+"""GhostNet (arXiv 1911.11907): the published classifier, and its feature extractor for detection."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.base import Backbone, initialize
+from backbones.ghost import ConvBnAct, GhostBottleneck, make_divisible
+
+# One entry a block: depthwise kernel, expansion, output channels, squeeze-and-excite ratio, stride.
+# One line a stage, `blocks.0` to `blocks.8` of the published release (table 1 of the paper).
+STAGES = (
+    ((3, 16, 16, 0, 1),),
+    ((3, 48, 24, 0, 2),),
+    ((3, 72, 24, 0, 1),),
+    ((5, 72, 40, 0.25, 2),),
+    ((5, 120, 40, 0.25, 1),),
+    ((3, 240, 80, 0, 2),),
+    (
+        (3, 200, 80, 0, 1),
+        (3, 184, 80, 0, 1),
+        (3, 184, 80, 0, 1),
+        (3, 480, 112, 0.25, 1),
+        (3, 672, 112, 0.25, 1),
+    ),
+    ((5, 672, 160, 0.25, 2),),
+    ((5, 960, 160, 0, 1), (5, 960, 160, 0.25, 1), (5, 960, 160, 0, 1), (5, 960, 160, 0.25, 1)),
+)
+# The last block of each stride, which the paper's detectors use. Tapping the first one of a stride, as
+# timm's features_only does, throws away the 112-channel layers and four of the five last blocks.
+TAPS = {"c1": 0, "c2": 2, "c3": 4, "c4": 6, "c5": 8}
+
+
+class GhostNetFeatures(Backbone):
+    """GhostNet without its classifier: stem and `blocks.0`–`blocks.8`, at any width.
+
+    forward: [N, 3, H, W] float32 -> level -> [N, C, H/stride, W/stride]; at width 1.0 c2–c5 have
+    24, 40, 112 and 160 channels.
+    """
+
+    def __init__(self, width: float = 1.0, out_levels: Sequence[str] = ("c2", "c3", "c4", "c5")) -> None:
+        super().__init__()
+        if width <= 0:
+            raise ValueError(f"width must be positive, not {width}")
+        self.width = width
+        channels = make_divisible(16 * width, 4)
+        self.conv_stem = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = nn.ReLU(inplace=True)
+        stages = []
+        for stage in STAGES:
+            blocks = []
+            for kernel_size, expansion, out, se_ratio, stride in stage:
+                out_channels = make_divisible(out * width, 4)
+                blocks.append(
+                    GhostBottleneck(
+                        channels,
+                        make_divisible(expansion * width, 4),
+                        out_channels,
+                        kernel_size=kernel_size,
+                        stride=stride,
+                        se_ratio=se_ratio,
+                    )
+                )
+                channels = out_channels
+            stages.append(nn.Sequential(*blocks))
+        self.blocks = nn.Sequential(*stages)
+        initialize(self)
+        self.measure(out_levels)
+
+    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
+        modules: list[nn.Module] = [self.conv_stem, self.bn1, self.act1]
+        start = 0
+        for level, end in TAPS.items():
+            yield level, modules + list(self.blocks[start : end + 1])
+            modules, start = [], end + 1
+
+
+class GhostNet(GhostNetFeatures):
+    """The ImageNet classifier; strict-loads the published checkpoint (512 keys).
+
+    forward: [N, 3, H, W] float32, normalised with ImageNet's mean and std -> logits [N, num_classes].
+    """
+
+    def __init__(self, width: float = 1.0, num_classes: int = 1000, dropout: float = 0.2) -> None:
+        super().__init__(width)
+        last = make_divisible(960 * width, 4)
+        self.blocks.append(nn.Sequential(ConvBnAct(make_divisible(160 * width, 4), last)))
+        self.conv_head = nn.Conv2d(last, 1280, 1)
+        self.classifier = nn.Linear(1280, num_classes)
+        self.dropout = dropout
+        initialize(self)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        x = F.relu(self.bn1(self.conv_stem(images)), inplace=True)
+        x = self.blocks(x)
+        x = F.relu(self.conv_head(x.mean((2, 3), keepdim=True)), inplace=True)
+        x = F.dropout(torch.flatten(x, 1), self.dropout, self.training)
+        return self.classifier(x)

@@ -1,0 +1,177 @@
+"""Finding, reading and loading weights, with a report: nothing is lost in silence (`strict=False` never is).
+
+Users of other toolkits lost their ImageNet weights without a word, because a state dict of another layout
+or width was loaded with `strict=False`. Here each load counts what matched and refuses what does not fit.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("backbones")
+
+# Published behind weights=timm, by (name, width). The hub has no other width of GhostNet v1.
+TIMM_NAMES = {("ghostnet", 1.0): "ghostnet_100.in1k"}
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or do not fit; the message says what to do."""
+
+
+@dataclass
+class LoadReport:
+    """What a load did, by state-dict key."""
+
+    source: str
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    classifier: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = (
+            f"weights {self.source}: {len(self.matched)} matched, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected, {len(self.mismatched)} shape-mismatched"
+        )
+        if self.classifier:
+            text += f" ({len(self.classifier)} classifier tensors not needed here)"
+        return text
+
+
+def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tuple[dict[str, Tensor], str]:
+    """Return (state dict on the CPU, a name for its source).
+
+    Args:
+        weights: "timm", or the path of a `.safetensors` or PyTorch file. A PyTorch file is read with
+            `weights_only=True`: no code in it is run.
+        name, width: the backbone that it is for, to find the hub's file.
+
+    Raises:
+        WeightsError: absent, unreadable, not a state dict, or not published.
+    """
+    if str(weights) == "timm":
+        return _read_timm(name, width)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"weights file {path} cannot be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # safetensors raises a class of its own, SafetensorError(Exception)
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise WeightsError(f"weights file {path} is not a safetensors file: {error}") from error
+    return _state_dict_of(content, path), str(path)
+
+
+def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
+    """Unwrap {"state_dict": …} and {"model": …}, drop `module.` (DataParallel) and what is no tensor."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"weights file {path} holds a {type(content).__name__}, not a state dict")
+    state_dict = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not state_dict:
+        raise WeightsError(f"weights file {path} holds no tensors")
+    return state_dict
+
+
+def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
+    hub_id = TIMM_NAMES.get((name, width))
+    if hub_id is None:
+        raise WeightsError(
+            f"there are no ImageNet weights for {name} at width {width:g} behind weights=timm "
+            "(published there: ghostnet at width 1.0); give a file, or weights=null to train from scratch"
+        )
+    try:
+        import timm
+    except ImportError as error:
+        raise WeightsError("weights=timm needs the package timm: pip install -e '.[timm]'") from error
+    try:
+        model = timm.create_model(hub_id, pretrained=True)
+    except Exception as error:  # the hub's client raises a dozen kinds; each means "could not be had"
+        raise WeightsError(
+            f"{hub_id} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}. "
+            "Without a network, download the file elsewhere and give its path as model.backbone.weights"
+        ) from error
+    return model.state_dict(), f"timm/{hub_id}"
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "state dict") -> LoadReport:
+    """Load all of `model` from `state_dict`, log and return the report.
+
+    Tensors of a classifier that the model does not have are left over in order. Everything else must fit:
+
+    Raises:
+        WeightsError: an older, incompatible release; another width (shapes differ); nothing matches; some
+            tensors of the model are missing. The model is then untouched.
+    """
+    own = model.state_dict()
+    report = LoadReport(source)
+    usable: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        if key not in own:
+            is_classifier = key.startswith(_classifier_prefixes(own))
+            (report.classifier if is_classifier else report.unexpected).append(key)
+        elif own[key].shape != value.shape:
+            report.mismatched.append(key)
+        else:
+            report.matched.append(key)
+            usable[key] = value
+    # Batch norm's step counter came with PyTorch 0.4.1; it plays no part in what the network computes.
+    report.missing = [k for k in own if k not in state_dict and not k.endswith("num_batches_tracked")]
+    log.info("%s", report)
+
+    if any(k.startswith("features.") and ".conv." in k for k in report.unexpected) and not any(
+        k.startswith("features.") for k in own
+    ):
+        raise WeightsError(
+            f"{report}. These keys (features.N.conv.…) are of the older ghostnet.pytorch release, which is a "
+            "different network (other channel rounding, other gates, depthwise layers at stride 1): use "
+            "state_dict_73.98.pth or timm's ghostnet_100.in1k"
+        )
+    if not report.matched and not report.mismatched:
+        expected = next(iter(own))
+        raise WeightsError(
+            f"{report}. Nothing matches: the file is of another network (it has {_first(state_dict)}, "
+            f"expected {expected}, …)"
+        )
+    if report.mismatched:
+        key = report.mismatched[0]
+        raise WeightsError(
+            f"{report}. The file is of another width or variant: {key} is {list(state_dict[key].shape)} in the "
+            f"file, {list(own[key].shape)} in the model; set model.backbone.width to the file's width"
+        )
+    if report.missing:
+        raise WeightsError(
+            f"{report}. The file lacks parts of the network ({', '.join(report.missing[:3])}, …): "
+            "they would silently stay random"
+        )
+    model.load_state_dict({**own, **usable})
+    return report
+
+
+def _first(state_dict: Mapping[str, Tensor]) -> str:
+    return ", ".join(list(state_dict)[:2]) + ", …"
+
+
+def _classifier_prefixes(own: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of a classifier's tensors in the layout (GhostNet's or torchvision's) of the model's own keys."""
+    if "conv_stem.weight" in own:
+        return ("blocks.9.", "conv_head.", "classifier.")
+    last = max((int(k.split(".")[1]) for k in own if k.startswith("features.")), default=-1)
+    return (f"features.{last + 1}.", "classifier.")

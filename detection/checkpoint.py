@@ -1,0 +1,139 @@
+"""One file holds all state of a run. It is written atomically and read without running any code in it."""
+
+import contextlib
+import os
+import pickle
+import random
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detection.config import Config, parse_config
+from detection.errors import UserError
+
+FORMAT = "ghostnet-detection/1"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What labels mean; travels in every checkpoint. Label l is `names[l - 1]`, original id `ids[l - 1]`."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to disk, and only then put it in place.
+
+    A kill or a full disk at any moment leaves the earlier file whole.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to.
+    """
+    name = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            name = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its zip writer.
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
+        raise UserError(f"{path} could not be written: {reason} (is the disk full?){kept}") from error
+    finally:
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a dict of tensors and plain values; see `write_atomically`."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read with `weights_only=True`, onto the CPU.
+
+    Raises:
+        UserError: absent, truncated, not a checkpoint, or not one of this toolkit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        others = [p for p in (path.with_name("best.pt"), path.with_name("last.pt")) if p != path and p.exists()]
+        hint = f"; {others[0]} is there too" if others else ""
+        raise UserError(
+            f"{path} is not a readable checkpoint (truncated, or no PyTorch file): {reason[:200]}{hint}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise UserError(
+            f"{path} is not a checkpoint of this toolkit (expected format {FORMAT!r}, found {found!r}); "
+            "backbone weights of other projects go into model.backbone.weights"
+        )
+    return content
+
+
+def classes_of(content: Mapping[str, Any]) -> Classes:
+    return Classes(tuple(content["classes"]["names"]), tuple(content["classes"]["ids"]))
+
+
+def config_of(content: Mapping[str, Any], path: str | Path) -> Config:
+    return parse_config(content["config"], f"config in {path}")
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Strict load. Raises UserError, counting what does not fit, for a checkpoint of another model."""
+    own = model.state_dict()
+    missing = [k for k in own if k not in state]
+    unexpected = [k for k in state if k not in own]
+    mismatched = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or unexpected or mismatched:
+        first = (mismatched + missing + unexpected)[0]
+        raise UserError(
+            f"{path} is of another model: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+            f"{len(mismatched)} of another shape (first: {first}); use the config that it was trained with"
+        )
+    model.load_state_dict(state)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of all random generators, as tensors and plain values (which `weights_only` reads)."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    return {
+        "python": (version, list(internal), gauss),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

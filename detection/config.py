@@ -1,0 +1,274 @@
+"""The typed schema of a config file, read from YAML plus `key=value` overrides; unknown keys are refused."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detection.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the config. A misspelt key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class BackboneConfig(Section):
+    name: str = "ghostnet"
+    width: Annotated[float, Field(gt=0)] = 1.0
+    weights: str | None = None
+    """None (random), a .pth or .safetensors file, or "timm"."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    """Of pretrained layers only: 0 none, 1 up to c2, … 4 all. Ignored, and said so, without weights."""
+    freeze_bn: bool = False
+
+
+class ModelConfig(Section):
+    detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    fpn_channels: Positive = 256
+    head_channels: Positive = 256
+    """RetinaNet: width of the towers. Faster R-CNN: width of the two fully connected layers."""
+    head_depth: Positive = 4
+    head_norm: Literal["none", "group"] = "none"
+    box_loss: Literal["l1", "giou"] = "l1"
+    anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
+    """Anchor side in pixels of the resized picture, one for each of the five levels."""
+
+
+class SourceConfig(Section):
+    images: str
+    annotations: str
+    format: Literal["coco"] = "coco"
+
+
+class AugmentConfig(Section):
+    """Chances and ranges of the training augmentation; 0 and [1, 1] switch a part off."""
+
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.0
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    """Zoom range; above 1 crops, below 1 pads."""
+    crop: Probability = 0.0
+    """Chance of cutting out a random part that keeps every box."""
+    brightness: Probability = 0.0
+    contrast: Probability = 0.0
+    saturation: Probability = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    min_visibility: Probability = 0.25
+    """A box of which less than this share is left in the picture is dropped."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "AugmentConfig":
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale must be [low, high] with 0 < low <= high, not {self.scale}")
+        return self
+
+
+class DataConfig(Section):
+    train: SourceConfig
+    val: SourceConfig
+    batch_size: Positive = 16
+    workers: Annotated[int, Field(ge=0)] = 2
+    short_side: Positive = 800
+    """Pictures are scaled so that the short side has this many pixels …"""
+    long_side: Positive = 1333
+    """… unless the long side would exceed this many."""
+    group_by_aspect: bool = True
+    """Batches hold either landscape or portrait pictures, so that less is padded."""
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DataConfig":
+        if self.long_side < self.short_side:
+            raise ValueError(f"long_side ({self.long_side}) is below short_side ({self.short_side})")
+        return self
+
+
+class OptimConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    lr_batch: Positive | None = 16
+    """lr is meant for this many images a step and scaled linearly to the real number; null: as it is."""
+    momentum: Probability = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: list[Probability] = [8 / 12, 11 / 12]
+    """step: the shares of the training at which lr is divided by ten."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_factor: Probability = 0.001
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class TrainConfig(Section):
+    epochs: Positive = 12
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """A time budget in place of `epochs`, evaluations included; the schedule runs over it."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    channels_last: bool = True
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the averaged weights that are evaluated; 0 is off."""
+    accumulate: Positive = 1
+    eval_every: Positive = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+
+class EvalConfig(Section):
+    batch_size: Positive | None = None
+    """null: as in training."""
+    score_threshold: Probability = 0.001
+    nms_threshold: Probability = 0.5
+    max_detections: Positive = 100
+
+
+class Config(Section):
+    """Everything about one experiment. The number of classes comes from the data, never from here."""
+
+    output_dir: str
+    seed: int = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    def with_overrides(self, overrides: Sequence[str]) -> "Config":
+        """A checked copy with `key=value` overrides. Raises UserError."""
+        raw = self.model_dump()
+        for override in overrides:
+            _apply(raw, override)
+        return parse_config(raw, "config", None, {o.split("=", 1)[0]: o for o in overrides})
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides (values are YAML) and check all of it.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (with the nearest valid one), a wrong value; the message
+            names file, line and key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"config {path} does not exist{_nearest_file(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} cannot be read: {error}") from None
+    try:
+        raw = yaml.safe_load(text)
+        lines = _key_lines(yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")
+    for override in overrides:
+        _apply(raw, override)
+    given = {override.split("=", 1)[0]: override for override in overrides}
+    return parse_config(raw, str(path), lines, given)
+
+
+def parse_config(
+    raw: dict[str, Any],
+    source: str,
+    lines: dict[str, int] | None = None,
+    overrides: dict[str, str] | None = None,
+) -> Config:
+    """Check a plain dict (of a file or a checkpoint) against the schema. Raises UserError, see `load_config`."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        messages = []
+        for item in error.errors():
+            # Locations of a union hold the names of its branches; only real keys are shown.
+            key = ".".join(str(part) for part in item["loc"])
+            place = source
+            if overrides and key in overrides:
+                place = f"command line ({overrides[key]})"
+            elif lines and key in lines:
+                place = f"{source}, line {lines[key]}"
+            messages.append(f"{place}: {_explain(key, item)}")
+        raise UserError("\n".join(dict.fromkeys(messages))) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML that `load_config` reads back to an equal one."""
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of the schema."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from valid_keys(inner, f"{prefix}{name}.")
+
+
+def _explain(key: str, item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        known = list(valid_keys())
+        hint = ""
+        if key.endswith("num_classes"):
+            hint = "; the number of classes comes from the data"
+        else:
+            parent, _, name = key.rpartition(".")
+            siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+            close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+            nearest = [f"{parent}.{close[0]}" if parent else close[0]] if close else []
+            nearest = nearest or [k for k in known if k.rpartition(".")[2] == name]
+            nearest = nearest or difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else f"; known here: {', '.join(siblings)}"
+        return f"unknown key {key!r}{hint}"
+    if item["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(item["input"], dict):
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, not {item['input']!r}"
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} is not of the form key=value, like optim.lr=0.01")
+    *parents, name = key.strip().split(".")
+    place = raw
+    for parent in parents:
+        inner = place.get(parent)
+        if inner is None:
+            inner = place[parent] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"override {override!r}: {parent!r} holds a value, not keys")
+        place = inner
+    try:
+        place[name] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        place[name] = value
+
+
+def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            lines[name] = key.start_mark.line + 1
+            lines |= _key_lines(value, f"{name}.")
+    return lines
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [p.name for p in path.parent.glob("*.y*ml")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""

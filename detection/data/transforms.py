@@ -1,0 +1,183 @@
+"""Pictures on their way to the network: reading, resizing (the same for all uses), augmentation (training)."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection.config import AugmentConfig
+from detection.errors import UserError
+
+# albumentations otherwise asks a server for its newest version at import, which hangs without a network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+FILL = (124, 116, 104)
+"""RGB of padding: ImageNet's mean, about zero after normalisation, like the padding of a batch."""
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 [H, W, 3], upright according to its EXIF orientation.
+
+    Args:
+        size: (width, height) that an annotation claims. Some tools annotate the picture as stored: where
+            only the stored orientation has this size, that one is returned.
+
+    Raises:
+        UserError: absent, not a picture, truncated, or of another size than claimed.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+    if _is_truncated_jpeg(data):
+        raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
+    image = decode_image(data)
+    if image is None:
+        raise UserError(f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)")
+    if size is not None and (image.shape[1], image.shape[0]) != tuple(size):
+        stored = decode_image(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if stored is None or (stored.shape[1], stored.shape[0]) != tuple(size):
+            raise UserError(
+                f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {size[0]}x{size[1]}"
+            )
+        image = stored
+    return image
+
+
+def decode_image(data: np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """Bytes of a picture file -> RGB uint8 [H, W, 3] (grey and alpha are converted), or None."""
+    if data.size == 0:
+        return None
+    try:
+        image = cv2.imdecode(data, flags)
+    except cv2.error:
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_truncated_jpeg(data: np.ndarray) -> bool:
+    """OpenCV fills the missing rest of a JPEG with grey and only writes a warning to stderr."""
+    if data.size < 4 or data[0] != 0xFF or data[1] != 0xD8:
+        return False
+    # Cameras append bytes after the end-of-image mark FF D9, so it is searched for in the tail.
+    return b"\xff\xd9" not in data[-65536:].tobytes()
+
+
+def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """Scale so that the short side is `short_side` unless the long one would exceed `long_side`.
+
+    This one function serves training, evaluation, prediction and export.
+
+    Returns:
+        The picture [H', W', 3] and (x, y) factors: box in the result = box in the original x factor.
+    """
+    height, width = image.shape[:2]
+    scale = min(short_side / min(height, width), long_side / max(height, width))
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    if (new_width, new_height) != (width, height):
+        # Area averaging does not alias when shrinking; enlarging needs interpolation.
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
+    return image, (new_width / width, new_height / height)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> uint8 [3, H, W]; normalisation comes on the device."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def to_original(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """Undo `resize`: xyxy [n, 4] in pixels of the resized picture -> of the original (height, width), clipped, not rounded."""
+    x, y = scale
+    height, width = size
+    boxes = boxes / boxes.new_tensor([x, y, x, y])
+    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+    return boxes
+
+
+class Augmentation:
+    """The training augmentation of a config, made with albumentations; boxes follow the picture.
+
+    Calling it with a seed makes it a pure function: the same seed gives the same picture, in any worker, and
+    a resumed run sees what the uninterrupted one would have.
+    """
+
+    def __init__(self, config: AugmentConfig, short_side: int, long_side: int) -> None:
+        self.short_side, self.long_side = short_side, long_side
+        # In full resolution, so that a cut-out part is scaled up to the size of a whole picture.
+        self.before = _compose([A.BBoxSafeRandomCrop(p=config.crop)] if config.crop else [], config)
+        after: list[A.BasicTransform] = []
+        low, high = config.scale
+        if (low, high) != (1.0, 1.0):
+            shift = max(high - 1, 1 - low) / 2
+            after.append(
+                A.Affine(
+                    scale=(low, high),
+                    translate_percent=(-shift, shift),
+                    keep_ratio=True,
+                    fill=FILL,
+                    p=1.0,
+                )
+            )
+        if config.horizontal_flip:
+            after.append(A.HorizontalFlip(p=config.horizontal_flip))
+        if config.vertical_flip:
+            after.append(A.VerticalFlip(p=config.vertical_flip))
+        if config.brightness or config.contrast or config.saturation or config.hue:
+            after.append(
+                A.ColorJitter(
+                    brightness=config.brightness,
+                    contrast=config.contrast,
+                    saturation=config.saturation,
+                    hue=config.hue,
+                    p=0.8,
+                )
+            )
+        self.after = _compose(after, config)
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """RGB uint8 [H, W, 3], float32 [n, 4] xyxy, int64 [n] -> the same, resized and augmented."""
+        image, boxes, labels = _run(self.before, image, boxes, labels, seed)
+        image, (fx, fy) = resize(image, self.short_side, self.long_side)
+        boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
+        return _run(self.after, image, boxes, labels, seed + 1)
+
+
+def _compose(transforms: list[A.BasicTransform], config: AugmentConfig) -> A.Compose | None:
+    if not transforms:
+        return None
+    return A.Compose(
+        transforms,
+        bbox_params=A.BboxParams(
+            format="pascal_voc",
+            label_fields=["labels"],
+            clip=True,
+            min_visibility=config.min_visibility,
+            min_area=1.0,
+            min_width=1.0,
+            min_height=1.0,
+        ),
+    )
+
+
+def _run(
+    compose: A.Compose | None, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if compose is None:
+        return image, boxes, labels
+    compose.set_random_seed(seed)
+    result = compose(image=image, bboxes=boxes, labels=labels)
+    return (
+        result["image"],
+        np.asarray(result["bboxes"], np.float32).reshape(-1, 4),
+        np.asarray(result["labels"], np.int64).reshape(-1),
+    )

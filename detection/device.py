@@ -1,0 +1,37 @@
+"""Where and how numbers are computed: device, mixed precision; and how progress is shown."""
+
+import contextlib
+import sys
+
+import torch
+
+from detection.errors import UserError
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: this machine or this PyTorch build has no CUDA; use device=auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:
+    """Mixed precision for `amp` "bf16" or "fp16", nothing for "off"."""
+    if amp == "off":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, AMP_TYPES[amp])
+
+
+def progress_interval() -> float:
+    """Seconds between updates of a progress bar: often on a terminal, seldom in a log file."""
+    return 0.2 if sys.stderr.isatty() else 20.0

@@ -1,0 +1,155 @@
+"""From detections to pycocotools' numbers, with its traps dealt with in one place."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection.checkpoint import write_atomically
+from detection.data.index import AnnotationIndex
+from detection.errors import UserError
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""
+
+Result = dict[str, Any]
+"""A detection in COCO's results format: image_id, category_id (original ids), bbox [x, y, w, h], score."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The twelve numbers, and per class (name, AP, AP50, ground-truth boxes without crowd)."""
+
+    numbers: dict[str, float]
+    per_class: list[tuple[str, float, float, int]]
+
+    def table(self) -> str:
+        """Both as text for the console."""
+        rows = [
+            "  ".join(f"{name} {_text(value)}" for name, value in list(self.numbers.items())[i : i + 6]) for i in (0, 6)
+        ]
+        width = max([5, *(len(name) for name, *_ in self.per_class)])
+        rows += ["", f"{'class':<{width}}     AP   AP50   boxes"]
+        rows += [f"{n:<{width}}  {_text(ap)}  {_text(ap50)}  {boxes:6d}" for n, ap, ap50, boxes in self.per_class]
+        return "\n".join(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """NaN becomes null, which JSON has."""
+
+        def clean(value: float) -> float | None:
+            return None if math.isnan(value) else value
+
+        return {
+            **{name: clean(value) for name, value in self.numbers.items()},
+            "per_class": {
+                name: {"AP": clean(ap), "AP50": clean(ap50), "boxes": boxes} for name, ap, ap50, boxes in self.per_class
+            },
+        }
+
+
+def evaluate_results(index: AnnotationIndex, results: Sequence[Result]) -> Evaluation:
+    """Score detections against every image of `index`, those without a detection included.
+
+    No detections but ground truth is AP 0; no ground truth is NaN (pycocotools' -1), which must never be averaged
+    nor win as "best".
+
+    Raises:
+        UserError: a result of an image or category that the annotations do not have, or a malformed one.
+    """
+    check_results(index, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = index.to_coco()
+        truth.createIndex()
+        if results:
+            # loadRes writes into the dicts that it is given.
+            found = truth.loadRes([dict(result) for result in results])
+        else:
+            # loadRes([]) raises IndexError.
+            found = COCO()
+            found.dataset = {**truth.dataset, "annotations": []}
+            found.createIndex()
+        # The default iouType is segm. Params take every image of the ground truth, also those without detections.
+        coco = COCOeval(truth, found, iouType="bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    numbers = {name: _nan(value) for name, value in zip(METRICS, coco.stats, strict=True)}
+    # precision is [IoU, recall, class, area, maxDets]; classes follow the sorted category ids.
+    precision = coco.eval["precision"][:, :, :, 0, -1]
+    per_class = []
+    for k, name in enumerate(index.class_names):
+        boxes = int(((index.labels == k + 1) & ~index.crowd).sum())
+        per_class.append((name, _mean(precision[:, :, k]), _mean(precision[0, :, k]), boxes))
+    return Evaluation(numbers, per_class)
+
+
+def check_results(index: AnnotationIndex, results: Any, source: str = "predictions") -> None:
+    """Raises UserError naming the first entry that is not a detection of these images and categories.
+
+    pycocotools sniffs only the first entry, and fails on the rest with an assertion or in silence.
+    """
+    if not isinstance(results, list | tuple):
+        raise UserError(f"{source}: expected is a list of detections (COCO results format)")
+    images, categories = set(index.image_ids.tolist()), set(index.category_ids.tolist())
+    for i, result in enumerate(results):
+        where = f"{source}: entry {i + 1}"
+        if not isinstance(result, dict):
+            raise UserError(f"{where} is not an object with image_id, category_id, bbox and score")
+        for key in ("image_id", "category_id", "bbox", "score"):
+            if key not in result:
+                raise UserError(f"{where} has no {key!r}; expected are image_id, category_id, bbox and score")
+        if result["image_id"] not in images:
+            raise UserError(f"{where}: image_id {result['image_id']!r} is not in {index.source}")
+        if result["category_id"] not in categories:
+            raise UserError(
+                f"{where}: category_id {result['category_id']!r} is not in {index.source}; "
+                "detections carry the original category ids of the annotation file"
+            )
+        box = result["bbox"]
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_number(v) for v in box):
+            raise UserError(f"{where}: bbox {box!r} is not [x, y, width, height]")
+        if not _is_number(result["score"]):
+            raise UserError(f"{where}: score {result['score']!r} is not a number")
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Read a COCO results file. Raises UserError where it is absent or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"predictions file {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"predictions file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"predictions file {path} is not JSON: {error}") from None
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write a COCO results file, atomically. Raises UserError where it cannot be written."""
+    write_atomically(path, lambda file: file.write(json.dumps(list(results)).encode()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _nan(value: float) -> float:
+    return math.nan if value < 0 else float(value)
+
+
+def _text(value: float) -> str:
+    return "  n/a" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,99 @@
+"""Evaluate a checkpoint or a results file, and print and write what comes out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from detection.checkpoint import Classes, config_of, read_checkpoint, write_atomically
+from detection.config import SourceConfig
+from detection.data.dataset import DetectionDataset, check_images
+from detection.data.index import AnnotationIndex, read_coco
+from detection.device import pick_device
+from detection.errors import UserError
+from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
+from detection.evaluation.evaluate import detect_dataset, eval_loader
+from detection.inference.predict import load_detector
+
+
+def score_checkpoint(
+    checkpoint: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    annotations: str | None = None,
+    images: str | None = None,
+    json_file: str | None = None,
+    predictions_file: str | None = None,
+) -> Evaluation:
+    """Detect on every image of the annotations (default: the checkpoint's `data.val`), score, print the table.
+
+    Raises:
+        UserError: unreadable input, or classes that the model does not know.
+    """
+    config = config_of(read_checkpoint(checkpoint), checkpoint).with_overrides(overrides)
+    device = pick_device(config.device)
+    source = _source(annotations, images, config.data.val)
+    index = read_coco(source.annotations)
+    check_images(index, source.images)
+    print(index.report())
+    model, config, classes = load_detector(checkpoint, device, overrides=overrides)
+    category_ids = category_ids_of(classes, index)
+    dataset = DetectionDataset(index, source.images, short_side=config.data.short_side, long_side=config.data.long_side)
+    loader = eval_loader(dataset, config.eval.batch_size or config.data.batch_size, config.data.workers, device)
+    results = detect_dataset(model, loader, category_ids, device, amp=config.train.amp)
+    path = Path(predictions_file) if predictions_file else Path(checkpoint).with_name("predictions.json")
+    write_results(path, results)
+    evaluation = evaluate_results(index, results)
+    print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
+    _write_numbers(evaluation, json_file)
+    return evaluation
+
+
+def score_file(
+    predictions: str, annotations: str | None, *, checkpoint: str | None = None, json_file: str | None = None
+) -> Evaluation:
+    """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given."""
+    if annotations is None:
+        assert checkpoint is not None
+        annotations = config_of(read_checkpoint(checkpoint), checkpoint).data.val.annotations
+    index = read_coco(annotations)
+    print(index.report())
+    results = read_results(predictions)
+    check_results(index, results, predictions)
+    evaluation = evaluate_results(index, results)
+    print(f"\n{evaluation.table()}")
+    _write_numbers(evaluation, json_file)
+    return evaluation
+
+
+def category_ids_of(classes: Classes, index: AnnotationIndex) -> list[int | None]:
+    """The data's category id for each label of the model, by class name; None where the data lack the class.
+
+    Ids may differ (COCO's official 1–90 with gaps, or 1–80), names may not.
+
+    Raises:
+        UserError: the data have a class that the model was not trained on.
+    """
+    if classes.names == index.class_names:
+        return index.category_ids.tolist()
+    id_of = dict(zip(index.class_names, index.category_ids.tolist(), strict=True))
+    unknown = [name for name in index.class_names if name not in classes.names]
+    if unknown:
+        raise UserError(
+            f"{index.source} has classes that the model does not know: {', '.join(unknown[:5])}"
+            f"{', …' if len(unknown) > 5 else ''}; it knows {', '.join(classes.names[:10])}"
+            f"{', …' if len(classes.names) > 10 else ''}"
+        )
+    return [id_of.get(name) for name in classes.names]
+
+
+def _source(annotations: str | None, images: str | None, default: SourceConfig) -> SourceConfig:
+    if annotations is None:
+        return default.model_copy(update={"images": images} if images else {})
+    return SourceConfig(annotations=annotations, images=images or str(Path(annotations).parent / "images"))
+
+
+def _write_numbers(evaluation: Evaluation, json_file: str | None) -> None:
+    if json_file is not None:
+        text = json.dumps(evaluation.to_json(), indent=1)
+        write_atomically(Path(json_file), lambda file: file.write(text.encode()))
+        print(f"numbers written to {json_file}")

@@ -1,0 +1,143 @@
+"""`Predictor`: a checkpoint becomes a function from a picture to named boxes."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint
+from detection.config import Config
+from detection.data.transforms import read_image, resize, to_original, to_tensor
+from detection.device import autocast, pick_device
+from detection.errors import UserError
+from detection.models import build_model
+
+Detections = dict[str, Any]
+
+
+def load_detector(
+    path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
+) -> tuple[torch.nn.Module, Config, Classes]:
+    """The model of a checkpoint (averaged weights where it has them), in evaluation mode on the device.
+
+    Args:
+        score_threshold: in place of the checkpoint's `eval.score_threshold`.
+        overrides: `key=value` for its config, e.g. eval.nms_threshold=0.6.
+    """
+    content = read_checkpoint(path)
+    classes = classes_of(content)
+    config = config_of(content, path).with_overrides(overrides)
+    build = config.model_copy(deep=True)
+    # Everything comes from the checkpoint: the file of pretrained weights need not be there any more.
+    build.model.backbone.weights = None
+    if score_threshold is not None:
+        build.eval.score_threshold = score_threshold
+    model = build_model(build, len(classes.names))
+    load_model_state(model, content.get("ema") or content["model"], path)
+    model = model.to(device).eval()
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model, config, classes
+
+
+class Predictor:
+    """Detects objects in pictures.
+
+    >>> predictor = Predictor("runs/demo/best.pt")
+    >>> found = predictor.predict("photo.jpg")
+    >>> found["names"], found["boxes"]
+
+    Args:
+        path: a checkpoint (best.pt or last.pt).
+        device: "cpu", "cuda", "cuda:N", or None for CUDA where there is one.
+        score_threshold: detections below it are not returned.
+        classes: names to keep; None keeps all.
+
+    Raises:
+        UserError: unreadable checkpoint, absent device, unknown class name.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | None = None,
+        *,
+        score_threshold: float = 0.3,
+        classes: Iterable[str] | None = None,
+    ) -> None:
+        self.device = pick_device(device or "auto")
+        self.model, self.config, self.classes = load_detector(path, self.device, score_threshold=score_threshold)
+        self.keep = None if classes is None else {self._label(name) for name in classes}
+
+    def predict(self, image: Any) -> Detections:
+        """Detect in one picture.
+
+        Args:
+            image: a path, an RGB uint8 array [H, W, 3] (or grey [H, W]), a uint8 tensor [3, H, W], or a PIL image.
+                OpenCV's arrays are BGR: turn them with `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
+
+        Returns:
+            boxes   float32 [n, 4], xyxy in pixels of the picture as given
+            labels  int64 [n], 1…number of classes
+            names   list of n class names
+            scores  float32 [n], descending
+
+        Raises:
+            UserError: the file is absent or no picture; the array has another shape or type.
+        """
+        return self.predict_batch([image])[0]
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[Any]) -> list[Detections]:
+        """As `predict`, for several pictures of any sizes in one pass of the network."""
+        arrays = [as_rgb(image) for image in images]
+        short, long = self.config.data.short_side, self.config.data.long_side
+        resized = [resize(array, short, long) for array in arrays]
+        with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
+            outputs = self.model([to_tensor(array).to(self.device) for array, _ in resized])
+        found = []
+        for output, array, (_, scale) in zip(outputs, arrays, resized, strict=True):
+            boxes = to_original(output["boxes"].float().cpu(), scale, array.shape[:2])
+            labels, scores = output["labels"].cpu().numpy(), output["scores"].float().cpu().numpy()
+            order = np.argsort(-scores, kind="stable")
+            if self.keep is not None:
+                order = order[np.isin(labels[order], list(self.keep))]
+            found.append(
+                {
+                    "boxes": boxes.numpy()[order],
+                    "labels": labels[order],
+                    "names": [self.classes.names[label - 1] for label in labels[order]],
+                    "scores": scores[order],
+                }
+            )
+        return found
+
+    def _label(self, name: str) -> int:
+        if name in self.classes.names:
+            return self.classes.names.index(name) + 1
+        close = difflib.get_close_matches(name, self.classes.names, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"unknown class {name!r}{hint}; this model knows: {', '.join(self.classes.names)}")
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """Path, array, tensor or PIL image -> RGB uint8 [H, W, 3]. Raises UserError for anything else."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, torch.Tensor):
+        if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise UserError(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
+        return image.cpu().numpy().transpose(1, 2, 0)
+    if hasattr(image, "convert"):  # PIL, without importing it
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise UserError(f"an image array must be uint8 in [0, 255], not {array.dtype}")
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise UserError(f"an image array must be [H, W, 3] (RGB) or [H, W], not {list(array.shape)}")
+    return array

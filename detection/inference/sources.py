@@ -1,0 +1,88 @@
+"""What a user may name as a source: pictures, folders, globs, videos, cameras."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from detection.data.transforms import decode_image
+from detection.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, video or camera, and the name (relative, without suffix) that its results get."""
+
+    kind: str
+    """image, video or camera"""
+    source: str
+    name: str
+
+
+def find_items(sources: Sequence[str]) -> list[Item]:
+    """Expand sources in their order; names are made unique.
+
+    Raises:
+        UserError: a source that does not exist or is neither picture, video, folder, glob nor camera index.
+    """
+    items: list[Item] = []
+    taken: set[str] = set()
+    for source in sources:
+        for kind, path, name in _expand(source):
+            unique, number = name, 2
+            while unique.lower() in taken:
+                unique, number = f"{name}_{number}", number + 1
+            taken.add(unique.lower())
+            items.append(Item(kind, path, unique))
+    if not items:
+        raise UserError("no source was named")
+    return items
+
+
+def _expand(source: str) -> Iterator[tuple[str, str, str]]:
+    path = Path(source).expanduser()
+    if source.isdigit() and not path.exists():
+        yield "camera", source, f"camera{source}"
+    elif path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        if not files:
+            raise UserError(f"folder {source} holds no pictures or videos ({_suffixes()})")
+        for file in files:
+            yield kind_of(file), str(file), str(file.relative_to(path).with_suffix(""))
+    elif path.is_file():
+        yield kind_of(path), str(path), path.stem
+    elif glob.has_magic(source):
+        matches = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not matches:
+            raise UserError(f"no file matches {source}")
+        for match in matches:
+            yield kind_of(Path(match)), match, Path(match).stem
+    else:
+        raise UserError(f"source {source} does not exist (a picture, folder, glob, video or camera index is expected)")
+
+
+def kind_of(path: Path) -> str:
+    """ "image" or "video", by the name's ending or, failing that, by trying. Raises UserError for neither."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
+    if decode_image(np.fromfile(path, np.uint8)) is not None:
+        return "image"
+    capture = cv2.VideoCapture(str(path))
+    opened = capture.isOpened()
+    capture.release()
+    if opened:
+        return "video"
+    raise UserError(f"{path} is neither a picture nor a video that OpenCV can read ({_suffixes()})")
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES))

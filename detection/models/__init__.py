@@ -1,0 +1,67 @@
+"""`build_model`: from a config to a torchvision-style detector."""
+
+import logging
+
+from torch import nn
+
+from backbones import WeightsError, build_backbone
+from detection.config import Config
+from detection.errors import UserError
+from detection.models.faster_rcnn import build_faster_rcnn
+from detection.models.neck import PyramidBackbone
+from detection.models.retinanet import build_retinanet
+
+log = logging.getLogger("detection")
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """Build the detector that the config describes.
+
+    Args:
+        num_classes: object classes, without background. Labels are 1…num_classes for every detector, 0 is
+            background; this is the one place where the toolkit turns its count into torchvision's.
+
+    Returns:
+        A module with torchvision's protocol: (list of images [3, H, W], uint8 or float in [0, 1]; list of targets
+        {boxes float32 [n, 4] xyxy in pixels, labels int64 [n]}) -> dict of losses while training, else list of
+        {boxes, labels, scores}. Its score, NMS and count limits are those of `config.eval`.
+
+    Raises:
+        UserError: unknown backbone, or weights that cannot be had or do not fit.
+    """
+    if num_classes < 1:
+        raise UserError(f"a detector needs at least one class, the data have {num_classes}")
+    spec = config.model
+    try:
+        body = build_backbone(
+            spec.backbone.name,
+            width=spec.backbone.width,
+            weights=spec.backbone.weights,
+            frozen_stages=spec.backbone.frozen_stages,
+            freeze_bn=spec.backbone.freeze_bn,
+        )
+    except WeightsError as error:
+        raise UserError(f"model.backbone.weights: {error}") from error
+    except ValueError as error:
+        raise UserError(f"model.backbone: {error}") from error
+    limits = {
+        "score_threshold": config.eval.score_threshold,
+        "nms_threshold": config.eval.nms_threshold,
+        "max_detections": config.eval.max_detections,
+    }
+    if spec.detector == "retinanet":
+        neck = PyramidBackbone(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
+        return build_retinanet(
+            neck,
+            num_classes,
+            head_channels=spec.head_channels,
+            head_depth=spec.head_depth,
+            group_norm=spec.head_norm == "group",
+            box_loss=spec.box_loss,
+            anchor_sizes=spec.anchor_sizes,
+            **limits,
+        )
+    neck = PyramidBackbone(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
+    return build_faster_rcnn(
+        neck, num_classes, head_channels=spec.head_channels, anchor_sizes=spec.anchor_sizes, **limits
+    )

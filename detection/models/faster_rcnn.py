@@ -1,0 +1,45 @@
+"""torchvision's Faster R-CNN on P2–P5 and a pooled level."""
+
+from collections.abc import Sequence
+
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from detection.models.neck import PyramidBackbone
+from detection.models.transform import NormalizeAndBatch
+
+
+def build_faster_rcnn(
+    backbone: PyramidBackbone,
+    num_classes: int,
+    *,
+    head_channels: int = 1024,
+    anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    max_detections: int = 100,
+) -> FasterRCNN:
+    """Faster R-CNN with FPN (arXiv 1612.03144); torchvision's calling protocol, labels 1…N.
+
+    Args:
+        num_classes: object classes, *without* background (torchvision's own count includes it).
+        head_channels: width of the two fully connected layers after RoIAlign.
+        anchor_sizes: one anchor size in pixels per level P2, P3, P4, P5 and pool, at three aspect ratios.
+    """
+    resolution = 7
+    model = FasterRCNN(
+        backbone,
+        rpn_anchor_generator=AnchorGenerator(
+            tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)
+        ),
+        box_roi_pool=MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=resolution, sampling_ratio=2),
+        box_head=TwoMLPHead(backbone.out_channels * resolution**2, head_channels),
+        box_predictor=FastRCNNPredictor(head_channels, num_classes + 1),
+        box_score_thresh=score_threshold,
+        box_nms_thresh=nms_threshold,
+        box_detections_per_img=max_detections,
+    )
+    model.transform = NormalizeAndBatch(backbone.body.mean, backbone.body.std)
+    return model

@@ -1,0 +1,60 @@
+"""From a list of pictures to one normalised batch, on the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import resize_boxes
+
+
+class NormalizeAndBatch(nn.Module):
+    """Takes the place of torchvision's `GeneralizedRCNNTransform`, without its resize.
+
+    Pictures are resized once, in the data pipeline, by the function that training, evaluation and
+    prediction share (`detection.data.transforms.resize`). torchvision's `_skip_resize` holds in training only,
+    and its `normalize` refuses uint8, which would send four times the bytes to the device.
+
+    Args:
+        mean, std: of RGB in [0, 1], the backbone's own.
+        size_divisible: sides of the batch are padded (right and bottom, with the mean colour, i.e. zeros
+            after normalisation) to a multiple of this.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size_divisible: int = 32) -> None:
+        super().__init__()
+        self.size_divisible = size_divisible
+        mean_, std_ = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer("scale", (1 / std_).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean_ / std_).view(3, 1, 1), persistent=False)
+
+    def forward(
+        self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        """Images [3, H, W], uint8 in [0, 255] or floating in [0, 1] -> ImageList of [N, 3, H', W'] float32."""
+        sizes = []
+        for image in images:
+            if image.dim() != 3 or image.shape[0] != 3:
+                raise ValueError(f"images must be [3, H, W], got {list(image.shape)}")
+            sizes.append((image.shape[1], image.shape[2]))
+        divisor = self.size_divisible
+        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+        scale, shift = self.scale, self.shift
+        batch = torch.zeros(len(sizes), 3, height, width, device=scale.device, dtype=scale.dtype)
+        for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+            unit = image.to(slot.device, slot.dtype, non_blocking=True)
+            factor = scale / 255 if image.dtype == torch.uint8 else scale
+            torch.addcmul(shift, unit, factor, out=slot[:, :h, :w])
+        return ImageList(batch, sizes), targets
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Undo what `forward` did to coordinates: nothing, as sizes are kept (torchvision calls this)."""
+        for detections, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
+            if tuple(shape) != tuple(original):
+                detections["boxes"] = resize_boxes(detections["boxes"], list(shape), list(original))
+        return result

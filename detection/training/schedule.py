@@ -1,0 +1,34 @@
+"""Learning rates as pure functions of where the training stands, so that nothing needs saving."""
+
+import math
+
+from detection.config import OptimConfig
+
+
+def base_lr(config: OptimConfig, images_per_step: int) -> float:
+    """`lr`, scaled linearly from `lr_batch` images a step to the real number (arXiv 1706.02677)."""
+    if config.lr_batch is None:
+        return config.lr
+    return config.lr * images_per_step / config.lr_batch
+
+
+def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
+    """What the base learning rate is multiplied by.
+
+    Args:
+        step: optimizer steps done.
+        progress: share of the training done, in [0, 1], by epochs or by time.
+    """
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    else:
+        factor = 0.1 ** sum(progress >= milestone for milestone in config.milestones)
+    if step < config.warmup_steps:
+        done = step / config.warmup_steps
+        factor *= config.warmup_factor + (1 - config.warmup_factor) * done
+    return factor
+
+
+def ema_decay(target: float, step: int) -> float:
+    """Decay of the averaged weights, small at first so that the random start is soon forgotten."""
+    return min(target, (1 + step) / (10 + step))

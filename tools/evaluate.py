@@ -1,0 +1,53 @@
+"""Score a checkpoint, or an existing COCO results file, with pycocotools."""
+
+import argparse
+
+from detection.cli import run_tool
+from detection.errors import UserError
+
+EXAMPLE = """\
+examples:
+  python tools/evaluate.py runs/demo/best.pt                                  (the val set of its config)
+  python tools/evaluate.py best.pt --data coco/annotations/instances_val2017.json --images coco/val2017
+  python tools/evaluate.py --predictions predictions.json --data val.json     (no model needed)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("arguments", nargs="*", metavar="CHECKPOINT key=value", help="checkpoint, and config overrides")
+    parser.add_argument("--data", metavar="JSON", help="COCO annotations (default: data.val of the checkpoint)")
+    parser.add_argument("--images", metavar="DIR", help="their pictures (default: images/ beside --data)")
+    parser.add_argument("--predictions", metavar="FILE", help="score this COCO results file, without a model")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
+    parser.add_argument(
+        "--save-predictions", metavar="FILE", help="default: predictions.json in the checkpoint's folder"
+    )
+    args = parser.parse_args()
+    checkpoints = [a for a in args.arguments if "=" not in a]
+    overrides = [a for a in args.arguments if "=" in a]
+    if len(checkpoints) > 1:
+        parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
+    if not checkpoints and (args.predictions is None or args.data is None):
+        raise UserError("give a checkpoint, or both --predictions and --data")
+
+    from detection.evaluation.score import score_checkpoint, score_file
+
+    checkpoint = checkpoints[0] if checkpoints else None
+    if args.predictions is not None:
+        score_file(args.predictions, args.data, checkpoint=checkpoint, json_file=args.json)
+    else:
+        score_checkpoint(
+            checkpoint,
+            overrides=overrides,
+            annotations=args.data,
+            images=args.images,
+            json_file=args.json,
+            predictions_file=args.save_predictions,
+        )
+    return 0
+
+
+run_tool(main)

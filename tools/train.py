@@ -1,0 +1,37 @@
+"""Train a detector from a config."""
+
+import argparse
+
+from detection.cli import run_tool
+from detection.config import load_config
+
+EXAMPLE = """\
+example:
+  python tools/train.py configs/retina_ghost_320.yaml \\
+      data.train.images=mine/images data.train.annotations=mine/train.json \\
+      data.val.images=mine/images data.val.annotations=mine/val.json output_dir=runs/mine
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, like optim.lr=0.02")
+    parser.add_argument("--resume", action="store_true", help="go on from output_dir/last.pt")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
+    )
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    # After the config: torch takes seconds to import, and a misspelt key should not wait for it.
+    from detection.training.run import dry_run, run_training
+
+    if args.dry_run:
+        print(dry_run(config))
+        return 0
+    return 0 if run_training(config, resume=args.resume) else 130
+
+
+run_tool(main)
