@@ -93,7 +93,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 
 def to_original(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Undo `resize`: xyxy [n, 4] in pixels of the resized picture -> of the original (height, width), clipped, not rounded."""
+    """Undo `resize`: xyxy [n, 4] in resized pixels -> pixels of the original (height, width), clipped, not rounded."""
     x, y = scale
     height, width = size
     boxes = boxes / boxes.new_tensor([x, y, x, y])

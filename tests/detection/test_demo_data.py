@@ -136,9 +136,9 @@ def test_masks_fit_the_pixels(label):
     background = 255.0 if demo.CLASSES[label] == "bat" else 0.0  # far from the object's brightness: no halo
     image = np.full((200, 200, 3), background, np.float32)
     tile = demo._draw_object(rng, label, 50.0**2, (190, 190))
-    demo._paste(image, tile, 12, 9)
+    demo.paste(image, tile, 12, 9)
     changed = np.abs(image - background).max(2) > 24
-    box, mask_box = demo._extent(changed), demo._extent(demo._mask(tile, 12, 9, image.shape))
+    box, mask_box = demo._extent(changed), demo._extent(demo.mask_on(tile, 12, 9, image.shape))
     assert np.abs(np.subtract(box, mask_box)).max() <= 2
 
 

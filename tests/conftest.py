@@ -1,0 +1,141 @@
+"""Small data sets and a small trained run, made in code; the real photographs are used where they lie."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# No test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detection.config import Config, parse_config
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photographs with boxes, beside the checkout on the team's machines."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real photographs are not here ({SHARED})")
+    return SHARED
+
+
+def write_coco(folder: Path, *, images: int = 12, seed: int = 0, ids: tuple[int, int] = (3, 7)) -> Path:
+    """A COCO set of bright squares and dark discs (ids with a gap); image 0 is empty, image 1 has a crowd region."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    content: dict = {
+        "images": [],
+        "annotations": [],
+        # Not in the order of the ids, on purpose.
+        "categories": [{"id": ids[1], "name": "disc"}, {"id": ids[0], "name": "square"}],
+    }
+    for i in range(images):
+        width, height = ((96, 72), (72, 96), (96, 96))[i % 3]
+        picture = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+        name = f"picture {i}.jpg"
+        for k in range(0 if i == 0 else 2):
+            side = int(rng.integers(20, 34))
+            x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
+            if k:
+                cv2.circle(picture, (x + side // 2, y + side // 2), side // 2, (20, 20, 20), -1)
+            else:
+                cv2.rectangle(picture, (x, y), (x + side - 1, y + side - 1), (240, 240, 240), -1)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": 10 + 5 * i,
+                    "category_id": ids[k],
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "iscrowd": int(i == 1 and k == 1),
+                }
+            )
+        content["images"].append({"id": 10 + 5 * i, "file_name": name, "width": width, "height": height})
+        cv2.imwrite(str(folder / "images" / name), picture)
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture()
+def coco_set(tmp_path: Path) -> Path:
+    """A folder with images/ and annotations.json, the test's own to break."""
+    write_coco(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def tiny_raw(data: Path, output_dir: Path) -> dict:
+    """A config that trains in seconds: GhostNet 0.5, 32 channels, 96 px."""
+    source = {"images": str(data / "images"), "annotations": str(data / "annotations.json")}
+    return {
+        "output_dir": str(output_dir),
+        "device": "cpu",
+        "model": {
+            "backbone": {"width": 0.5},
+            "fpn_channels": 32,
+            "head_channels": 32,
+            "head_depth": 1,
+            "head_norm": "group",
+            "box_loss": "giou",
+            "anchor_sizes": [16, 32, 64, 128, 256],
+        },
+        "data": {
+            "train": source,
+            "val": source,
+            "batch_size": 4,
+            "workers": 0,
+            "short_side": 96,
+            "long_side": 96,
+        },
+        "optim": {"name": "adamw", "lr": 0.002, "lr_batch": None, "schedule": "cosine", "warmup_steps": 2},
+        "train": {"epochs": 2, "ema": 0.9, "eval_every": 1},
+    }
+
+
+@pytest.fixture()
+def tiny_config(coco_set: Path, tmp_path: Path) -> Config:
+    return parse_config(tiny_raw(coco_set, tmp_path / "run"), "test")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run; its data are in `data` beside it. Not to be changed."""
+    from detection.training.run import run_training
+
+    root = tmp_path_factory.mktemp("trained")
+    write_coco(root / "data")
+    raw = tiny_raw(root / "data", root / "run")
+    raw["train"]["epochs"] = 12
+    torch.manual_seed(0)
+    assert run_training(parse_config(raw, "test"))
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Run tools/NAME.py as a user would: tool("train", "--help") -> CompletedProcess with text."""
+
+    def run(name: str, *arguments: object, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=240, **kwargs)
+
+    return run
+
+
+def assert_clear_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2 and one message with these words, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr, f"{word!r} is not in: {done.stderr}"

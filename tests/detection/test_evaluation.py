@@ -1,0 +1,208 @@
+"""The numbers agree with plain pycocotools, and its traps are closed."""
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection import UserError
+from detection.checkpoint import Classes
+from detection.data.index import read_coco
+from detection.evaluation.coco import METRICS, evaluate_results, read_results, write_results
+from detection.evaluation.score import category_ids_of
+
+SETS = ["bccd", "cards", "coco128", "coco_mini", "person"]
+
+
+def truth_as_results(index):
+    """Ground truth, crowd left out, as detections of score 1."""
+    return [
+        {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1.0}
+        for a in index.to_coco()["annotations"]
+        if not a["iscrowd"]
+    ]
+
+
+def random_results(index, rng, per_image=8):
+    """A mixture of near misses of the ground truth, wrong classes and noise."""
+    results = []
+    coco = index.to_coco()
+    for annotation in coco["annotations"]:
+        if rng.random() < 0.7:
+            x, y, w, h = annotation["bbox"]
+            shift = rng.normal(0, 0.1, 4)
+            category = annotation["category_id"] if rng.random() < 0.85 else int(rng.choice(index.category_ids))
+            box = [x + w * shift[0], y + h * shift[1], w * math.exp(shift[2]), h * math.exp(shift[3])]
+            results.append(
+                {"image_id": annotation["image_id"], "category_id": category, "bbox": box, "score": float(rng.random())}
+            )
+    for image in coco["images"]:
+        for _ in range(int(rng.integers(0, per_image))):
+            box = [float(v) for v in (*rng.uniform(0, 200, 2), *rng.uniform(5, 150, 2))]
+            results.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": int(rng.choice(index.category_ids)),
+                    "bbox": box,
+                    "score": float(rng.random()),
+                }
+            )
+    return results
+
+
+def plain_pycocotools(path, results, tmp_path):
+    """The evaluation as pycocotools' own demo does it: from the files."""
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        for annotation in truth.dataset["annotations"]:
+            annotation.setdefault("iscrowd", 0)
+        evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+def assert_equal_numbers(evaluation, stats):
+    for name, expected in zip(METRICS, stats, strict=True):
+        value = evaluation.numbers[name]
+        assert (expected == -1 and math.isnan(value)) or value == pytest.approx(expected, abs=1e-6), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_to_plain_pycocotools(coco_set, tmp_path, seed):
+    index = read_coco(coco_set / "annotations.json")
+    results = random_results(index, np.random.default_rng(seed))
+    evaluation = evaluate_results(index, results)
+    assert_equal_numbers(evaluation, plain_pycocotools(coco_set / "annotations.json", results, tmp_path))
+    assert 0 < evaluation.numbers["AP"] < 1
+    mean = np.nanmean([ap for _, ap, _, _ in evaluation.per_class])
+    assert mean == pytest.approx(evaluation.numbers["AP"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_equal_to_plain_pycocotools_on_real_annotations(shared_data, tmp_path, name):
+    for path in sorted((shared_data / name).glob("val*.json")):
+        index = read_coco(path)
+        results = random_results(index, np.random.default_rng(1))
+        assert_equal_numbers(evaluate_results(index, results), plain_pycocotools(path, results, tmp_path))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_ground_truth_scores_one_and_nothing_scores_zero(shared_data, name):
+    for path in sorted((shared_data / name).glob("*.json")):
+        index = read_coco(path)
+        perfect = evaluate_results(index, truth_as_results(index))
+        assert perfect.numbers["AP"] == pytest.approx(1.0, abs=1e-9), path
+        assert evaluate_results(index, []).numbers["AP"] == 0.0
+
+
+def test_ground_truth_scores_one(coco_set):
+    index = read_coco(coco_set / "annotations.json")
+    evaluation = evaluate_results(index, truth_as_results(index))
+    assert evaluation.numbers["AP"] == evaluation.numbers["AP50"] == 1.0
+    assert [(name, boxes) for name, _, _, boxes in evaluation.per_class] == [("square", 11), ("disc", 10)]
+
+
+def test_images_without_detections_count_as_missed(coco_set):
+    index = read_coco(coco_set / "annotations.json")
+    results = truth_as_results(index)
+    half = [r for r in results if r["image_id"] % 2]
+    assert evaluate_results(index, half).numbers["AR100"] == pytest.approx(len(half) / len(results), abs=0.02)
+
+
+def test_detections_inside_a_crowd_region_cost_nothing(coco_set):
+    index = read_coco(coco_set / "annotations.json")
+    crowd = next(a for a in index.to_coco()["annotations"] if a["iscrowd"])
+    x, y, w, h = crowd["bbox"]
+    inside = {
+        "image_id": crowd["image_id"],
+        "category_id": crowd["category_id"],
+        "bbox": [x + 2, y + 2, w / 2, h / 2],
+        "score": 1.0,
+    }
+    assert evaluate_results(index, [inside, *truth_as_results(index)]).numbers["AP"] == 1.0
+
+
+def test_no_ground_truth_is_undefined_not_minus_one(coco_set):
+    path = coco_set / "annotations.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "annotations": []}))
+    index = read_coco(path)
+    for results in ([], [{"image_id": 10, "category_id": 3, "bbox": [1, 1, 5, 5], "score": 0.5}]):
+        evaluation = evaluate_results(index, results)
+        assert all(math.isnan(v) for v in evaluation.numbers.values())
+        assert "n/a" in evaluation.table()
+        assert json.loads(json.dumps(evaluation.to_json(), allow_nan=False))["AP"] is None
+
+
+def test_a_class_without_examples_is_undefined_and_not_averaged(coco_set):
+    path = coco_set / "annotations.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 99, "name": "unseen"})
+    path.write_text(json.dumps(content))
+    index = read_coco(path)
+    evaluation = evaluate_results(index, truth_as_results(index))
+    assert evaluation.numbers["AP"] == 1.0
+    assert math.isnan({n: ap for n, ap, _, _ in evaluation.per_class}["unseen"])
+
+
+def test_annotation_ids_of_zero_or_twice_do_no_harm(coco_set):
+    """pycocotools takes id 0 for "unmatched": with the file's own ids such an object could not be found."""
+    path = coco_set / "annotations.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] = 0
+    path.write_text(json.dumps(content))
+    index = read_coco(path)
+    assert evaluate_results(index, truth_as_results(index)).numbers["AP"] == 1.0
+
+
+def test_what_is_given_is_not_changed(coco_set):
+    index = read_coco(coco_set / "annotations.json")
+    results = truth_as_results(index)
+    before = json.dumps(results)
+    evaluate_results(index, results)
+    assert json.dumps(results) == before
+
+
+def test_results_round_trip(coco_set, tmp_path):
+    index = read_coco(coco_set / "annotations.json")
+    results = random_results(index, np.random.default_rng(5))
+    write_results(tmp_path / "p.json", results)
+    assert read_results(tmp_path / "p.json") == results
+
+
+GOOD = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"a": 1}, "a list of detections"),
+        ([GOOD, {**GOOD, "image_id": 11}], "entry 2: image_id 11 is not in"),
+        ([{**GOOD, "category_id": 1}], "entry 1: category_id 1 is not in"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], r"entry 1: bbox \[1, 2, 3\] is not"),
+        ([{**GOOD, "bbox": [1, 2, 3, float("inf")]}], "entry 1: bbox"),
+        ([{**GOOD, "score": "high"}], "score 'high' is not a number"),
+        ([{k: v for k, v in GOOD.items() if k != "score"}], "entry 1 has no 'score'"),
+        ([3], "entry 1 is not an object"),
+    ],
+)
+def test_malformed_results_are_named(coco_set, results, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_results(read_coco(coco_set / "annotations.json"), results)
+
+
+def test_categories_are_matched_by_name(coco_set):
+    index = read_coco(coco_set / "annotations.json")
+    assert category_ids_of(Classes(("square", "disc"), (1, 2)), index) == [3, 7]
+    assert category_ids_of(Classes(("disc", "star", "square"), (1, 2, 3)), index) == [7, None, 3]
+    with pytest.raises(UserError, match="classes that the model does not know: disc"):
+        category_ids_of(Classes(("square",), (1,)), index)

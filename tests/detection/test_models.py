@@ -1,0 +1,182 @@
+"""Detectors: torchvision's protocol, labels, edge cases."""
+
+import pytest
+import torch
+
+from detection import UserError, build_model
+from detection.config import parse_config
+from detection.models.transform import NormalizeAndBatch
+
+SOURCE = {"images": "i", "annotations": "a"}
+
+
+def config(detector="retinanet", backbone="ghostnet", **model):
+    width = {"width": 0.5} if backbone == "ghostnet" else {}
+    return parse_config(
+        {
+            "output_dir": "x",
+            "model": {
+                "detector": detector,
+                "backbone": {"name": backbone, **width},
+                "fpn_channels": 32,
+                "head_channels": 32,
+                **model,
+            },
+            "data": {"train": SOURCE, "val": SOURCE},
+        },
+        "test",
+    )
+
+
+def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+    }
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("backbone", ["ghostnet", "mobilenet_v2", "mobilenet_v3_large"])
+def test_protocol(detector, backbone):
+    torch.manual_seed(0)
+    model = build_model(config(detector, backbone), 5)
+    images = [torch.rand(3, 64, 96), torch.randint(0, 256, (3, 70, 50), dtype=torch.uint8)]
+    losses = model.train()(images, [target(labels=(5,)), target(boxes=(), labels=())])
+    assert losses and all(loss.dim() == 0 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not unused
+    with torch.no_grad():
+        found = model.eval()(images)
+    for detections, image in zip(found, images, strict=True):
+        assert set(detections) == {"boxes", "labels", "scores"}
+        boxes = detections["boxes"]
+        assert boxes.shape == (len(detections["scores"]), 4) and len(boxes) <= 100
+        assert ((detections["labels"] >= 1) & (detections["labels"] <= 5)).all()
+        assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_learns_every_label_on_one_picture(detector, num_classes):
+    """Also the first and the last label: the place where an off-by-one with the background would show."""
+    torch.manual_seed(0)
+    model = build_model(
+        config(detector, head_norm="group", box_loss="giou", anchor_sizes=[16, 32, 64, 128, 256]), num_classes
+    )
+    image = torch.full((3, 96, 128), 110, dtype=torch.uint8)
+    boxes = [[8 + 40 * i, 20, 40 + 40 * i, 60] for i in range(num_classes)]
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        image[:, y1:y2, x1:x2] = 0
+        image[i, y1:y2, x1:x2] = 255
+    labels = list(range(1, num_classes + 1))
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    model.train()
+    for _ in range(60):
+        loss = sum(
+            model(
+                [image, image.flip(2)],
+                [target(boxes, labels), target([[128 - b[2], b[1], 128 - b[0], b[3]] for b in boxes], labels)],
+            ).values()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for module in model.modules():  # statistics of the last batches, as two pictures make poor running ones
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        model([image, image.flip(2)], [target(boxes, labels)] * 2)
+        found = model.eval()([image])[0]
+    best = {}
+    for box, label, score in zip(
+        found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
+    ):
+        best.setdefault(label, (score, box))
+    assert sorted(best)[:num_classes] == labels
+    for label, expected in zip(labels, boxes, strict=True):
+        score, box = best[label]
+        assert score > 0.3
+        torch.testing.assert_close(torch.tensor(box), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=8)
+
+
+def test_retinanet_has_no_logit_for_the_background():
+    model = build_model(config(), 7)
+    assert model.head.classification_head.cls_logits.out_channels == 7 * 9
+
+
+def test_widths_depth_and_norm():
+    model = build_model(config(fpn_channels=48, head_channels=24, head_depth=2, head_norm="group"), 2)
+    tower = model.head.classification_head.conv
+    assert len(tower) == 2 and tower[0][0].in_channels == 48 and tower[1][0].out_channels == 24
+    assert isinstance(tower[0][1], torch.nn.GroupNorm)
+    faster = build_model(config("faster_rcnn", fpn_channels=48, head_channels=64), 2)
+    assert faster.roi_heads.box_head.fc6.out_features == 64
+    assert faster.roi_heads.box_predictor.cls_score.out_features == 3
+
+
+def test_p6_comes_from_c5_even_where_channels_are_equal():
+    channels = 80  # C5 of GhostNet 0.5
+    model = build_model(config(fpn_channels=channels), 2)
+    seen = []
+    model.backbone.fpn.extra_blocks.p6.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    features = {}
+    model.backbone.body.register_forward_hook(lambda m, i, out: features.update(out))
+    with torch.no_grad():
+        model.eval()([torch.rand(3, 64, 64)])
+    assert torch.equal(seen[0], features["c5"])
+
+
+def test_normalisation_is_the_backbones_and_padding_is_zero():
+    transform = NormalizeAndBatch((0.5, 0.4, 0.3), (0.2, 0.25, 0.5), size_divisible=32)
+    image = torch.randint(0, 256, (3, 20, 40), dtype=torch.uint8)
+    batch, _ = transform([image, torch.zeros(3, 33, 10)])
+    assert batch.tensors.shape == (2, 3, 64, 64) and batch.image_sizes == [(20, 40), (33, 10)]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
+    torch.testing.assert_close(batch.tensors[0, :, :20, :40], (image / 255 - mean) / std)
+    assert (batch.tensors[0, :, 20:] == 0).all() and (batch.tensors[1, :, :, 10:] == 0).all()
+    with pytest.raises(ValueError, match=r"must be \[3, H, W\]"):
+        transform([torch.zeros(1, 8, 8)])
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_uint8_and_float_images_give_the_same(detector):
+    torch.manual_seed(0)
+    model = build_model(config(detector), 3).eval()
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        a, b = model([image])[0], model([image / 255])[0]
+    torch.testing.assert_close(a["boxes"], b["boxes"], rtol=1e-4, atol=1e-3)
+
+
+def test_a_batch_gives_what_single_pictures_of_its_size_give():
+    torch.manual_seed(0)
+    model = build_model(config(), 3).eval()
+    images = [torch.rand(3, 64, 96) for _ in range(3)]
+    with torch.no_grad():
+        together = model(images)
+        for image, expected in zip(images, together, strict=True):
+            torch.testing.assert_close(model([image])[0]["scores"], expected["scores"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"backbone": {"name": "resnet5"}}, "unknown backbone 'resnet5'"),
+        (
+            {"backbone": {"weights": "nowhere.pth"}},
+            r"model\.backbone\.weights: weights file nowhere\.pth does not exist",
+        ),
+    ],
+)
+def test_mistakes_are_user_errors(update, message):
+    raw = config().model_dump()
+    raw["model"]["backbone"].update(update["backbone"])
+    with pytest.raises(UserError, match=message):
+        build_model(parse_config(raw, "test"), 2)
+
+
+def test_a_detector_needs_a_class():
+    with pytest.raises(UserError, match="at least one class"):
+        build_model(config(), 0)

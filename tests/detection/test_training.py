@@ -1,0 +1,380 @@
+"""Training: schedule, resume, averaging, failures."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from detection import UserError
+from detection.checkpoint import read_checkpoint, save_checkpoint
+from detection.config import OptimConfig
+from detection.training import loop
+from detection.training.loop import StopSignal, check_finite, train, train_step
+from detection.training.monitor import Monitor
+from detection.training.run import dry_run, run_training
+from detection.training.schedule import base_lr, ema_decay, lr_factor
+from detection.training.state import build_run
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return read_checkpoint(folder / "last.pt")["model"]
+
+
+# ---- schedule
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"), [(0.0, 1), (0.6, 1), (0.6667, 0.1), (0.9, 0.1), (0.9167, 0.01), (1.0, 0.01)]
+)
+def test_step_schedule(progress, factor):
+    config = OptimConfig(schedule="step", milestones=[0.6667, 0.9167], warmup_steps=0)
+    assert lr_factor(config, 10, progress) == pytest.approx(factor)
+
+
+def test_cosine_and_warmup():
+    config = OptimConfig(schedule="cosine", warmup_steps=10, warmup_factor=0.1)
+    assert lr_factor(config, 0, 0.0) == pytest.approx(0.1)
+    assert lr_factor(config, 5, 0.0) == pytest.approx(0.55)
+    assert lr_factor(config, 10, 0.5) == pytest.approx(0.5)
+    assert lr_factor(config, 99, 1.0) == pytest.approx(0.0, abs=1e-12)
+    rates = [lr_factor(config, 50, p / 100) for p in range(101)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_lr_is_scaled_linearly():
+    assert base_lr(OptimConfig(lr=0.02, lr_batch=16), 4) == pytest.approx(0.005)
+    assert base_lr(OptimConfig(lr=0.02, lr_batch=None), 4) == 0.02
+
+
+def test_averaging_starts_short_and_ends_at_its_target():
+    assert ema_decay(0.99, 0) == pytest.approx(0.1)
+    assert ema_decay(0.99, 10_000) == 0.99
+
+
+# ---- whole runs
+
+
+def test_a_run_learns_and_leaves_its_files(trained):
+    records = lines(trained)
+    assert [r["epoch"] for r in records] == list(range(1, 13))
+    for key in ("AP", "AP50", "AP75", "APs", "APm", "APl", "loss", "seconds"):
+        assert key in records[-1]
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    best = read_checkpoint(trained / "best.pt")
+    assert best["numbers"]["AP"] == pytest.approx(max(r["AP"] for r in records)) and best["numbers"]["AP50"] > 0.3
+    assert best["classes"] == {"names": ["square", "disc"], "ids": [3, 7]}
+    assert {p.name for p in trained.iterdir()} >= {
+        "config.yaml",
+        "last.pt",
+        "best.pt",
+        "predictions.json",
+        "metrics.jsonl",
+        "train.log",
+    }
+    assert list(trained.glob("events.out.tfevents*"))
+    assert not [p for p in trained.iterdir() if p.name.startswith(".")]
+    ids = {r["category_id"] for r in json.loads((trained / "predictions.json").read_text())}
+    assert ids <= {3, 7} and ids
+
+
+def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        config = tiny_config.with_overrides([f"output_dir={tmp_path / name}", f"seed={seed}", "train.epochs=1"])
+        assert run_training(config)
+        found.append(weights(tmp_path / name))
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    assert not all(torch.equal(found[0][k], found[2][k]) for k in found[0])
+
+
+@pytest.mark.parametrize("when", ["mid-epoch", "in evaluation"])
+def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkeypatch, when):
+    whole = tiny_config.with_overrides([f"output_dir={tmp_path / 'whole'}"])
+    assert run_training(whole)
+
+    config = tiny_config.with_overrides([f"output_dir={tmp_path / 'parts'}"])
+    steps = []
+    if when == "mid-epoch":
+        step = train_step
+
+        def counted(run, *args, **kwargs):
+            steps.append(1)
+            if len(steps) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(run, *args, **kwargs)
+
+        monkeypatch.setattr(loop, "train_step", counted)
+        assert not run_training(config)
+        assert read_checkpoint(tmp_path / "parts" / "last.pt")["progress"]["batch"] == 2
+    else:
+
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "detect_dataset", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(config)
+    monkeypatch.undo()
+    assert run_training(config, resume=True)
+
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    ema = [read_checkpoint(tmp_path / n / "last.pt")["ema"] for n in ("whole", "parts")]
+    assert all(torch.equal(ema[0][k], ema[1][k]) for k in ema[0])
+    records = lines(tmp_path / "parts")
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert [r["AP"] for r in records] == [r["AP"] for r in lines(tmp_path / "whole")]
+
+
+def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(tiny_config, tmp_path):
+    assert run_training(tiny_config)
+    before = weights(tmp_path / "run")
+    assert run_training(tiny_config, resume=True)
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert run_training(tiny_config.with_overrides(["train.epochs=3"]), resume=True)
+    assert [r["epoch"] for r in lines(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_killed_run_leaves_no_line_twice(tmp_path):
+    monitor = Monitor(tmp_path, 0)
+    for epoch, ap in ((1, 0.1), (2, 0.2), (2, 0.25)):
+        monitor.evaluation({"epoch": epoch, "step": epoch, "AP": ap})
+    monitor.close()
+    assert [(r["epoch"], r["AP"]) for r in lines(tmp_path)] == [(1, 0.1), (2, 0.25)]
+
+
+def test_an_earlier_run_is_moved_aside(tiny_config, tmp_path):
+    config = tiny_config.with_overrides(["train.epochs=1"])
+    assert run_training(config)
+    first = (tmp_path / "run" / "best.pt").read_bytes()
+    assert run_training(config)
+    assert (tmp_path / "run.old1" / "best.pt").read_bytes() == first
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_failing_start_leaves_the_earlier_run_in_place(tiny_config, tmp_path):
+    assert run_training(tiny_config.with_overrides(["train.epochs=1"]))
+    with pytest.raises(UserError):
+        run_training(tiny_config.with_overrides(["data.val.annotations=nowhere.json"]))
+    assert (tmp_path / "run" / "best.pt").exists() and not (tmp_path / "run.old1").exists()
+
+
+def test_time_budget(tiny_config, tmp_path):
+    assert run_training(tiny_config.with_overrides(["train.minutes=0.05", "train.eval_every=100"]))
+    records = lines(tmp_path / "run")
+    assert len(records) == 1 and 3 <= records[0]["seconds"] < 30
+    lr = read_checkpoint(tmp_path / "run" / "last.pt")["optimizer"]["param_groups"][0]["lr"]
+    assert lr < 0.3 * tiny_config.optim.lr
+
+
+def test_accumulated_gradients_equal_those_of_one_batch(tiny_config, tmp_path):
+    """With batch norm frozen out of play, two batches of 2 add up to the mean of their losses."""
+    run = build_run(tiny_config)
+    run.model.eval()
+    for module in run.model.modules():
+        module.training = isinstance(module, type(run.model))
+    images, targets = next(iter(run.train_loader))
+    train_step(run, images, targets, group=1)
+    whole = {n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None}
+    run.optimizer.zero_grad()
+    for half in (slice(0, 2), slice(2, 4)):
+        # Padded alike: all pictures of the batch share their longest sides only by chance, so pad here.
+        train_step(run, _padded(images)[half], targets[half], group=2)
+    for name, parameter in run.model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-3, atol=1e-5)
+
+
+def _padded(images):
+    height, width = (max(i.shape[d] for i in images) for d in (1, 2))
+    if all(i.shape[1:] == (height, width) for i in images):
+        return images
+    pytest.skip("this batch mixes shapes")
+
+
+def test_accumulation_steps_also_at_the_end_of_an_epoch(tiny_config):
+    config = tiny_config.with_overrides(["train.accumulate=2", "train.epochs=1"])  # 3 batches: 2 + 1
+    assert run_training(config)
+    from pathlib import Path
+
+    assert read_checkpoint(Path(config.output_dir) / "last.pt")["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.amp=bf16"],
+        ["optim.name=sgd", "optim.lr=0.01", "optim.clip_grad_norm=1", "train.ema=0"],
+        ["train.channels_last=false", "data.workers=2", "train.accumulate=3"],
+        ["model.detector=faster_rcnn", "eval.score_threshold=0.05"],
+    ],
+)
+def test_options_run(tiny_config, overrides):
+    config = tiny_config.with_overrides(["train.epochs=1", *overrides])
+    assert run_training(config)
+    assert math.isfinite(lines(build_run(config).folder)[0]["loss"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_options_run_on_a_gpu(tiny_config, amp):
+    assert run_training(tiny_config.with_overrides(["device=cuda", f"train.amp={amp}"]))
+
+
+def test_dry_run_shows_and_writes_nothing(tiny_config, tmp_path):
+    text = dry_run(tiny_config)
+    for word in ("train batch", "4 images", "losses", "val batch", "peak memory", "expected time"):
+        assert word in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_scratch_is_said_once_and_frozen_stages_are_ignored_aloud(tiny_config, caplog):
+    import logging
+
+    logging.getLogger("detection").propagate = True
+    with caplog.at_level("WARNING", "detection"):
+        run = build_run(tiny_config.with_overrides(["model.backbone.frozen_stages=1"]))
+    assert caplog.text.count("TRAINING FROM SCRATCH") == 1 and "frozen_stages is ignored" in caplog.text
+    assert all(p.requires_grad for p in run.model.parameters())
+
+
+def test_pretrained_backbone_is_loaded_and_frozen_in_a_run(tiny_config, tmp_path):
+    from backbones import GhostNet
+
+    published = GhostNet(0.5).state_dict()
+    torch.save(published, tmp_path / "w.pth")
+    overrides = [f"model.backbone.weights={tmp_path / 'w.pth'}", "model.backbone.frozen_stages=4", "train.epochs=1"]
+    assert run_training(tiny_config.with_overrides(overrides))
+    trained = weights(tmp_path / "run")
+    own = [k for k in trained if k.startswith("backbone.body.")]
+    assert len(own) > 300
+    assert all(torch.equal(trained[k], published[k.removeprefix("backbone.body.")]) for k in own)
+
+
+# ---- what goes wrong
+
+
+def test_non_finite_loss_stops_before_the_weights_and_names_the_images(tiny_config):
+    run = build_run(tiny_config)
+    images, targets = next(iter(run.train_loader))
+    before = {k: v.clone() for k, v in run.model.state_dict().items() if "running" not in k and "num_b" not in k}
+    targets[2]["boxes"] = torch.tensor([[1.0, 1.0, float("nan"), 20.0]])
+    targets[2]["labels"] = torch.tensor([1])
+    with pytest.raises(UserError) as error:
+        train_step(run, images, targets, group=1)
+    for word in ("not finite", "bbox_regression nan", str(targets[2]["image_id"]), "optim.lr"):
+        assert word in str(error.value)
+    assert all(p.grad is None for p in run.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items() if k in before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_check_finite(tiny_config, bad):
+    run = build_run(tiny_config)
+    check_finite({"a": 1.0}, [], run)
+    with pytest.raises(UserError, match="images with ids 4, 9"):
+        check_finite({"a": 1.0, "b": bad}, [{"image_id": 4}, {"image_id": 9}], run)
+
+
+def test_no_ground_truth_in_val_never_wins_best(tiny_config, tmp_path, coco_set):
+    content = json.loads((coco_set / "annotations.json").read_text())
+    empty = coco_set / "empty.json"
+    empty.write_text(json.dumps({**content, "annotations": []}))
+    assert run_training(tiny_config.with_overrides([f"data.val.annotations={empty}", "train.epochs=1"]))
+    assert lines(tmp_path / "run")[0]["AP"] is None
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["progress"]["best"] is None
+    assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"a": torch.zeros(3)})
+    good = path.read_bytes()
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"last\.pt could not be written.*the earlier last\.pt is untouched"):
+            save_checkpoint(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == good and [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "weights"])
+def test_bad_checkpoints_are_refused(trained, tmp_path, damage):
+    path = tmp_path / "last.pt"
+    whole = (trained / "last.pt").read_bytes()
+    (tmp_path / "best.pt").write_bytes((trained / "best.pt").read_bytes())
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_bytes(b"hello")
+    elif damage == "foreign":
+        torch.save({"model": {}}, path)
+    else:
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(UserError, match=r"last\.pt is not a"):
+        read_checkpoint(path)
+    if damage == "truncated":
+        with pytest.raises(UserError, match=r"best\.pt is there too"):
+            read_checkpoint(path)
+
+
+def test_resume_refuses_another_model_and_other_classes(tiny_config, coco_set):
+    config = tiny_config.with_overrides(["train.epochs=1"])
+    assert run_training(config)
+    with pytest.raises(UserError, match=r"of another model: .*use the config"):
+        run_training(config.with_overrides(["model.fpn_channels=48"]), resume=True)
+    with pytest.raises(UserError, match="of another model"):
+        run_training(config.with_overrides(["model.backbone.width=1.0"]), resume=True)
+    content = json.loads((coco_set / "annotations.json").read_text())
+    content["categories"][0]["name"] = "renamed"
+    (coco_set / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="trained on other classes: square, disc"):
+        run_training(config, resume=True)
+
+
+def test_resume_without_a_run(tiny_config):
+    with pytest.raises(UserError, match=r"there is no .*last\.pt to go on from"):
+        run_training(tiny_config, resume=True)
+
+
+def test_cuda_where_there_is_none(tiny_config):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UserError, match="no CUDA; use device=auto or cpu"):
+        build_run(tiny_config.with_overrides(["device=cuda"]))
+
+
+def test_a_second_signal_acts_at_once():
+    with StopSignal() as stop:
+        stop.in_step = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_train_is_what_the_run_calls(tiny_config, tmp_path):
+    """The loop alone, on a run built by hand, as in the README's Python example."""
+    run = build_run(tiny_config.with_overrides(["train.epochs=1"]))
+    run.folder.mkdir()
+    monitor = Monitor(run.folder, 0)
+    assert train(run, monitor)
+    monitor.close()
+    assert run.progress.epoch == 1 and run.progress.step == 3
