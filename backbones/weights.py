@@ -69,7 +69,8 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"weights file {path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"weights file {path} cannot be read: {reason}") from error
     except Exception as error:  # safetensors raises a class of its own, SafetensorError(Exception)
         if type(error).__name__ != "SafetensorError":
             raise

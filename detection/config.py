@@ -39,6 +39,8 @@ class ModelConfig(Section):
     head_depth: Positive = 4
     head_norm: Literal["none", "group"] = "none"
     box_loss: Literal["l1", "giou"] = "l1"
+    box_loss_weight: Annotated[float, Field(gt=0)] = 1.0
+    """RetinaNet: of the box loss against the classification loss."""
     anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
     """Anchor side in pixels of the resized picture, one for each of the five levels."""
 
@@ -191,8 +193,10 @@ def parse_config(
             # Locations of a union hold the names of its branches; only real keys are shown.
             key = ".".join(str(part) for part in item["loc"])
             place = source
-            if overrides and key in overrides:
-                place = f"command line ({overrides[key]})"
+            # A check of a whole section (scale's order, say) carries the section's key.
+            given = [text for name, text in (overrides or {}).items() if f"{name}.".startswith(f"{key}.")]
+            if given:
+                place = f"command line ({' '.join(given)})"
             elif lines and key in lines:
                 place = f"{source}, line {lines[key]}"
             messages.append(f"{place}: {_explain(key, item)}")

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument(
         "--save-predictions", metavar="FILE", help="default: predictions.json in the checkpoint's folder"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     checkpoints = [a for a in args.arguments if "=" not in a]
     overrides = [a for a in args.arguments if "=" in a]
     if len(checkpoints) > 1:
@@ -35,12 +35,12 @@ def main() -> int:
 
     from detection.evaluation.score import score_checkpoint, score_file
 
-    checkpoint = checkpoints[0] if checkpoints else None
     if args.predictions is not None:
+        checkpoint = checkpoints[0] if checkpoints else None
         score_file(args.predictions, args.data, checkpoint=checkpoint, json_file=args.json)
     else:
         score_checkpoint(
-            checkpoint,
+            checkpoints[0],
             overrides=overrides,
             annotations=args.data,
             images=args.images,

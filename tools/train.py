@@ -23,9 +23,9 @@ def main() -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     config = load_config(args.config, args.overrides)
-    # After the config: torch takes seconds to import, and a misspelt key should not wait for it.
+    # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
     from detection.training.run import dry_run, run_training
 
     if args.dry_run:

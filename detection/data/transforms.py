@@ -35,7 +35,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         raise UserError(f"image {path} does not exist") from None
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    if _is_truncated_jpeg(data):
+    if _is_truncated(data):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
     image = decode_image(data)
     if image is None:
@@ -61,12 +61,12 @@ def decode_image(data: np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray 
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _is_truncated_jpeg(data: np.ndarray) -> bool:
-    """OpenCV fills the missing rest of a JPEG with grey and only writes a warning to stderr."""
-    if data.size < 4 or data[0] != 0xFF or data[1] != 0xD8:
-        return False
-    # Cameras append bytes after the end-of-image mark FF D9, so it is searched for in the tail.
-    return b"\xff\xd9" not in data[-65536:].tobytes()
+def _is_truncated(data: np.ndarray) -> bool:
+    """Whether a JPEG or PNG lacks its end: OpenCV fills the rest with grey and only warns on stderr."""
+    head = data[:4].tobytes()
+    mark = b"\xff\xd9" if head.startswith(b"\xff\xd8") else b"IEND" if head == b"\x89PNG" else b""
+    # Cameras append bytes after the end mark, so it is searched for in the tail.
+    return mark not in data[-65536:].tobytes()
 
 
 def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarray, tuple[float, float]]:

@@ -197,7 +197,7 @@ def _json_list(file: TextIO, item: Item, fps: float) -> Iterator[Any]:
 
 def _open_writer(path: Path, fps: float, frame: np.ndarray) -> cv2.VideoWriter:
     # mp4v is the one mp4 encoder that every build of OpenCV brings.
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (frame.shape[1], frame.shape[0]))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (frame.shape[1], frame.shape[0]))
     if not writer.isOpened():
         raise UserError(f"video {path} cannot be written (folder not writable, or OpenCV without an mp4 encoder)")
     return writer

@@ -44,11 +44,6 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         raise UserError(f"model.backbone.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"model.backbone: {error}") from error
-    limits = {
-        "score_threshold": config.eval.score_threshold,
-        "nms_threshold": config.eval.nms_threshold,
-        "max_detections": config.eval.max_detections,
-    }
     if spec.detector == "retinanet":
         neck = PyramidBackbone(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
         return build_retinanet(
@@ -58,10 +53,19 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
             head_depth=spec.head_depth,
             group_norm=spec.head_norm == "group",
             box_loss=spec.box_loss,
+            box_loss_weight=spec.box_loss_weight,
             anchor_sizes=spec.anchor_sizes,
-            **limits,
+            score_threshold=config.eval.score_threshold,
+            nms_threshold=config.eval.nms_threshold,
+            max_detections=config.eval.max_detections,
         )
     neck = PyramidBackbone(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
     return build_faster_rcnn(
-        neck, num_classes, head_channels=spec.head_channels, anchor_sizes=spec.anchor_sizes, **limits
+        neck,
+        num_classes,
+        head_channels=spec.head_channels,
+        anchor_sizes=spec.anchor_sizes,
+        score_threshold=config.eval.score_threshold,
+        nms_threshold=config.eval.nms_threshold,
+        max_detections=config.eval.max_detections,
     )

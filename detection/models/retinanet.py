@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ def build_retinanet(
     head_depth: int = 4,
     group_norm: bool = False,
     box_loss: str = "l1",
+    box_loss_weight: float = 1.0,
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
@@ -38,7 +40,7 @@ def build_retinanet(
     Args:
         num_classes: object classes, *without* background.
         head_channels, head_depth: of the two towers of 3x3 convolutions.
-        box_loss: "l1" or "giou".
+        box_loss, box_loss_weight: "l1" or "giou", and its weight against the classification loss.
         anchor_sizes: the smallest anchor's side in pixels on P3, P4, …; each place has three scales
             (x 2**(0, 1/3, 2/3)) and three aspect ratios (1:2, 1:1, 2:1).
     """
@@ -61,6 +63,7 @@ def build_retinanet(
         score_thresh=score_threshold,
         nms_thresh=nms_threshold,
         detections_per_img=max_detections,
+        box_loss_weight=box_loss_weight,
     )
 
 
@@ -75,15 +78,20 @@ class GhostRetinaNet(RetinaNet):
     labels int64 [n]) -> dict of losses in training, list of {boxes, labels, scores} in evaluation.
     """
 
-    def __init__(self, backbone: PyramidBackbone, num_classes: int, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(backbone, num_classes, **kwargs)
+    def __init__(
+        self, backbone: PyramidBackbone, num_classes: int, *, box_loss_weight: float = 1.0, **retinanet: Any
+    ) -> None:
+        super().__init__(backbone, num_classes, **retinanet)
+        self.box_loss_weight = box_loss_weight
         self.transform = NormalizeAndBatch(backbone.body.mean, backbone.body.std)
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
         shifted = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]
-        return super().compute_loss(shifted, head_outputs, anchors)
+        losses = super().compute_loss(shifted, head_outputs, anchors)
+        losses["bbox_regression"] = losses["bbox_regression"] * self.box_loss_weight
+        return losses
 
     def postprocess_detections(
         self,
@@ -121,9 +129,15 @@ class GhostRetinaNetHead(RetinaNetHead):
         self.classification_head = classification
         self.regression_head = regression
 
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        # Losses, decoding and NMS in full precision, also where autocast made the convolutions half as precise.
+        return {name: output.float() for name, output in super().forward(x).items()}
+
 
 def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    # 32 groups as in the paper, but two channels a group at least: a group of a single value, as on a 1x1 map,
+    # cannot be normalised, and PyTorch refuses it.
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels)
 
 
 def _tower(in_channels: int, width: int, depth: int, norm: Norm | None) -> nn.Sequential:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import resize_boxes
 
 
 class NormalizeAndBatch(nn.Module):
@@ -20,6 +19,9 @@ class NormalizeAndBatch(nn.Module):
         size_divisible: sides of the batch are padded (right and bottom, with the mean colour, i.e. zeros
             after normalisation) to a multiple of this.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], size_divisible: int = 32) -> None:
         super().__init__()
@@ -53,8 +55,5 @@ class NormalizeAndBatch(nn.Module):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Undo what `forward` did to coordinates: nothing, as sizes are kept (torchvision calls this)."""
-        for detections, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
-            if tuple(shape) != tuple(original):
-                detections["boxes"] = resize_boxes(detections["boxes"], list(shape), list(original))
+        """torchvision calls this to undo its resize. Here sizes are kept, so there is nothing to undo."""
         return result

@@ -100,10 +100,11 @@ def train_step(run: Run, images: list[Tensor], targets: list[dict[str, Any]], gr
     on_device = [{k: t[k].to(device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
     with autocast(device, run.config.train.amp):
         losses = run.model(images, on_device)
-        total = torch.stack(list(losses.values())).sum()
-    values = {name: loss.item() for name, loss in losses.items()}
+    stacked = torch.stack(list(losses.values()))
+    # One transfer for all parts: each would make a GPU wait.
+    values = dict(zip(losses, stacked.tolist(), strict=True))
     check_finite(values, targets, run)
-    run.scaler.scale(total / group).backward()
+    run.scaler.scale(stacked.sum() / group).backward()
     return values
 
 

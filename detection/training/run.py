@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import resource
 import time
 from pathlib import Path
 
@@ -47,10 +46,15 @@ def run_training(config: Config, *, resume: bool = False) -> bool:
     monitor = Monitor(folder, run.progress.step)
     try:
         finished = train(run, monitor)
+    except KeyboardInterrupt:  # a second one, or one between steps: what was saved last is what there is
+        finished = False
     finally:
         monitor.close()
     if not finished:
-        log.info("stopped at step %d; go on with the same command and --resume", run.progress.step)
+        if (folder / "last.pt").exists():
+            log.info("stopped at step %d; go on with the same command and --resume", run.progress.step)
+        else:
+            log.info("stopped before the first checkpoint was written")
         return False
     log.info("%s", _summary(run))
     return True
@@ -164,6 +168,10 @@ def _shapes(images: list[torch.Tensor]) -> str:
 def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU"
+    try:
+        import resource
+    except ImportError:
+        return "not known on this system"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return f"{peak / (2**30 if platform.system() == 'Darwin' else 2**20):.2f} GiB (this process)"

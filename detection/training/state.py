@@ -32,6 +32,7 @@ from detection.models import build_model
 from detection.training.schedule import base_lr, ema_decay
 
 log = logging.getLogger("detection")
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass
@@ -203,7 +204,7 @@ def _optimizer(config: Config, model: nn.Module, lr: float) -> torch.optim.Optim
 def _averaged(model: nn.Module, target: float) -> AveragedModel:
     """Exponential moving average of weights and buffers, with torch's own class and a decay that warms up."""
 
-    def average(old: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
+    def average(old: Tensors, new: Tensors, count: Tensor | int) -> None:
         decay = ema_decay(target, int(count))
         if old[0].is_floating_point():
             torch._foreach_lerp_(old, new, 1 - decay)

@@ -119,7 +119,7 @@ def test_torchvision_backbones_end_before_the_classifiers_convolution(name, chan
 
 
 def test_out_levels_and_order():
-    backbone = build_backbone("ghostnet", out_levels=("c5", "c3"))
+    backbone = build_backbone("ghostnet", out_levels=("c5", "c3")).eval()
     assert list(backbone(torch.zeros(1, 3, 32, 32))) == ["c3", "c5"]
     assert backbone.channels == {"c3": 40, "c5": 160}
 

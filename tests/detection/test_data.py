@@ -192,6 +192,7 @@ def test_bad_pictures_are_named(tmp_path):
     data = (tmp_path / "whole.jpg").read_bytes()
     cases = {
         "half.jpg": (data[: len(data) // 2], "truncated"),
+        "half.png": (cv2.imencode(".png", cv2.imread(str(tmp_path / "whole.jpg")))[1].tobytes()[:5000], "truncated"),
         "empty.jpg": (b"", "not a picture"),
         "text.png": (b"hello", "not a picture"),
     }

@@ -26,7 +26,7 @@ def pictures(trained):
 
 
 def write_video(path, frames=7, size=(96, 72), fourcc="mp4v"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 10.0, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), 10.0, size)
     for i in range(frames):
         frame = np.full((size[1], size[0], 3), 110, np.uint8)
         cv2.rectangle(frame, (5 + 5 * i, 20), (30 + 5 * i, 45), (240, 240, 240), -1)
