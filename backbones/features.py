@@ -1,7 +1,6 @@
 """`build_backbone`: any known network by name, as ordered features c2–c5."""
 
 import difflib
-import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,9 +9,7 @@ from torch import nn
 
 from backbones.base import LEVELS, Backbone, initialize
 from backbones.ghostnet import GhostNetFeatures
-from backbones.weights import WeightsError, load_weights, read_weights
-
-log = logging.getLogger("backbones")
+from backbones.weights import load_weights, read_weights
 
 NAMES = ("ghostnet", "mobilenet_v2", "mobilenet_v3_large")
 DEFAULT_LEVELS = ("c2", "c3", "c4", "c5")
@@ -102,6 +99,3 @@ def build_backbone(
         backbone.pretrained = True
         backbone.freeze(frozen_stages, freeze_bn)
     return backbone
-
-
-__all__ = ["DEFAULT_LEVELS", "NAMES", "TorchvisionFeatures", "WeightsError", "build_backbone"]

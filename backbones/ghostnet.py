@@ -94,8 +94,7 @@ class GhostNet(GhostNetFeatures):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
-        x = F.relu(self.bn1(self.conv_stem(images)), inplace=True)
-        x = self.blocks(x)
+        x = self.blocks[9](self.extract(images)["c5"])
         x = F.relu(self.conv_head(x.mean((2, 3), keepdim=True)), inplace=True)
         x = F.dropout(torch.flatten(x, 1), self.dropout, self.training)
         return self.classifier(x)

@@ -1,8 +1,6 @@
 """The training loop, top to bottom."""
 
-import logging
 import math
-import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,33 +11,11 @@ from torch import Tensor
 from detection.data.loader import iterate
 from detection.device import autocast
 from detection.errors import UserError
-from detection.evaluation.coco import evaluate_results, write_results
-from detection.evaluation.evaluate import detect_dataset
 from detection.training.monitor import Bar, Monitor
 from detection.training.schedule import lr_factor
 from detection.training.state import Run
-
-log = logging.getLogger("detection")
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM end the training after the step under way; elsewhere, or again, they act at once."""
-
-    def __init__(self) -> None:
-        self.requested = self.in_step = False
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested or not self.in_step:
-            raise KeyboardInterrupt
-        self.requested = True
+from detection.training.stop import StopSignal
+from detection.training.validate import evaluate
 
 
 def train(run: Run, monitor: Monitor) -> bool:
@@ -137,39 +113,6 @@ def check_finite(losses: Mapping[str, float], targets: list[dict[str, Any]], run
         f"ids {images}. The weights are as before this step. Lower optim.lr ({run.config.optim.lr:g}), set "
         "optim.clip_grad_norm=10, use amp=off or bf16 in place of fp16, or look at these images' boxes"
     )
-
-
-def evaluate(run: Run, monitor: Monitor, loss: float) -> None:
-    """Score the evaluated weights on val; write metrics, predictions and, when it is the best so far, best.pt."""
-    config, progress = run.config, run.progress
-    start = time.monotonic()
-    results = detect_dataset(run.eval_model, run.val_loader, run.classes.ids, run.device, amp=config.train.amp)
-    evaluation = evaluate_results(run.val_index, results)
-    write_results(run.folder / "predictions.json", results)
-    numbers = evaluation.to_json()
-    ap = evaluation.numbers["AP"]
-    # NaN, of a set without ground truth, compares false and so never becomes the best.
-    better = ap > (-1.0 if progress.best is None else progress.best)
-    if better:
-        progress.best, progress.best_epoch = ap, progress.epoch
-        run.save_best(numbers)
-    elif math.isnan(ap):
-        log.warning("val has no ground truth: AP is undefined; the latest weights are kept as best.pt")
-        run.save_best(numbers)
-    per_class = numbers.pop("per_class")
-    record = {"epoch": progress.epoch, "step": progress.step, **numbers}
-    record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds(), "per_class": per_class}
-    monitor.evaluation(record)
-    log.info(
-        "epoch %d  loss %.3f  AP %.3f  AP50 %.3f  AP75 %.3f%s  (%.0f s training, %.1f s evaluation)",
-        progress.epoch, loss, ap, evaluation.numbers["AP50"], evaluation.numbers["AP75"],
-        "  best so far" if better else "", run.seconds(), time.monotonic() - start,
-    )  # fmt: skip
-    if ap == 0 and run.share_done() > 0.3:
-        log.warning(
-            "AP is still 0: are images and boxes of one piece? Look at them with their boxes, and see that "
-            "ground truth scored as its own detections gives AP 1.0"
-        )
 
 
 def _group(run: Run, accumulate: int) -> int:

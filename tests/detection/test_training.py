@@ -11,12 +11,13 @@ import torch
 from detection import UserError
 from detection.checkpoint import read_checkpoint, save_checkpoint
 from detection.config import OptimConfig
-from detection.training import loop
-from detection.training.loop import StopSignal, check_finite, train, train_step
+from detection.training import loop, validate
+from detection.training.loop import check_finite, train, train_step
 from detection.training.monitor import Monitor, start_logging
 from detection.training.run import dry_run, run_training
 from detection.training.schedule import base_lr, ema_decay, lr_factor
 from detection.training.state import build_run
+from detection.training.stop import StopSignal
 
 
 def lines(folder):
@@ -118,7 +119,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkey
         def interrupted(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(loop, "detect_dataset", interrupted)
+        monkeypatch.setattr(validate, "detect_dataset", interrupted)
         assert not run_training(config)
     monkeypatch.undo()
     assert run_training(config, resume=True)

@@ -1,0 +1,45 @@
+"""The evaluation between epochs: metrics, predictions, and the best weights so far."""
+
+import logging
+import math
+import time
+
+from detection.evaluation.coco import evaluate_results, write_results
+from detection.evaluation.evaluate import detect_dataset
+from detection.training.monitor import Monitor
+from detection.training.state import Run
+
+log = logging.getLogger("detection")
+
+
+def evaluate(run: Run, monitor: Monitor, loss: float) -> None:
+    """Score the evaluated weights on val; write metrics, predictions and, when it is the best so far, best.pt."""
+    config, progress = run.config, run.progress
+    start = time.monotonic()
+    results = detect_dataset(run.eval_model, run.val_loader, run.classes.ids, run.device, amp=config.train.amp)
+    evaluation = evaluate_results(run.val_index, results)
+    write_results(run.folder / "predictions.json", results)
+    numbers = evaluation.to_json()
+    ap = evaluation.numbers["AP"]
+    # NaN, of a set without ground truth, compares false and so never becomes the best.
+    better = ap > (-1.0 if progress.best is None else progress.best)
+    if better:
+        progress.best, progress.best_epoch = ap, progress.epoch
+        run.save_best(numbers)
+    elif math.isnan(ap):
+        log.warning("val has no ground truth: AP is undefined; the latest weights are kept as best.pt")
+        run.save_best(numbers)
+    per_class = numbers.pop("per_class")
+    record = {"epoch": progress.epoch, "step": progress.step, **numbers}
+    record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds(), "per_class": per_class}
+    monitor.evaluation(record)
+    log.info(
+        "epoch %d  loss %.3f  AP %.3f  AP50 %.3f  AP75 %.3f%s  (%.0f s training, %.1f s evaluation)",
+        progress.epoch, loss, ap, evaluation.numbers["AP50"], evaluation.numbers["AP75"],
+        "  best so far" if better else "", run.seconds(), time.monotonic() - start,
+    )  # fmt: skip
+    if ap == 0 and run.share_done() > 0.3:
+        log.warning(
+            "AP is still 0: are images and boxes of one piece? Look at them with their boxes, and see that "
+            "ground truth scored as its own detections gives AP 1.0"
+        )
