@@ -1,6 +1,7 @@
 """What every command-line tool shares: how it ends."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -8,7 +9,8 @@ from detection.errors import UserError
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit: 0, its own code, 2 for a user's mistake (message only), 130 for Ctrl-C."""
+    """Call `main` and exit: 0, its own code, 2 for a user's mistake (message only), 130 for Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -23,3 +25,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    # What clusters and `timeout` send: let the tool close its files, as with Ctrl-C.
+    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """Batches: which images go together in which order, and the DataLoader around them."""
 
+import signal
 from collections.abc import Iterator
 
 import cv2
@@ -76,7 +77,7 @@ def build_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )
@@ -100,6 +101,10 @@ def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
     return list(images), list(targets)
 
 
-def _one_thread(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     # OpenCV's own thread pool in every worker would fight over the cores.
     cv2.setNumThreads(0)
+    # A terminal's Ctrl-C and a cluster's SIGTERM reach every process of a job. The main process decides what
+    # becomes of it, and still needs its workers to finish the step; they end when it does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
