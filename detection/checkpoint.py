@@ -46,8 +46,13 @@ def write_atomically(path: Path, write: Any) -> None:
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # torch.save's zip writer turns what the file raised into a RuntimeError of its own.
+        cause: BaseException = error
+        while cause.__context__ is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
         raise UserError(f"{path} could not be written: {reason} (is the disk full?){kept}") from error
     finally:

@@ -1,6 +1,6 @@
 """Batches: which images go together in which order, and the DataLoader around them."""
 
-import signal
+import os
 from collections.abc import Iterator
 
 import cv2
@@ -104,7 +104,8 @@ def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
 def _init_worker(worker: int) -> None:
     # OpenCV's own thread pool in every worker would fight over the cores.
     cv2.setNumThreads(0)
-    # A terminal's Ctrl-C and a cluster's SIGTERM reach every process of a job. The main process decides what
-    # becomes of it, and still needs its workers to finish the step; they end when it does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A terminal's Ctrl-C, and signals to a job's process group, are for the main process: it decides what becomes of
+    # the run and still needs its workers to finish the step. A group of their own keeps them out of it; the
+    # DataLoader can still end them, and they end by themselves when the main process is gone.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

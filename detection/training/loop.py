@@ -20,22 +20,25 @@ from detection.training.validate import evaluate
 
 def train(run: Run, monitor: Monitor) -> bool:
     """Train to the end of the budget, evaluating and saving on the way. Returns False if stopped by a signal."""
-    config, progress = run.config, run.progress
+    progress = run.progress
     run.started = time.monotonic()
-    with StopSignal() as stop:
-        loss, bar = math.nan, Bar(run.share_done())
-        while not _finished(run) or progress.evaluated < progress.epoch:
-            if progress.evaluated == progress.epoch:
-                loss = train_epoch(run, monitor, bar, stop)
-                run.save()
+    loss, bar = math.nan, Bar(run.share_done())
+    try:
+        with StopSignal() as stop:
+            while True:
+                if _evaluation_due(run):
+                    evaluate(run, monitor, loss, stop)
+                    progress.evaluated = progress.epoch
+                    run.save()
+                elif _finished(run):
+                    return True
+                else:
+                    loss = train_epoch(run, monitor, bar, stop)
+                    run.save()
                 if stop.requested:
                     return False
-            due = progress.epoch % config.train.eval_every == 0 or _finished(run)
-            if due:
-                evaluate(run, monitor, loss)
-            progress.evaluated = progress.epoch
-            run.save()
-    return True
+    finally:
+        bar.close()
 
 
 def train_epoch(run: Run, monitor: Monitor, bar: Bar, stop: StopSignal) -> float:
@@ -45,25 +48,23 @@ def train_epoch(run: Run, monitor: Monitor, bar: Bar, stop: StopSignal) -> float
     run.batches.epoch, run.batches.start = progress.epoch, progress.batch
     run.model.train()
     total, count = 0.0, 0
-    try:
-        for images, targets in iterate(run.train_loader):
-            stop.in_step = True
-            losses = train_step(run, images, targets, group=_group(run, accumulate))
-            progress.batch += 1
-            if progress.batch % accumulate == 0 or progress.batch == len(run.batches):
-                optimizer_step(run)
-            value = sum(losses.values())
-            total, count = total + value, count + 1
-            lr = run.optimizer.param_groups[0]["lr"]
-            bar.show(run.share_done(), progress.epoch, value, lr)
-            if count % 10 == 1:
-                parts = {f"train/{name}": part for name, part in losses.items()}
-                monitor.scalars({"train/loss": value, "train/lr": lr, **parts}, progress.step)
-            stop.in_step = False
-            if stop.requested or (config.train.minutes is not None and run.share_done() >= 1):
-                break
-    finally:
-        stop.in_step = False
+    for images, targets in iterate(run.train_loader):
+        losses = train_step(run, images, targets, group=_group(run, accumulate))
+        progress.batch += 1
+        whole_group = progress.batch % accumulate == 0 or progress.batch == len(run.batches)
+        if whole_group:
+            optimizer_step(run)
+        value = sum(losses.values())
+        total, count = total + value, count + 1
+        lr = run.optimizer.param_groups[0]["lr"]
+        bar.show(run.share_done(), progress.epoch, value, lr)
+        if count % 10 == 1:
+            parts = {f"train/{name}": part for name, part in losses.items()}
+            monitor.scalars({"train/loss": value, "train/lr": lr, **parts}, progress.step)
+        # Not within a group: gradients gathered so far are in no checkpoint.
+        out_of_time = config.train.minutes is not None and run.share_done() >= 1
+        if whole_group and (stop.requested or out_of_time):
+            break
     if progress.batch == len(run.batches) or not stop.requested:
         progress.epoch, progress.batch = progress.epoch + 1, 0
     return total / max(1, count)
@@ -119,6 +120,12 @@ def _group(run: Run, accumulate: int) -> int:
     """How many batches the accumulation group of the next batch has; the last of an epoch may be smaller."""
     start = run.progress.batch // accumulate * accumulate
     return min(accumulate, len(run.batches) - start)
+
+
+def _evaluation_due(run: Run) -> bool:
+    progress = run.progress
+    regular = progress.epoch % run.config.train.eval_every == 0
+    return progress.evaluated < progress.epoch and progress.batch == 0 and (regular or _finished(run))
 
 
 def _finished(run: Run) -> bool:

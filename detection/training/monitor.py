@@ -63,6 +63,9 @@ class Bar:
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2g}", refresh=False)
         self.bar.update(max(0.0, min(1.0, progress) - self.bar.n))
 
+    def close(self) -> None:
+        self.bar.close()
+
 
 def start_logging(file: Path | None = None) -> None:
     """Messages to the console above any progress bar, and to `file` with the time."""

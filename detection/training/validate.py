@@ -8,15 +8,17 @@ from detection.evaluation.coco import evaluate_results, write_results
 from detection.evaluation.evaluate import detect_dataset
 from detection.training.monitor import Monitor
 from detection.training.state import Run
+from detection.training.stop import StopSignal
 
 log = logging.getLogger("detection")
 
 
-def evaluate(run: Run, monitor: Monitor, loss: float) -> None:
+def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     """Score the evaluated weights on val; write metrics, predictions and, when it is the best so far, best.pt."""
     config, progress = run.config, run.progress
     start = time.monotonic()
-    results = detect_dataset(run.eval_model, run.val_loader, run.classes.ids, run.device, amp=config.train.amp)
+    with stop.interruptible():
+        results = detect_dataset(run.eval_model, run.val_loader, run.classes.ids, run.device, amp=config.train.amp)
     evaluation = evaluate_results(run.val_index, results)
     write_results(run.folder / "predictions.json", results)
     numbers = evaluation.to_json()

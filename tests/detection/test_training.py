@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from detection import UserError
-from detection.checkpoint import read_checkpoint, save_checkpoint
+from detection.checkpoint import read_checkpoint, save_checkpoint, write_atomically
 from detection.config import OptimConfig
 from detection.training import loop, validate
 from detection.training.loop import check_finite, train, train_step
 from detection.training.monitor import Monitor, start_logging
 from detection.training.run import dry_run, run_training
 from detection.training.schedule import base_lr, ema_decay, lr_factor
-from detection.training.state import build_run
+from detection.training.state import Run, build_run
 from detection.training.stop import StopSignal
 
 
@@ -165,6 +165,41 @@ def test_a_failing_start_leaves_the_earlier_run_in_place(tiny_config, tmp_path):
     with pytest.raises(UserError):
         run_training(tiny_config.with_overrides(["data.val.annotations=nowhere.json"]))
     assert (tmp_path / "run" / "best.pt").exists() and not (tmp_path / "run.old1").exists()
+
+
+def test_an_interrupt_inside_a_save_is_no_full_disk(tmp_path):
+    def interrupted(file):
+        torch.save({"a": torch.zeros(10)}, _Interrupting(file))
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "last.pt", interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+class _Interrupting:
+    """A file in whose write a signal handler raises."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, data):
+        raise KeyboardInterrupt
+
+    def flush(self):
+        self.file.flush()
+
+
+def test_a_time_budget_that_ends_while_saving_still_ends_with_an_evaluation(tiny_config, tmp_path, monkeypatch):
+    """Seen once: the epoch ended just inside the budget, the save went past it, and nothing was evaluated."""
+    save = Run.save
+
+    def slow(self):
+        save(self)
+        self.progress.seconds += 100
+
+    monkeypatch.setattr(Run, "save", slow)
+    assert run_training(tiny_config.with_overrides(["train.minutes=1", "train.eval_every=100"]))
+    assert len(lines(tmp_path / "run")) == 1 and (tmp_path / "run" / "best.pt").exists()
 
 
 def test_time_budget(tiny_config, tmp_path):
@@ -351,11 +386,14 @@ def test_cuda_where_there_is_none(tiny_config):
 
 def test_a_second_signal_acts_at_once():
     with StopSignal() as stop:
-        stop.in_step = True
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), stop.interruptible():
+            pass
+    with StopSignal() as stop, pytest.raises(KeyboardInterrupt), stop.interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
