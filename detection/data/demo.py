@@ -25,10 +25,10 @@ VERSION = 1  # raise it when the drawing changes: older sets are then made anew
 
 _MIN_VISIBLE = 0.4  # the share of an object's mask that has to stay visible
 _MIN_SIDE = 14  # pixels, an object's larger side
-_COUNT_SHARES = (0.1, 0.14, 0.17, 0.17, 0.14, 0.1, 0.08, 0.06, 0.04)  # of 1 to 9 objects in a picture
+_COUNT_SHARES = (0.03, 0.05, 0.08, 0.12, 0.16, 0.18, 0.16, 0.12, 0.1)  # of 1 to 9 objects in a picture
 # Square roots of the mask areas drawn, in pixels; COCO's limits between the ranges are 32 and 96.
 _RANGES = {"small": (12.0, 30.0), "medium": (34.0, 90.0), "large": (100.0, 135.0)}
-_RANGE_SHARES = (0.25, 0.5, 0.25)
+_RANGE_SHARES = (0.22, 0.53, 0.25)
 
 
 # ---------------------------------------------------------------- scenes
