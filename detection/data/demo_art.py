@@ -135,8 +135,7 @@ def _moon(rng: np.random.Generator) -> list[Part]:
 
 
 def _candle(rng: np.random.Generator) -> list[Part]:
-    hue, sat = [(0.12, 0.2), (0.0, 0.7), (0.35, 0.55), (0.58, 0.6), (0.8, 0.45)][rng.integers(5)]
-    wax, r, top = _colour(rng, hue, sat, 0.85), rng.uniform(0.25, 0.36), rng.uniform(-0.35, 0.0)
+    wax, r, top = _colour(rng, 0.57, 0.65, 0.85), rng.uniform(0.25, 0.36), rng.uniform(-0.35, 0.0)
     parts: list[Part] = []
     if rng.random() < 0.4:  # a dish
         brass = _colour(rng, 0.11, 0.55, 0.6)
@@ -162,8 +161,7 @@ def _candle(rng: np.random.Generator) -> list[Part]:
 
 
 def _star(rng: np.random.Generator) -> list[Part]:
-    hue, sat = [(0.13, 0.75), (0.13, 0.75), (0.93, 0.4), (0.5, 0.5), (0.0, 0.75), (0.3, 0.5)][rng.integers(6)]
-    paint, inner = _colour(rng, hue, sat, 0.95), rng.uniform(0.43, 0.54)
+    paint, inner = _colour(rng, 0.93, 0.6, 0.95), rng.uniform(0.43, 0.54)
     angle = np.radians(np.arange(10) * 36 - 90)
     radius = np.where(np.arange(10) % 2 == 0, 1.0, inner)
     rim = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
@@ -261,8 +259,7 @@ _SKIES: tuple[tuple[Colour, Colour], ...] = (
 )
 # The classes' colours, for shapes that are none of them: ghost, pumpkin, bat, moon, candle, star.
 _PLAIN_HSV = (
-    (0.6, 0.1, 0.94), (0.07, 0.88, 0.95), (0.76, 0.45, 0.3), (0.14, 0.5, 0.96),
-    (0.0, 0.7, 0.85), (0.58, 0.6, 0.85), (0.13, 0.75, 0.95), (0.5, 0.5, 0.95),
+    (0.6, 0.1, 0.94), (0.07, 0.88, 0.95), (0.76, 0.45, 0.3), (0.14, 0.5, 0.96), (0.57, 0.65, 0.85), (0.93, 0.6, 0.95),
 )  # fmt: skip
 
 
@@ -322,7 +319,7 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
                 cv2.line(image, at.astype(int).tolist(), to.astype(int).tolist(), bark, size, cv2.LINE_AA)
             at, heading = end, heading + rng.uniform(-0.5, 0.5)
     image = image.astype(np.float32)
-    for _ in range(int(rng.integers(1, 6))):
+    for _ in range(int(rng.integers(0, 4))):
         tile = render(_distractor(rng), random_transform(rng, True) * rng.uniform(6, 34), 0.4)
         paste(image, tile, int(rng.integers(-15, width - 15)), int(rng.integers(-15, height - 15)))
     return image
