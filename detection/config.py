@@ -38,6 +38,8 @@ class ModelConfig(Section):
     """RetinaNet: width of the towers. Faster R-CNN: width of the two fully connected layers."""
     head_depth: Positive = 4
     head_norm: Literal["none", "group"] = "none"
+    head_groups: Positive = 32
+    """GroupNorm's groups, for head_norm: group. Few channels a group make it normalise each picture by itself."""
     box_loss: Literal["l1", "giou"] = "l1"
     box_loss_weight: Annotated[float, Field(gt=0)] = 1.0
     """RetinaNet: of the box loss against the classification loss."""

@@ -51,7 +51,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
             num_classes,
             head_channels=spec.head_channels,
             head_depth=spec.head_depth,
-            group_norm=spec.head_norm == "group",
+            norm_groups=spec.head_groups if spec.head_norm == "group" else 0,
             box_loss=spec.box_loss,
             box_loss_weight=spec.box_loss_weight,
             anchor_sizes=spec.anchor_sizes,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def build_retinanet(
     *,
     head_channels: int = 256,
     head_depth: int = 4,
-    group_norm: bool = False,
+    norm_groups: int = 0,
     box_loss: str = "l1",
     box_loss_weight: float = 1.0,
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
@@ -40,6 +41,7 @@ def build_retinanet(
     Args:
         num_classes: object classes, *without* background.
         head_channels, head_depth: of the two towers of 3x3 convolutions.
+        norm_groups: of GroupNorm in the towers; 0 is no normalisation.
         box_loss, box_loss_weight: "l1" or "giou", and its weight against the classification loss.
         anchor_sizes: the smallest anchor's side in pixels on P3, P4, …; each place has three scales
             (x 2**(0, 1/3, 2/3)) and three aspect ratios (1:2, 1:1, 2:1).
@@ -52,7 +54,7 @@ def build_retinanet(
         num_classes,
         width=head_channels,
         depth=head_depth,
-        group_norm=group_norm,
+        norm_groups=norm_groups,
         box_loss=box_loss,
     )
     return GhostRetinaNet(
@@ -116,11 +118,11 @@ class GhostRetinaNetHead(RetinaNetHead):
         *,
         width: int,
         depth: int,
-        group_norm: bool,
+        norm_groups: int,
         box_loss: str,
     ) -> None:
         nn.Module.__init__(self)
-        norm: Norm | None = _group_norm if group_norm else None
+        norm: Norm | None = partial(_group_norm, norm_groups) if norm_groups else None
         classification = RetinaNetClassificationHead(width, num_anchors, num_classes, norm_layer=norm)
         classification.conv = _tower(in_channels, width, depth, norm)
         regression = RetinaNetRegressionHead(width, num_anchors, norm_layer=norm)
@@ -134,10 +136,10 @@ class GhostRetinaNetHead(RetinaNetHead):
         return {name: output.float() for name, output in super().forward(x).items()}
 
 
-def _group_norm(channels: int) -> nn.Module:
-    # 32 groups as in the paper, but two channels a group at least: a group of a single value, as on a 1x1 map,
-    # cannot be normalised, and PyTorch refuses it.
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels)
+def _group_norm(groups: int, channels: int) -> nn.Module:
+    # Two channels a group at least: a group of a single value, as on a 1x1 map, cannot be normalised, and
+    # PyTorch refuses it.
+    return nn.GroupNorm(math.gcd(groups, max(1, channels // 2)), channels)
 
 
 def _tower(in_channels: int, width: int, depth: int, norm: Norm | None) -> nn.Sequential:
