@@ -27,8 +27,8 @@ _MIN_VISIBLE = 0.4  # the share of an object's mask that has to stay visible
 _MIN_SIDE = 14  # pixels, an object's larger side
 _COUNTS = (2, 9)  # objects tried in a picture; those that find no place are left out
 # Square roots of the mask areas drawn, in pixels; COCO's limits between the ranges are 32 and 96.
-_RANGES = {"small": (12.0, 30.0), "medium": (34.0, 90.0), "large": (100.0, 135.0)}
-_RANGE_SHARES = (0.2, 0.6, 0.2)
+_RANGES = {"small": (15.0, 30.0), "medium": (34.0, 90.0), "large": (100.0, 135.0)}
+_RANGE_SHARES = (0.15, 0.6, 0.25)
 
 
 # ---------------------------------------------------------------- scenes
@@ -106,7 +106,7 @@ def draw_scene(
         tile = _draw_object(rng, label, side**2, (0.92 * width, 0.92 * height))
         (h, w), full = tile.shape[:2], float((tile[..., 3] > 0.5).sum())
         beyond = 0.35 if rng.random() < 0.2 else 0.0  # the share of it that may lie beyond the border
-        overlap = 0.04 if rng.random() < 0.75 else 0.4  # the share of it that may lie on other objects
+        overlap = 0.04 if rng.random() < 0.75 else 0.3  # the share of it that may lie on other objects
         for _ in range(24):  # tries for a place where it hides no other too much
             x = int(rng.uniform(-beyond * w, max(1.0, width - (1 - beyond) * w)))
             y = int(rng.uniform(-beyond * h, max(1.0, height - (1 - beyond) * h)))

@@ -319,7 +319,7 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
                 cv2.line(image, at.astype(int).tolist(), to.astype(int).tolist(), bark, size, cv2.LINE_AA)
             at, heading = end, heading + rng.uniform(-0.5, 0.5)
     image = image.astype(np.float32)
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 3))):
         tile = render(_distractor(rng), random_transform(rng, True) * rng.uniform(6, 34), 0.4)
         paste(image, tile, int(rng.integers(-15, width - 15)), int(rng.integers(-15, height - 15)))
     return image
