@@ -119,7 +119,7 @@ def _bat(rng: np.random.Generator) -> list[Part]:
 
 def _moon(rng: np.random.Generator) -> list[Part]:
     glow = _colour(rng, 0.14, 0.5, 0.96, 0.025)
-    thick = rng.uniform(0.55, 0.85)
+    thick = rng.uniform(0.95, 1.2)
     shift = thick * rng.uniform(0.6, 0.75)
     bite = 1 + shift - thick  # radius of the circle that is cut out, its centre at (shift, 0)
     x = (1 + shift**2 - bite**2) / (2 * shift)  # where the two circles meet
