@@ -47,7 +47,7 @@ def train_epoch(run: Run, monitor: Monitor, bar: Bar, stop: StopSignal) -> float
     accumulate = config.train.accumulate
     run.batches.epoch, run.batches.start = progress.epoch, progress.batch
     run.model.train()
-    total, count = 0.0, 0
+    total, count, out_of_time = 0.0, 0, False
     for images, targets in iterate(run.train_loader):
         losses = train_step(run, images, targets, group=_group(run, accumulate))
         progress.batch += 1
@@ -65,7 +65,7 @@ def train_epoch(run: Run, monitor: Monitor, bar: Bar, stop: StopSignal) -> float
         out_of_time = config.train.minutes is not None and run.share_done() >= 1
         if whole_group and (stop.requested or out_of_time):
             break
-    if progress.batch == len(run.batches) or not stop.requested:
+    if progress.batch == len(run.batches) or out_of_time:
         progress.epoch, progress.batch = progress.epoch + 1, 0
     return total / max(1, count)
 

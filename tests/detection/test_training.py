@@ -177,6 +177,23 @@ def test_time_budget(tiny_config, tmp_path):
     assert lr < 0.3 * tiny_config.optim.lr
 
 
+def test_a_signal_in_the_very_step_that_ends_the_budget(tiny_config, tmp_path, monkeypatch):
+    """The resumed run was over, but not at the end of an epoch: its last evaluation was left out."""
+    step = loop.train_step
+
+    def last(run, *args, **kwargs):
+        run.progress.seconds += 100
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", last)
+    config = tiny_config.with_overrides(["train.minutes=1", "train.eval_every=100"])
+    assert not run_training(config)
+    monkeypatch.undo()
+    assert run_training(config, resume=True)
+    assert len(lines(tmp_path / "run")) == 1 and (tmp_path / "run" / "best.pt").exists()
+
+
 def test_accumulated_gradients_equal_those_of_one_batch(tiny_config):
     """With batch norm out of play, two batches of 2 add up to the mean of their losses."""
     run = build_run(tiny_config)
