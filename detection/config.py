@@ -37,7 +37,8 @@ class ModelConfig(Section):
     head_channels: Positive = 256
     """RetinaNet: width of the towers. Faster R-CNN: width of the two fully connected layers."""
     head_depth: Positive = 4
-    head_norm: Literal["none", "group"] = "none"
+    head_norm: Literal["none", "group", "batch"] = "none"
+    """RetinaNet's towers. batch: statistics of each level's own; learns fastest from scratch."""
     head_groups: Positive = 32
     """GroupNorm's groups, for head_norm: group. Few channels a group make it normalise each picture by itself."""
     box_loss: Literal["l1", "giou"] = "l1"
@@ -68,6 +69,14 @@ class AugmentConfig(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     min_visibility: Probability = 0.25
     """A box of which less than this share is left in the picture is dropped."""
+    mosaic: Probability = 0.0
+    """Four pictures in one."""
+    mixup: Probability = 0.0
+    """Two pictures shown through each other."""
+    copy_paste: Probability = 0.0
+    """Boxes of another picture pasted in, as rectangles."""
+    close_share: Probability = 0.1
+    """The last share of the training, which has no mosaic, mix-up and copy-paste."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "AugmentConfig":
@@ -86,8 +95,14 @@ class DataConfig(Section):
     """Pictures are scaled so that the short side has this many pixels …"""
     long_side: Positive = 1333
     """… unless the long side would exceed this many."""
+    multi_scale: list[Positive] = []
+    """Short sides from which each training batch draws one; the long side changes in proportion. [] is off."""
     group_by_aspect: bool = True
     """Batches hold either landscape or portrait pictures, so that less is padded."""
+    cache: Literal["off", "ram", "disk"] = "off"
+    """Keep pictures decoded and resized: in memory, or in a file under ~/.cache."""
+    max_bad_images: Annotated[int, Field(ge=0)] = 10
+    """Unreadable training images that are passed over before the training ends with an error."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
     @model_validator(mode="after")

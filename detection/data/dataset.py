@@ -2,26 +2,40 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from detection.config import Config, SourceConfig
+from detection.data.cache import PictureCache
 from detection.data.index import AnnotationIndex, read_coco
-from detection.data.transforms import Augmentation, read_image, resize, to_tensor
+from detection.data.mixing import Piece, copy_paste, mixup, mosaic
+from detection.data.transforms import Augmentation, read_image, resize_to, resized_shape, to_tensor
 from detection.errors import UserError
 
+MAX_WORKERS = 256
 Sample = tuple[Tensor, dict[str, Any]]
+
+
+class Draw(NamedTuple):
+    """Which sample is wanted."""
+
+    epoch: int
+    index: int
+    short_side: int | None = None
+    """In place of the data set's own (multi-scale training)."""
+    mix: bool = True
+    """False in the closing phase of a training: no mosaic, mix-up and copy-paste."""
 
 
 class DetectionDataset(Dataset):
     """Reads, resizes and (in training) augments one image at a time.
 
-    Keys are (epoch, i): the augmentation of image i is seeded by (seed, epoch, i), so it depends neither on the
-    number of workers nor on what was read before.
+    Keys are `Draw`s: the augmentation of image i is seeded by (seed, epoch, i), so it depends neither on the
+    number of workers and ranks nor on what was read before.
 
     A sample is (image uint8 [3, H, W], target) with
         boxes     float32 [n, 4] xyxy in pixels of the resized image; [0, 4] where there are none
@@ -29,6 +43,12 @@ class DetectionDataset(Dataset):
         image_id  int, the original id
         scale     (x, y): resized = original x scale
         size      (height, width) of the original
+        skipped   only where the image was bad and another one took its place: list of messages
+
+    Args:
+        augmentation: None for evaluation: the picture is only resized, and a bad one is an error.
+        largest_side: the largest `Draw.short_side` to come, for which pictures are decoded and cached.
+        cache: "off", "ram" or "disk".
     """
 
     def __init__(
@@ -40,35 +60,54 @@ class DetectionDataset(Dataset):
         long_side: int,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        largest_side: int | None = None,
+        cache: str = "off",
     ) -> None:
         self.index = index
         self.images = Path(images)
         self.short_side, self.long_side = short_side, long_side
         self.augmentation = augmentation
         self.seed = seed
+        self.largest_side = max(short_side, largest_side or 0)
+        # Process id and image under way of every worker, for when one of them is killed.
+        self.reading = torch.full((MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
+        self.cache: PictureCache | None = None
+        if cache != "off":
+            self.cache = self._cached(cache)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | UserError:
-        """A bad image is *returned* as its error: raised in a worker, it would reach the user as a traceback."""
-        try:
-            return self.load(*key)
-        except UserError as error:
-            return error
+    def __getitem__(self, draw: Draw) -> Sample | UserError:
+        """A bad image is *returned* as its error: raised in a worker, it would reach the user as a traceback.
 
-    def load(self, epoch: int, i: int) -> Sample:
+        In training another image takes its place, so that batches stay whole on every rank; who iterates
+        counts them (`BadImages`).
+        """
+        skipped: list[str] = []
+        for attempt in range(1 if self.augmentation is None else 10):
+            try:
+                # A step that has no factor in common with most sizes, so that a bad folder is soon left.
+                image, target = self.load(draw._replace(index=(draw.index + 7919 * attempt) % len(self)))
+            except UserError as error:
+                skipped.append(str(error))
+                continue
+            if skipped:
+                target["skipped"] = skipped
+            return image, target
+        return UserError(skipped[0])
+
+    def load(self, draw: Draw) -> Sample:
         """The sample; raises UserError for an image that is absent, corrupt or of another size than annotated."""
+        i = draw.index
         width, height = self.index.sizes[i].tolist()
-        image = read_image(self.images / str(self.index.file_names[i]), (width, height))
-        boxes, labels = self.index.training_boxes(i)
         if self.augmentation is None:
-            image, (fx, fy) = resize(image, self.short_side, self.long_side)
+            image = self._picture(i)
+            fx, fy = image.shape[1] / width, image.shape[0] / height
+            boxes, labels = self.index.training_boxes(i)
             boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
         else:
-            # 32 bits out of (seed, epoch, i), well mixed.
-            seed = int(np.random.SeedSequence([self.seed, epoch, i]).generate_state(1)[0])
-            image, boxes, labels = self.augmentation(image, boxes, labels, seed)
+            image, boxes, labels = self._augmented(draw, self.augmentation)
             fx = fy = 1.0
         target = {
             "boxes": torch.from_numpy(boxes.astype(np.float32).reshape(-1, 4)),
@@ -78,6 +117,67 @@ class DetectionDataset(Dataset):
             "size": (height, width),
         }
         return to_tensor(image), target
+
+    def _augmented(self, draw: Draw, augmentation: Augmentation) -> Piece:
+        # 32 bits out of (seed, epoch, i), well mixed.
+        seed = int(np.random.SeedSequence([self.seed, draw.epoch, draw.index]).generate_state(1)[0])
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.index, 1])
+        side, config = draw.short_side or self.short_side, augmentation.config
+
+        def another() -> Piece:
+            return self._piece(int(rng.integers(len(self))), side, augmentation, int(rng.integers(2**31)))
+
+        piece = self._piece(draw.index, side, augmentation, seed)
+        if draw.mix and rng.random() < config.mosaic:
+            piece = mosaic([piece, another(), another(), another()], rng, config.min_visibility)
+        if draw.mix and rng.random() < config.copy_paste:
+            piece = copy_paste(piece, another(), rng)
+        piece = augmentation.after(piece, seed + 1)
+        if draw.mix and rng.random() < config.mixup:
+            piece = mixup(piece, augmentation.after(another(), int(rng.integers(2**31))), rng, config.min_visibility)
+        return piece
+
+    def _piece(self, i: int, side: int, augmentation: Augmentation, seed: int) -> Piece:
+        """Image i with what is done to it alone, before several are mixed; its short side is `side`."""
+        image = self._picture(i)
+        boxes, labels = self.index.training_boxes(i)
+        fy, fx = np.array(image.shape[:2]) / self.index.sizes[i][::-1]
+        boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
+        long_side = round(self.long_side * side / self.short_side)
+        return augmentation.first((image, boxes, labels), side, long_side, seed)
+
+    def _picture(self, i: int) -> np.ndarray:
+        """Image i in the size of `_stored_shape`."""
+        worker = get_worker_info()
+        if worker is not None and worker.id < MAX_WORKERS:
+            self.reading[worker.id, 0], self.reading[worker.id, 1] = os.getpid(), i
+        return self._read(i) if self.cache is None else self.cache[i]
+
+    def _stored_shape(self, i: int) -> tuple[int, int]:
+        """(height, width) before chance has a part: the original's where parts are cut out, else the resized one's."""
+        width, height = self.index.sizes[i].tolist()
+        if self.augmentation is not None and self.augmentation.needs_original:
+            return height, width
+        long_side = round(self.long_side * self.largest_side / self.short_side)
+        return resized_shape(height, width, self.largest_side, long_side)
+
+    def _read(self, i: int) -> np.ndarray:
+        shape = self._stored_shape(i)
+        size = (int(self.index.sizes[i][0]), int(self.index.sizes[i][1]))
+        # Only in training: evaluation and prediction decode alike, in full.
+        at_least = shape if self.augmentation is not None else None
+        image = read_image(self.images / str(self.index.file_names[i]), size, at_least)
+        return resize_to(image, *shape)
+
+    def _cached(self, where: str) -> PictureCache:
+        shapes = np.array([self._stored_shape(i) for i in range(len(self))])
+        stamp = ""
+        if where == "disk":
+            files = [(self.images / str(name)).stat() for name in self.index.file_names]
+            names = map(str, self.index.file_names)
+            stamp = repr([(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, files, strict=True)])
+        key = f"{self.images.resolve()} {shapes.tolist()} {self.augmentation is not None} {stamp}"
+        return PictureCache(shapes, self._read, where, key)
 
 
 def build_dataset(config: Config, split: str) -> DetectionDataset:
@@ -100,6 +200,8 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
         long_side=config.data.long_side,
         augmentation=augmentation,
         seed=config.seed,
+        largest_side=max(config.data.multi_scale, default=None) if split == "train" else None,
+        cache=config.data.cache,
     )
 
 

@@ -1,71 +1,123 @@
 """Batches: which images go together in which order, and the DataLoader around them."""
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from detection.data.dataset import DetectionDataset, Sample
+from detection.data.dataset import DetectionDataset, Draw, Sample
 from detection.errors import UserError
 
+log = logging.getLogger("detection")
 Batch = tuple[list[torch.Tensor], list[dict]]
 
 
-class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Shuffled batches of (epoch, index), a function of (seed, epoch) alone, so that a resumed run goes on.
+class TrainBatches(Sampler[list[Draw]]):
+    """Shuffled batches, a function of (seed, epoch) alone, so that a resumed run goes on where it was.
+
+    Of several ranks each gets its own part of the same global batches, which are as `batch_size * world` on one
+    rank would make them.
 
     Args:
         sizes: int [n, 2], width and height.
+        batch_size: images a rank.
         group_by_aspect: landscape and portrait pictures go into separate batches, so that a batch is padded little.
+        short_sides: each batch has one of them by chance (multi-scale training); () leaves the data set's own.
 
-    All batches are full; up to batch_size - 1 images sit out an epoch (others each time). A set smaller than
-    one batch makes one smaller batch.
+    All batches are full; less than a global batch of images sits out an epoch (others each time). A set smaller
+    than one global batch makes one smaller batch, in which a rank has at least one image.
     """
 
-    def __init__(self, sizes: np.ndarray, batch_size: int, seed: int, group_by_aspect: bool) -> None:
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        batch_size: int,
+        seed: int,
+        group_by_aspect: bool,
+        *,
+        short_sides: Sequence[int] = (),
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.portrait = (sizes[:, 0] < sizes[:, 1]) & group_by_aspect
         self.batch_size = batch_size
         self.seed = seed
+        self.short_sides = tuple(short_sides)
+        self.rank, self.world = rank, world
         self.epoch = 0
         self.start = 0
         """First batch to give: above 0 when an epoch is resumed in its middle."""
+        self.mix = True
+        """Whether samples may be mixed from several pictures; see `Draw.mix`."""
 
     def __len__(self) -> int:
-        return max(1, len(self.portrait) // self.batch_size)
+        return max(1, len(self.portrait) // (self.batch_size * self.world))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng([self.seed, self.epoch])
+        together = self.batch_size * self.world
         batches: list[list[int]] = []
         waiting: tuple[list[int], list[int]] = ([], [])
         for i in rng.permutation(len(self.portrait)).tolist():
             group = waiting[int(self.portrait[i])]
             group.append(i)
-            if len(group) == self.batch_size:
+            if len(group) == together:
                 batches.append(group.copy())
                 group.clear()
         rest = waiting[0] + waiting[1]
-        for start in range(0, len(rest), self.batch_size):
-            batches.append(rest[start : start + self.batch_size])
-        for batch in batches[self.start : len(self)]:
-            yield [(self.epoch, i) for i in batch]
+        for start in range(0, len(rest), together):
+            batches.append(rest[start : start + together])
+        sides = rng.choice(self.short_sides, len(batches)).tolist() if self.short_sides else [None] * len(batches)
+        for batch, side in list(zip(batches, sides, strict=True))[self.start : len(self)]:
+            own = batch[self.rank :: self.world] or batch[:1]
+            yield [Draw(self.epoch, i, side, self.mix) for i in own]
 
 
-class EvalBatches(Sampler[list[tuple[int, int]]]):
-    """Each image once, pictures of like shape together: less padding, and few shapes for kernels to prepare."""
+class EvalBatches(Sampler[list[Draw]]):
+    """Each image once, pictures of like shape together: less padding, and few shapes for kernels to prepare.
 
-    def __init__(self, sizes: np.ndarray, batch_size: int) -> None:
-        self.order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0] / sizes[:, 1])).tolist()
-        self.batch_size = batch_size
+    Of several ranks each gets every `world`-th batch: nothing is padded with duplicates, some ranks have one less.
+    """
+
+    def __init__(self, sizes: np.ndarray, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0] / sizes[:, 1])).tolist()
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        self.batches = batches[rank::world]
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, len(self.order), self.batch_size):
-            yield [(0, i) for i in self.order[start : start + self.batch_size]]
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.batches:
+            yield [Draw(0, i) for i in batch]
+
+
+class BadImages:
+    """Counts the images that training had to pass over, and ends it when they are too many.
+
+    One broken file among a hundred thousand should not end a night's run; a broken disk should.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.messages: set[str] = set()
+
+    def add(self, message: str) -> None:
+        """Say it once. Raises UserError beyond the limit of *different* images."""
+        if message in self.messages:
+            return
+        self.messages.add(message)
+        if len(self.messages) > self.limit:
+            shown = "\n  ".join(sorted(self.messages)[:10])
+            raise UserError(
+                f"{len(self.messages)} bad images, more than data.max_bad_images={self.limit}; mend or remove them, "
+                f"or raise the limit:\n  {shown}"
+            )
+        log.warning("passed over, another image takes its place: %s", message)
 
 
 def build_loader(
@@ -83,12 +135,44 @@ def build_loader(
     )
 
 
-def iterate(loader: DataLoader) -> Iterator[Batch]:
-    """The batches; a UserError met by a worker is raised here, in the main process, with its plain message."""
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[Batch]:
+    """The batches; what a worker met is told here, in the main process, in plain words.
+
+    Args:
+        bad: counts images passed over; None allows none.
+
+    Raises:
+        UserError: a bad image; too many of them; a worker that died.
+    """
+    bad = bad or BadImages(0)
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            for target in batch[1]:
+                for message in target.pop("skipped", ()):
+                    bad.add(message)
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(_explain_death(loader, str(error))) from error
+
+
+def _explain_death(loader: DataLoader, message: str) -> str:
+    """Name the image that a dead worker was reading: each notes it, see `DetectionDataset.reading`."""
+    dataset = loader.dataset
+    assert isinstance(dataset, DetectionDataset)
+    names = [
+        f"{dataset.images / str(dataset.index.file_names[i])}"
+        for pid, i in dataset.reading.tolist()
+        if i >= 0 and (str(pid) in message)
+    ]
+    while_reading = f" while it read {', '.join(names)}" if names else ""
+    return (
+        f"a process that reads images died{while_reading} ({message.splitlines()[0]}). If memory ran out, "
+        "lower data.workers or data.batch_size; /dev/shm too small for shared memory: see --shm-size of Docker"
+    )
 
 
 def _collate(samples: list[Sample | UserError]) -> Batch | UserError:

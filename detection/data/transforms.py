@@ -18,13 +18,21 @@ import albumentations as A
 FILL = (124, 116, 104)
 """RGB of padding: ImageNet's mean, about zero after normalisation, like the padding of a batch."""
 
+Piece = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Image uint8 [H, W, 3] RGB, boxes float32 [n, 4] xyxy in its pixels, labels int64 [n]."""
+REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+
+def read_image(
+    path: str | Path, size: tuple[int, int] | None = None, at_least: tuple[int, int] | None = None
+) -> np.ndarray:
     """RGB uint8 [H, W, 3], upright according to its EXIF orientation.
 
     Args:
         size: (width, height) that an annotation claims. Some tools annotate the picture as stored: where
             only the stored orientation has this size, that one is returned.
+        at_least: (height, width) that is enough, of a picture whose `size` is given: a JPEG may then be
+            decoded to 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time.
 
     Raises:
         UserError: absent, not a picture, truncated, or of another size than claimed.
@@ -37,6 +45,11 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         raise UserError(f"image {path} cannot be read: {error.strerror}") from None
     if _is_truncated(data):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
+    if size is not None and at_least is not None and (factor := _reduction(data, size, at_least)) > 1:
+        image = decode_image(data, REDUCED[factor])
+        if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
+            return image
+        # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
     image = decode_image(data)
     if image is None:
         raise UserError(f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)")
@@ -61,6 +74,14 @@ def decode_image(data: np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray 
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def _reduction(data: np.ndarray, size: tuple[int, int], at_least: tuple[int, int]) -> int:
+    """By how much a JPEG can be reduced and still have `at_least` (height, width) pixels; 1 for other files."""
+    if data[:2].tobytes() != b"\xff\xd8":
+        return 1
+    room = min(size[0] / at_least[1], size[1] / at_least[0])
+    return max((factor for factor in REDUCED if factor <= room), default=1)
+
+
 def _is_truncated(data: np.ndarray) -> bool:
     """Whether a JPEG or PNG lacks its end: OpenCV fills the rest with grey and only warns on stderr."""
     head = data[:4].tobytes()
@@ -78,13 +99,24 @@ def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarr
         The picture [H', W', 3] and (x, y) factors: box in the result = box in the original x factor.
     """
     height, width = image.shape[:2]
+    shape = resized_shape(height, width, short_side, long_side)
+    return resize_to(image, *shape), (shape[1] / width, shape[0] / height)
+
+
+def resized_shape(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """(height, width) after `resize`."""
     scale = min(short_side / min(height, width), long_side / max(height, width))
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    if (new_width, new_height) != (width, height):
-        # Area averaging does not alias when shrinking; enlarging needs interpolation.
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
-    return image, (new_width / width, new_height / height)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale [H, W, 3] to [height, width, 3]."""
+    if image.shape[:2] == (height, width):
+        return image
+    # Area averaging does not alias when shrinking; enlarging needs interpolation.
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -110,9 +142,10 @@ class Augmentation:
     """
 
     def __init__(self, config: AugmentConfig, short_side: int, long_side: int) -> None:
+        self.config = config
         self.short_side, self.long_side = short_side, long_side
         # In full resolution, so that a cut-out part is scaled up to the size of a whole picture.
-        self.before = _compose([A.BBoxSafeRandomCrop(p=config.crop)] if config.crop else [], config)
+        self._before = _compose([A.BBoxSafeRandomCrop(p=config.crop)] if config.crop else [], config)
         after: list[A.BasicTransform] = []
         low, high = config.scale
         if (low, high) != (1.0, 1.0):
@@ -140,16 +173,26 @@ class Augmentation:
                     p=0.8,
                 )
             )
-        self.after = _compose(after, config)
+        self._after = _compose(after, config)
 
-    def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """RGB uint8 [H, W, 3], float32 [n, 4] xyxy, int64 [n] -> the same, resized and augmented."""
-        image, boxes, labels = _run(self.before, image, boxes, labels, seed)
-        image, (fx, fy) = resize(image, self.short_side, self.long_side)
-        boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
-        return _run(self.after, image, boxes, labels, seed + 1)
+    @property
+    def needs_original(self) -> bool:
+        """Whether parts are cut out before resizing, so that a picture is wanted in its original size."""
+        return self._before is not None
+
+    def __call__(self, piece: Piece, seed: int) -> Piece:
+        """(RGB uint8 [H, W, 3], float32 [n, 4] xyxy, int64 [n]) -> the same, resized and augmented."""
+        return self.after(self.first(piece, self.short_side, self.long_side, seed), seed + 1)
+
+    def first(self, piece: Piece, short_side: int, long_side: int, seed: int) -> Piece:
+        """What comes before several pictures are mixed: cut out a part, resize."""
+        image, boxes, labels = _run(self._before, piece, seed)
+        image, (fx, fy) = resize(image, short_side, long_side)
+        return image, boxes * np.array([fx, fy, fx, fy], np.float32), labels
+
+    def after(self, piece: Piece, seed: int) -> Piece:
+        """What comes after: geometry that keeps the size, colour."""
+        return _run(self._after, piece, seed)
 
 
 def _compose(transforms: list[A.BasicTransform], config: AugmentConfig) -> A.Compose | None:
@@ -169,11 +212,10 @@ def _compose(transforms: list[A.BasicTransform], config: AugmentConfig) -> A.Com
     )
 
 
-def _run(
-    compose: A.Compose | None, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _run(compose: A.Compose | None, piece: Piece, seed: int) -> Piece:
     if compose is None:
-        return image, boxes, labels
+        return piece
+    image, boxes, labels = piece
     compose.set_random_seed(seed)
     result = compose(image=image, bboxes=boxes, labels=labels)
     return (

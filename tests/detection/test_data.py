@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from detection import UserError
 from detection.config import AugmentConfig
-from detection.data.dataset import DetectionDataset, build_dataset, check_same_classes
+from detection.data.dataset import DetectionDataset, Draw, build_dataset, check_same_classes
 from detection.data.index import read_coco
 from detection.data.loader import EvalBatches, TrainBatches, build_loader, iterate
 from detection.data.transforms import Augmentation, read_image, resize, to_original
@@ -205,6 +205,7 @@ def test_bad_pictures_are_named(tmp_path):
     assert read_image(tmp_path / "tail.jpg").shape == (64, 64, 3)
 
 
+NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 FULL = AugmentConfig(
     horizontal_flip=0.5,
     vertical_flip=0.5,
@@ -230,7 +231,7 @@ def test_boxes_follow_the_augmented_picture(seed):
         boxes.append([x, y, x + w, y + h])
     plain = FULL.model_copy(update={"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0})
     augment = Augmentation(plain, 160, 200)
-    result, new_boxes, labels = augment(image, np.array(boxes, np.float32), np.array([1, 2, 3]), seed)
+    result, new_boxes, labels = augment((image, np.array(boxes, np.float32), np.array([1, 2, 3])), seed)
     assert result.dtype == np.uint8 and new_boxes.dtype == np.float32 and labels.dtype == np.int64
     assert len(new_boxes) == len(labels) <= 3
     height, width = result.shape[:2]
@@ -250,16 +251,16 @@ def test_augmentation_is_a_function_of_its_seed():
     boxes, labels = np.array([[10, 10, 60, 60]], np.float32), np.array([1])
     one, two = Augmentation(FULL, 80, 100), Augmentation(FULL, 80, 100)
     for seed in (3, 4, 3):
-        two(image, boxes, labels, seed + 100)  # a different past
-        for a, b in zip(one(image, boxes, labels, seed), two(image, boxes, labels, seed), strict=True):
+        two((image, boxes, labels), seed + 100)  # a different past
+        for a, b in zip(one((image, boxes, labels), seed), two((image, boxes, labels), seed), strict=True):
             assert np.array_equal(a, b)
-    assert not np.array_equal(one(image, boxes, labels, 3)[0], one(image, boxes, labels, 4)[0])
+    assert not np.array_equal(one((image, boxes, labels), 3)[0], one((image, boxes, labels), 4)[0])
 
 
 def test_augmentation_of_a_picture_without_boxes():
     image = np.zeros((90, 120, 3), np.uint8)
     for seed in range(8):
-        _, boxes, labels = Augmentation(FULL, 80, 100)(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), seed)
+        _, boxes, labels = Augmentation(FULL, 80, 100)((image, *NOTHING), seed)
         assert boxes.shape == (0, 4) and labels.shape == (0,)
 
 
@@ -269,11 +270,11 @@ def test_augmentation_of_a_picture_without_boxes():
 def test_samples(tiny_config):
     for split in ("train", "val"):
         dataset = build_dataset(tiny_config, split)
-        image, target = dataset[0, 0]
+        image, target = dataset[Draw(0, 0)]
         assert image.dtype == torch.uint8 and image.dim() == 3
         assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
         assert target["labels"].shape == (0,) and target["labels"].dtype == torch.int64
-        image, target = dataset[0, 2]
+        image, target = dataset[Draw(0, 2)]
         assert target["image_id"] == 20 and set(target["labels"].tolist()) <= {1, 2}
     assert target["size"] == (96, 96) and target["scale"] == (1.0, 1.0)
 
@@ -297,21 +298,21 @@ def test_train_batches():
     batches = TrainBatches(sizes, 4, seed=0, group_by_aspect=True)
     epoch = list(batches)
     assert len(epoch) == len(batches) == 5 and all(len(b) == 4 for b in epoch)
-    indices = [i for b in epoch for _, i in b]
+    indices = [i for b in epoch for _, i, *_ in b]
     assert len(set(indices)) == 20
-    mixed = [b for b in epoch if len({sizes[i][0] for _, i in b}) > 1]
+    mixed = [b for b in epoch if len({sizes[i][0] for _, i, *_ in b}) > 1]
     assert len(mixed) <= 1
     batches.start = 3
     assert list(batches) == epoch[3:]
     batches.start, batches.epoch = 0, 1
-    assert [i for b in batches for _, i in b] != indices
+    assert [i for b in batches for _, i, *_ in b] != indices
     assert len(list(TrainBatches(sizes[:3], 4, seed=0, group_by_aspect=True))) == 1
 
 
 def test_eval_batches_see_each_image_once():
     sizes = np.random.default_rng(0).integers(50, 200, (23, 2))
     batches = list(EvalBatches(sizes, 4))
-    assert sorted(i for b in batches for _, i in b) == list(range(23)) and len(batches) == 6
+    assert sorted(i for b in batches for _, i, *_ in b) == list(range(23)) and len(batches) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -350,7 +351,7 @@ def test_real_annotations(shared_data, name):
         index = read_coco(path)
         dataset = DetectionDataset(index, shared_data / name / "images", short_side=128, long_side=160)
         for i in range(0, len(index), max(1, len(index) // 8)):
-            image, target = dataset.load(0, i)
+            image, target = dataset.load(Draw(0, i))
             height, width = image.shape[1:]
             boxes = target["boxes"]
             assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()

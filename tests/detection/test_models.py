@@ -56,13 +56,13 @@ def test_protocol(detector, backbone):
         assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("detector, norm", [("retinanet", "group"), ("retinanet", "batch"), ("faster_rcnn", "none")])
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_learns_every_label_on_one_picture(detector, num_classes):
+def test_learns_every_label_on_one_picture(detector, norm, num_classes):
     """Also the first and the last label: the place where an off-by-one with the background would show."""
     torch.manual_seed(0)
     model = build_model(
-        config(detector, head_norm="group", box_loss="giou", anchor_sizes=[16, 32, 64, 128, 256]), num_classes
+        config(detector, head_norm=norm, box_loss="giou", anchor_sizes=[16, 32, 64, 128, 256]), num_classes
     )
     image = torch.full((3, 96, 128), 110, dtype=torch.uint8)
     boxes = [[8 + 40 * i, 20, 40 + 40 * i, 60] for i in range(num_classes)]
@@ -180,3 +180,18 @@ def test_mistakes_are_user_errors(update, message):
 def test_a_detector_needs_a_class():
     with pytest.raises(UserError, match="at least one class"):
         build_model(config(), 0)
+
+
+def test_batch_norm_in_the_head_is_of_each_level_and_takes_a_single_value():
+    """P6 and P7 of a 64-pixel picture are 1x1: batch norm in training refuses those for a batch of one."""
+    torch.manual_seed(0)
+    model = build_model(config(head_norm="batch"), 3).train()
+    losses = model([torch.rand(3, 64, 64)], [target()])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    norms = model.head.towers["cls"].norms[0]
+    assert len(norms) == 5
+    means = [norm.running_mean for norm in norms]
+    assert not torch.equal(means[0], means[1])
+    # The two levels of a single value used the running statistics and left them alone.
+    assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1, 1, 0, 0]

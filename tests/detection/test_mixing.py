@@ -1,0 +1,82 @@
+"""Pictures made of several: boxes go where their objects go."""
+
+import numpy as np
+import pytest
+
+from detection.data.mixing import copy_paste, mixup, mosaic
+
+COLORS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)], np.uint8)
+
+
+def piece(label, height=80, width=100, count=2, seed=0):
+    """A grey picture with rectangles in the colour of its label."""
+    rng = np.random.default_rng([seed, label])
+    image = np.full((height, width, 3), 90, np.uint8)
+    boxes = []
+    for k in range(count):
+        x, y = 5 + k * width // 2 + int(rng.integers(0, 10)), int(rng.integers(5, 30))
+        boxes.append([x, y, x + 24, y + 20])
+        image[y : y + 20, x : x + 24] = COLORS[label]
+    return image, np.array(boxes, np.float32).reshape(-1, 4), np.full(count, label)
+
+
+def purity(image, box, label):
+    x1, y1, x2, y2 = np.round(box).astype(int) + np.array([1, 1, -1, -1])
+    inside = image[y1:y2, x1:x2].reshape(-1, 3).astype(int)
+    return 1.0 if not inside.size else (np.abs(inside - COLORS[label]).max(1) < 60).mean()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_of_a_mosaic_lie_on_their_objects(seed):
+    tiles = [piece(1, seed=seed), piece(2, 60, 140, seed=seed), piece(3, 120, 60, seed=seed), piece(4, seed=seed)]
+    image, boxes, labels = mosaic(tiles, np.random.default_rng(seed), 0.25)
+    assert image.shape == (80, 100, 3) and image.dtype == np.uint8
+    assert boxes.dtype == np.float32 and len(boxes) == len(labels) > 0
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 100).all() and (boxes[:, 3] <= 80).all()
+    for box, label in zip(boxes, labels, strict=True):
+        assert purity(image, box, label) > 0.9, (box, label)
+
+
+def test_a_mosaic_drops_what_is_hardly_visible_and_takes_pictures_without_boxes():
+    empty = (np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    _, boxes, labels = mosaic([empty] * 4, np.random.default_rng(0), 0.25)
+    assert boxes.shape == (0, 4) and labels.shape == (0,)
+    tiles = [piece(1)] * 4
+    kept = [len(mosaic(tiles, np.random.default_rng(0), v)[1]) for v in (0.0, 0.5, 1.0)]
+    assert kept[0] >= kept[1] >= kept[2] and kept[0] > kept[2]
+
+
+def test_mixup_shows_both_and_keeps_the_boxes_of_both():
+    first, second = piece(1, 80, 100), piece(2, 60, 140)
+    image, boxes, labels = mixup(first, second, np.random.default_rng(1), 0.25)
+    assert image.shape == first[0].shape
+    assert labels.tolist().count(1) == 2 and set(labels.tolist()) == {1, 2}
+    assert (boxes[:, 2] <= 100).all() and (boxes[:, 3] <= 60 + 20).all()
+    x1, y1, x2, y2 = boxes[labels == 2][0].astype(int)
+    assert image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2, 1].mean() > 120  # the green of the second shines through
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pasted_boxes_hold_their_object_and_leave_the_others_visible(seed):
+    target, source = piece(1), piece(2)
+    before = target[0].copy()
+    image, boxes, labels = copy_paste(target, source, np.random.default_rng(seed))
+    assert np.array_equal(target[0], before), "the picture given may be in the cache"
+    assert labels.tolist()[:2] == [1, 1] and len(boxes) == len(labels)
+    assert (labels == 2).any()
+    for box in boxes[labels == 2]:
+        assert purity(image, box, 2) > 0.7
+    for box in boxes[labels == 1]:
+        assert purity(image, box, 1) >= 0.55  # at most a fifth hidden by each of two
+
+
+def test_the_same_generator_gives_the_same_picture():
+    tiles = [piece(label) for label in (1, 2, 3, 4)]
+    for make in (
+        lambda r: mosaic(tiles, r, 0.25),
+        lambda r: mixup(*tiles[:2], r, 0.25),
+        lambda r: copy_paste(*tiles[:2], r),
+    ):
+        one, two, other = (make(np.random.default_rng(s)) for s in (5, 5, 6))
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+        assert not np.array_equal(one[0], other[0])
