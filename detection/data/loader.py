@@ -19,7 +19,7 @@ Batch = tuple[list[torch.Tensor], list[dict]]
 class TrainBatches(Sampler[list[Draw]]):
     """Shuffled batches, a function of (seed, epoch) alone, so that a resumed run goes on where it was.
 
-    Of several ranks each gets its own part of the same global batches, which are as `batch_size * world` on one
+    Of several ranks each gets its own part of the same global batches, which are as `batch_size * world_size` on one
     rank would make them.
 
     Args:
@@ -41,13 +41,13 @@ class TrainBatches(Sampler[list[Draw]]):
         *,
         short_sides: Sequence[int] = (),
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.portrait = (sizes[:, 0] < sizes[:, 1]) & group_by_aspect
         self.batch_size = batch_size
         self.seed = seed
         self.short_sides = tuple(short_sides)
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0
         """First batch to give: above 0 when an epoch is resumed in its middle."""
@@ -55,11 +55,11 @@ class TrainBatches(Sampler[list[Draw]]):
         """Whether samples may be mixed from several pictures; see `Draw.mix`."""
 
     def __len__(self) -> int:
-        return max(1, len(self.portrait) // (self.batch_size * self.world))
+        return max(1, len(self.portrait) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        together = self.batch_size * self.world
+        together = self.batch_size * self.world_size
         batches: list[list[int]] = []
         waiting: tuple[list[int], list[int]] = ([], [])
         for i in rng.permutation(len(self.portrait)).tolist():
@@ -73,20 +73,20 @@ class TrainBatches(Sampler[list[Draw]]):
             batches.append(rest[start : start + together])
         sides = rng.choice(self.short_sides, len(batches)).tolist() if self.short_sides else [None] * len(batches)
         for batch, side in list(zip(batches, sides, strict=True))[self.start : len(self)]:
-            own = batch[self.rank :: self.world] or batch[:1]
+            own = batch[self.rank :: self.world_size] or batch[:1]
             yield [Draw(self.epoch, i, side, self.mix) for i in own]
 
 
 class EvalBatches(Sampler[list[Draw]]):
     """Each image once, pictures of like shape together: less padding, and few shapes for kernels to prepare.
 
-    Of several ranks each gets every `world`-th batch: nothing is padded with duplicates, some ranks have one less.
+    Of several ranks each gets every `world_size`-th batch: nothing is padded with duplicates, some ranks have one less.
     """
 
-    def __init__(self, sizes: np.ndarray, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, sizes: np.ndarray, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0] / sizes[:, 1])).tolist()
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        self.batches = batches[rank::world]
+        self.batches = batches[rank::world_size]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -162,7 +162,8 @@ def test_ranks_share_the_global_batches():
     sizes = np.array([(100, 50)] * 21 + [(50, 100)] * 14)
     whole = TrainBatches(sizes, 6, seed=1, group_by_aspect=True, short_sides=(64, 96))
     ranks = [
-        TrainBatches(sizes, 2, seed=1, group_by_aspect=True, short_sides=(64, 96), rank=r, world=3) for r in range(3)
+        TrainBatches(sizes, 2, seed=1, group_by_aspect=True, short_sides=(64, 96), rank=r, world_size=3)
+        for r in range(3)
     ]
     for epoch in (0, 3):
         for batches in (whole, *ranks):
@@ -171,13 +172,13 @@ def test_ranks_share_the_global_batches():
         assert len(parts) == len(whole) == len(ranks[0])
         for together, one in zip(parts, whole, strict=True):
             assert sorted(d for part in together for d in part) == sorted(one)
-    few = [list(TrainBatches(sizes[:2], 2, 0, True, rank=r, world=3)) for r in range(3)]
+    few = [list(TrainBatches(sizes[:2], 2, 0, True, rank=r, world_size=3)) for r in range(3)]
     assert all(len(part) == 1 and len(part[0]) >= 1 for part in few)
 
 
 def test_ranks_evaluate_each_image_once():
     sizes = np.random.default_rng(0).integers(50, 200, (23, 2))
-    parts = [list(EvalBatches(sizes, 4, rank=r, world=3)) for r in range(3)]
+    parts = [list(EvalBatches(sizes, 4, rank=r, world_size=3)) for r in range(3)]
     assert sorted(d.index for part in parts for batch in part for d in batch) == list(range(23))
 
 
