@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import Backbone, initialize
-from backbones.ghost import ConvBnAct, GhostBottleneck, make_divisible
+from backbones.ghost import ConvBnAct, GhostBottleneck, make_divisible, start_blocks_as_identity
 
 # One entry a block: depthwise kernel, expansion, output channels, squeeze-and-excite ratio, stride.
 # One line a stage, `blocks.0` to `blocks.8` of the published release (table 1 of the paper).
@@ -68,6 +68,7 @@ class GhostNetFeatures(Backbone):
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
         initialize(self)
+        start_blocks_as_identity(self)
         self.measure(out_levels)
 
     def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
@@ -92,6 +93,7 @@ class GhostNet(GhostNetFeatures):
         self.classifier = nn.Linear(1280, num_classes)
         self.dropout = dropout
         initialize(self)
+        start_blocks_as_identity(self)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         x = self.blocks[9](self.extract(images)["c5"])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import NAMES, GhostModule, GhostNet, build_backbone
+from backbones import NAMES, GhostBottleneck, GhostModule, GhostNet, build_backbone
 from backbones.ghost import make_divisible
 
 TIMM_NAMES = {0.5: "ghostnet_050", 1.0: "ghostnet_100", 1.3: "ghostnet_130"}
@@ -43,6 +43,21 @@ def test_channels_and_strides(width, channels):
     backbone = build_backbone("ghostnet", width=width)
     assert list(backbone.channels.values()) == channels
     assert backbone.strides == {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+
+
+def test_blocks_with_a_plain_shortcut_begin_as_the_identity_and_then_learn():
+    backbone = build_backbone("ghostnet", width=0.5)
+    plain = [m for m in backbone.modules() if isinstance(m, GhostBottleneck) and len(m.shortcut) == 0]
+    assert len(plain) == 11
+    x = torch.rand(2, plain[-1].ghost2.out_channels, 4, 4)
+    assert torch.equal(plain[-1](x), x)
+    optimizer = torch.optim.SGD(backbone.parameters(), 0.1)
+    before = [p.clone() for p in plain[-1].parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        backbone(torch.rand(2, 3, 64, 64))["c5"].square().sum().backward()
+        optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, plain[-1].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("width", TIMM_NAMES)
