@@ -151,8 +151,9 @@ def start_blocks_as_identity(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, GhostBottleneck) and len(module.shortcut) == 0:
             # Both: a ghost of nothing, normalised, would be noise at full scale.
-            for part in (module.ghost2.primary_conv, module.ghost2.cheap_operation):
-                nn.init.zeros_(part[1].weight)
+            for norm in (module.ghost2.primary_conv[1], module.ghost2.cheap_operation[1]):
+                assert isinstance(norm, nn.BatchNorm2d)
+                nn.init.zeros_(norm.weight)
 
 
 class ConvBnAct(nn.Module):

@@ -24,7 +24,8 @@ class Draw(NamedTuple):
     """Which sample is wanted."""
 
     epoch: int
-    index: int
+    image: int
+    """Its number in the annotation index."""
     short_side: int | None = None
     """In place of the data set's own (multi-scale training)."""
     mix: bool = True
@@ -88,7 +89,7 @@ class DetectionDataset(Dataset):
         for attempt in range(1 if self.augmentation is None else 10):
             try:
                 # A step that has no factor in common with most sizes, so that a bad folder is soon left.
-                image, target = self.load(draw._replace(index=(draw.index + 7919 * attempt) % len(self)))
+                image, target = self.load(draw._replace(image=(draw.image + 7919 * attempt) % len(self)))
             except UserError as error:
                 skipped.append(str(error))
                 continue
@@ -99,7 +100,7 @@ class DetectionDataset(Dataset):
 
     def load(self, draw: Draw) -> Sample:
         """The sample; raises UserError for an image that is absent, corrupt or of another size than annotated."""
-        i = draw.index
+        i = draw.image
         width, height = self.index.sizes[i].tolist()
         if self.augmentation is None:
             image = self._picture(i)
@@ -120,14 +121,14 @@ class DetectionDataset(Dataset):
 
     def _augmented(self, draw: Draw, augmentation: Augmentation) -> Piece:
         # 32 bits out of (seed, epoch, i), well mixed.
-        seed = int(np.random.SeedSequence([self.seed, draw.epoch, draw.index]).generate_state(1)[0])
-        rng = np.random.default_rng([self.seed, draw.epoch, draw.index, 1])
+        seed = int(np.random.SeedSequence([self.seed, draw.epoch, draw.image]).generate_state(1)[0])
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.image, 1])
         side, config = draw.short_side or self.short_side, augmentation.config
 
         def another() -> Piece:
             return self._piece(int(rng.integers(len(self))), side, augmentation, int(rng.integers(2**31)))
 
-        piece = self._piece(draw.index, side, augmentation, seed)
+        piece = self._piece(draw.image, side, augmentation, seed)
         if draw.mix and rng.random() < config.mosaic:
             piece = mosaic([piece, another(), another(), another()], rng, config.min_visibility)
         if draw.mix and rng.random() < config.copy_paste:

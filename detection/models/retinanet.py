@@ -17,6 +17,7 @@ from torchvision.models.detection.retinanet import (
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detection.models.neck import PyramidBackbone
+from detection.models.retina_loss import retina_losses
 from detection.models.transform import NormalizeAndBatch
 
 Norm = Callable[[int], nn.Module]
@@ -94,8 +95,15 @@ class GhostRetinaNet(RetinaNet):
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        shifted = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]
-        losses = super().compute_loss(shifted, head_outputs, anchors)
+        losses = retina_losses(
+            head_outputs["cls_logits"],
+            head_outputs["bbox_regression"],
+            anchors[0],
+            [target["boxes"] for target in targets],
+            [target["labels"] - 1 for target in targets],
+            self.head.regression_head.box_coder,
+            self.head.regression_head._loss_type,
+        )
         losses["bbox_regression"] = losses["bbox_regression"] * self.box_loss_weight
         return losses
 
@@ -173,6 +181,7 @@ class LevelTower(nn.Module):
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
         for conv, norms in zip(self.convs, self.norms, strict=True):
+            assert isinstance(norms, nn.ModuleList)
             x = [F.relu(norm(conv(level)), inplace=True) for norm, level in zip(norms, x, strict=True)]
         return x
 

@@ -179,7 +179,7 @@ def test_ranks_share_the_global_batches():
 def test_ranks_evaluate_each_image_once():
     sizes = np.random.default_rng(0).integers(50, 200, (23, 2))
     parts = [list(EvalBatches(sizes, 4, rank=r, world_size=3)) for r in range(3)]
-    assert sorted(d.index for part in parts for batch in part for d in batch) == list(range(23))
+    assert sorted(d.image for part in parts for batch in part for d in batch) == list(range(23))
 
 
 def test_the_closing_phase_does_not_mix(tiny_config):

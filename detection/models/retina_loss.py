@@ -1,0 +1,127 @@
+"""RetinaNet's losses over a whole batch, without waiting for the GPU.
+
+The same numbers as torchvision's `RetinaNet.compute_loss` (a test compares them), which handles image by image, asks
+the GPU several times for each how many anchors are positive, and makes a dozen passes over all logits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou, generalized_box_iou_loss
+
+IGNORED, BACKGROUND = -2, -1
+
+
+def match_anchors(boxes: Tensor, anchors: Tensor, low: float = 0.4, high: float = 0.5) -> Tensor:
+    """Which box each anchor has to find: its index, BACKGROUND (IoU below `low`) or IGNORED (between the two).
+
+    An anchor that is the best one of some box (or as good as the best) is never left out, however low the IoU: it
+    keeps the box that it overlaps most.
+
+    Args:
+        boxes: float32 [M, 4] xyxy, M >= 0.
+        anchors: float32 [A, 4] xyxy.
+
+    Returns:
+        int64 [A]
+    """
+    if not len(boxes):
+        return anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
+    iou = box_iou(boxes, anchors)
+    best, box = iou.max(dim=0)
+    matches = torch.where(best >= high, box, torch.where(best >= low, IGNORED, BACKGROUND))
+    # A box that overlaps no anchor at all would have all of them as its "best".
+    rescued = ((iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)).any(dim=0)
+    return torch.where(rescued, box, matches)
+
+
+def retina_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    coder: BoxCoder,
+    box_loss: str,
+) -> dict[str, Tensor]:
+    """Focal loss and box loss, each divided by the number of positive anchors of its image, averaged over images.
+
+    Args:
+        logits: float32 [N, A, C].
+        deltas: float32 [N, A, 4], what the box head put out.
+        anchors: float32 [A, 4] xyxy, the same for every image of the batch.
+        boxes: N times float32 [M_i, 4] xyxy.
+        labels: N times int64 [M_i], 0…C-1.
+        box_loss: "giou" or "l1".
+
+    Returns:
+        {"classification", "bbox_regression"}, scalars.
+    """
+    images = len(boxes)
+    matches = torch.stack([match_anchors(of_image, anchors) for of_image in boxes])
+    positive = matches >= 0
+    weight = 1.0 / (positive.sum(dim=1, keepdim=True).clamp(min=1) * images)
+
+    # Boxes of all images in one table, the first entry for anchors that have none.
+    nothing = anchors.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+    all_boxes, all_labels = torch.cat([nothing, *boxes]), torch.cat([labels[0].new_zeros(1), *labels])
+    starts = torch.tensor([0, *(len(of_image) for of_image in boxes[:-1])]).cumsum(0).to(matches.device)
+    rows = torch.where(positive, matches + starts[:, None] + 1, 0)
+
+    own = logits.gather(2, all_labels[rows][..., None])[..., 0]
+    as_negative = _NegativeFocalLoss.apply(logits)
+    # The logit of an anchor's own class is counted among the negatives there: taken out here.
+    correction = positive_focal_loss(own) - negative_focal_loss(own)
+    classification = as_negative * (matches != IGNORED) + correction * positive
+
+    box_weight = (positive * weight).flatten()
+    if box_loss == "giou":
+        found = coder.decode_single(deltas.flatten(0, 1), anchors.repeat(images, 1))
+        # An anchor without a box has weight zero, but zero times what is not finite is not zero.
+        target = torch.where(positive.flatten()[:, None], all_boxes[rows].flatten(0, 1), found.detach())
+        per_anchor = generalized_box_iou_loss(found, target, eps=1e-7)
+    else:
+        target = coder.encode_single(all_boxes[rows].flatten(0, 1), anchors.repeat(images, 1))
+        per_anchor = F.l1_loss(deltas.flatten(0, 1), target, reduction="none").sum(dim=1)
+    return {
+        "classification": (classification * weight).sum(),
+        "bbox_regression": (per_anchor * box_weight).sum(),
+    }
+
+
+def positive_focal_loss(logits: Tensor, alpha: float = 0.25) -> Tensor:
+    """Of logits that should be high (arXiv 1708.02002, equation 5, gamma 2); any shape."""
+    return alpha * torch.sigmoid(-logits).square() * F.softplus(-logits)
+
+
+def negative_focal_loss(logits: Tensor, alpha: float = 0.25) -> Tensor:
+    """Of logits that should be low; any shape."""
+    return (1 - alpha) * torch.sigmoid(logits).square() * F.softplus(logits)
+
+
+class _NegativeFocalLoss(torch.autograd.Function):
+    """`negative_focal_loss` summed over classes, [N, A, C] -> [N, A], with its gradient made in the same pass.
+
+    There are anchors times classes of these, millions, and hardly any positive ones: autograd would keep and read
+    back four arrays of that size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        p = torch.sigmoid(logits)
+        softplus = F.softplus(logits)
+        square = p.square().mul_(0.75)
+        loss = torch.einsum("nac,nac->na", square, softplus)
+        # d(p² s)/dx = p² (2 (1 - p) s + p), as dp/dx = p (1 - p) and ds/dx = p.
+        gradient = softplus.mul_(1 - p).mul_(2).add_(p).mul_(square)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Tensor:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[..., None]
