@@ -65,3 +65,49 @@ def measure_cost(model: nn.Module, *inputs: Any) -> dict[str, Cost]:
         )
         for name, module in model.named_modules()
     }
+
+
+def measure_memory(model: nn.Module, *inputs: Any) -> dict[str, int]:
+    """Run `model(*inputs)` once and return the bytes that training would keep of it, by module name; "" is the whole.
+
+    Counted is what autograd saves for the backward pass: inputs and outputs of layers, each storage once and
+    in the module that saves it first, without parameters and buffers. In-place activations cost nothing here, a
+    `torch.cat` does, and so does each output that a batch norm or a convolution needs again. Gradients and the
+    optimizer come on top. The model is run in evaluation mode, as a batch norm cannot train on a single 1x1 map;
+    dropout's masks are therefore missing.
+    """
+    fixed = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[torch.UntypedStorage, str]] = {}
+    inside = [""]
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in fixed:
+            # The storage itself is held so that no later one can be mistaken for it.
+            kept.setdefault(storage._cdata, (storage, inside[-1]))
+        return tensor
+
+    def enter(name: str) -> Any:
+        return lambda module, args: inside.append(name)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        inside.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            model(*inputs)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    memory = {name: 0 for name, _ in model.named_modules()}
+    for storage, name in kept.values():
+        parts = name.split(".") if name else []
+        for end in range(len(parts) + 1):
+            memory[".".join(parts[:end])] += storage.nbytes()
+    return memory

@@ -1,4 +1,4 @@
-"""Ghost-ResNet-50 and Ghost-ResNet-56 (arXiv 1911.11907, tables 5 and 6) and, with ratio 1, the ResNets themselves.
+"""Ghost-ResNet-50 and Ghost-ResNet-56 (arXiv 1911.11907) and, with ratio 1, the ResNets themselves.
 
 The Ghost-ResNet-50 file in the authors' repository is defective: it creates weights that it does not use, and its
 convolutions have biases and no batch norm. Here each convolution of torchvision's ResNet but the first is a ghost
@@ -172,7 +172,7 @@ def ghost_resnet50(
     """Ghost-ResNet-50 for ImageNet. [N, 3, H, W] float32 -> logits [N, num_classes].
 
     Args:
-        ratio: s of the paper (2 and 4 in its table 6); 1 is the plain ResNet-50.
+        ratio: s of the paper, which reports 2 and 4; 1 is the plain ResNet-50.
         kernel_size: d of the paper, odd.
         ghost_classifier: also make the classifier a ghost module. Only so are the paper's 13.0 M (s=2) and 6.5 M (s=4)
             parameters met: a linear classifier, which the authors' file has, alone holds 2.05 M. It makes `ratio`

@@ -1,4 +1,4 @@
-"""Ghost-VGG-16 (GhostNet's paper, arXiv 1911.11907, tables 3 to 5) and, with ratio 1, VGG-16 itself."""
+"""Ghost-VGG-16 (GhostNet's paper, arXiv 1911.11907) and, with ratio 1, VGG-16 itself."""
 
 from collections.abc import Iterator, Sequence
 
@@ -86,8 +86,8 @@ def ghost_vgg16(num_classes: int = 10, ratio: int = 2, kernel_size: int = 3) -> 
     """Ghost-VGG-16 for CIFAR-10. [N, 3, 32, 32] float32 -> logits [N, num_classes].
 
     Args:
-        ratio: s of the paper; 2, 3, 4, 5 are its table 4, 1 is the plain VGG-16 with batch norm.
-        kernel_size: d of the paper, odd; 1, 3, 5, 7 are its table 3.
+        ratio: s of the paper; it reports 2, 3, 4 and 5; 1 is the plain VGG-16 with batch norm.
+        kernel_size: d of the paper, odd; it reports 1, 3, 5 and 7.
 
     Raises:
         ValueError: ratio or kernel_size out of range.

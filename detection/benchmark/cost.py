@@ -1,0 +1,153 @@
+"""The cost of a backbone or a whole detector, part by part, on the meta device: seconds, at any input size."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+
+from backbones import build_backbone
+from backbones.cost import measure_cost, measure_memory
+from detection.benchmark.report import CostRow
+from detection.config import load_config
+from detection.errors import UserError
+from detection.models import build_model
+
+DIVISOR = 32
+"""Detectors pad pictures to multiples of this (`NormalizeAndBatch`)."""
+PARTS = {"backbone": "pyramid.body", "neck": "pyramid.fpn", "head": "head", "total": ""}
+"""Part -> its module in `DetectorParts`."""
+
+
+class DetectorParts(nn.Module):
+    """The parts of a torchvision-style detector that hold weights, called one after the other.
+
+    The rest – anchors, box decoding, the choice of proposals, RoIAlign, NMS – multiplies next to nothing and cannot run
+    without real numbers. forward: images [N, 3, H, W] -> whatever the heads put out.
+    """
+
+    def __init__(self, pyramid: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.head = head
+
+    def forward(self, images: Tensor) -> object:
+        return self.head(list(self.pyramid(images).values()))
+
+
+class TwoStageHead(nn.Module):
+    """Faster R-CNN's two heads; the second on empty maps of as many proposals as RoIAlign would cut out."""
+
+    def __init__(self, model: FasterRCNN, proposals: int) -> None:
+        super().__init__()
+        self.rpn = model.rpn.head
+        self.box_head = model.roi_heads.box_head
+        self.box_predictor = model.roi_heads.box_predictor
+        self.shape = (proposals, model.backbone.out_channels, *model.roi_heads.box_roi_pool.output_size)
+
+    def forward(self, features: list[Tensor]) -> object:
+        cut_out = features[0].new_zeros(self.shape)
+        return self.rpn(features), self.box_predictor(self.box_head(cut_out))
+
+
+def network_costs(
+    target: str, size: tuple[int, int] | None = None, *, num_classes: int = 80, layers: bool = False
+) -> list[CostRow]:
+    """What a config's detector or a backbone costs for one picture.
+
+    Args:
+        target: path of a config, or NAME or NAME@WIDTH of a backbone, counted without its classifier.
+        size: height and width in pixels. None: the config's short and long side; 224x224 for a backbone.
+            Detectors pad it to multiples of 32.
+        num_classes: of the detector's head.
+        layers: also a row for every layer that has parameters or multiply-adds.
+
+    Returns:
+        Rows backbone, neck, head and total; a backbone has one row.
+
+    Raises:
+        UserError: no such config or backbone, or a picture that the network is too deep for.
+    """
+    if not is_config(target):
+        with torch.device("meta"):
+            backbone = _backbone(target).eval()
+        return _rows(target, size or (224, 224), backbone, backbone, {"backbone": ""}, layers)
+    # Its weights play no part in the cost, and their file need not be here.
+    config = load_config(target, ["model.backbone.weights=null"])
+    height, width = size or (config.data.short_side, config.data.long_side)
+    with torch.device("meta"):
+        model = build_model(config, num_classes)
+    return detector_costs(target, model, (-(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR), layers)
+
+
+def detector_costs(name: str, model: nn.Module, size: tuple[int, int], layers: bool = False) -> list[CostRow]:
+    """Rows for backbone, neck, head and total of a detector with torchvision's parts, built on the meta device.
+
+    Faster R-CNN's second stage is counted for as many boxes as it gets of one picture: in detection
+    (1000, torchvision's default) for multiply-adds and activations, in training (512) for memory.
+
+    Args:
+        name: to stand in the rows.
+        model: with `backbone.body`, `backbone.fpn` and `head`, or a Faster R-CNN.
+        size: height and width of the padded picture.
+    """
+    model.eval()
+    if isinstance(model, FasterRCNN):
+        tested = DetectorParts(model.backbone, TwoStageHead(model, model.rpn.post_nms_top_n()))
+        proposals = model.roi_heads.fg_bg_sampler.batch_size_per_image
+        trained = DetectorParts(model.backbone, TwoStageHead(model, proposals))
+    else:
+        tested = trained = DetectorParts(model.get_submodule("backbone"), model.get_submodule("head"))
+    return _rows(name, size, tested, trained, PARTS, layers)
+
+
+def is_config(target: str) -> bool:
+    """Whether a command-line argument names a file; no backbone's name ends in .yaml."""
+    return Path(target).suffix.lower() in (".yaml", ".yml")
+
+
+def _backbone(target: str) -> nn.Module:
+    name, at, width = target.partition("@")
+    try:
+        factor = float(width) if at else 1.0
+    except ValueError:
+        raise UserError(f"{target}: width {width!r} is not a number, like 1.1") from None
+    try:
+        return build_backbone(name, width=factor)
+    except ValueError as error:
+        raise UserError(f"{error}. (A config is named by its path, which ends in .yaml)") from error
+
+
+def _rows(
+    name: str,
+    size: tuple[int, int],
+    tested: nn.Module,
+    trained: nn.Module,
+    parts: dict[str, str],
+    layers: bool,
+) -> list[CostRow]:
+    """Rows of `parts` (part -> module name): memory is that of `trained`, all else that of `tested`."""
+    try:
+        images = torch.zeros(1, 3, *size, device="meta")
+        costs = measure_cost(tested, images)
+        memory = measure_memory(trained, images)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name} is too deep for a picture of {size[0]}x{size[1]} pixels: {reason}") from error
+
+    def row(part: str, module: str) -> CostRow:
+        cost = costs[module]
+        return CostRow(name, size, part, cost.parameters, cost.macs, cost.activations, memory[module])
+
+    rows = [row(part, module) for part, module in parts.items()]
+    if layers:
+        leaves = [module for module, child in tested.named_modules() if not list(child.children())]
+        rows += [row(_layer_name(leaf, parts), leaf) for leaf in leaves if costs[leaf].parameters or costs[leaf].macs]
+    return rows
+
+
+def _layer_name(module: str, parts: dict[str, str]) -> str:
+    for part, prefix in parts.items():
+        if prefix and module.startswith(f"{prefix}."):
+            return part + module.removeprefix(prefix)
+    return module
