@@ -115,7 +115,8 @@ def _backbone(target: str) -> nn.Module:
     try:
         return build_backbone(name, width=factor)
     except ValueError as error:
-        raise UserError(f"{error}. (A config is named by its path, which ends in .yaml)") from error
+        hint = ". A config is named by its path, which ends in .yaml" if str(error).startswith("unknown") else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def _rows(

