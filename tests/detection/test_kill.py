@@ -1,0 +1,92 @@
+"""A training that is killed (SIGKILL) at any moment and resumed ends as one that was not, bit for bit."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, tiny_raw, write_coco
+
+from detection.checkpoint import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tool):
+    root = tmp_path_factory.mktemp("kill")
+    write_coco(root / "data", images=16)
+    raw = tiny_raw(root / "data", root / "whole")
+    raw["train"]["epochs"] = 4
+    raw["data"]["workers"] = 1
+    raw["data"]["augment"] = {"scale": [0.8, 1.2], "mosaic": 0.3, "brightness": 0.2}
+    (root / "config.yaml").write_text(yaml.safe_dump(raw))
+    start = time.monotonic()
+    done = tool("train", root / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    return root, time.monotonic() - start
+
+
+def states(folder):
+    content = read_checkpoint(folder / "last.pt")
+    optimizer = {
+        f"{i}.{k}": v for i, s in content["optimizer"]["state"].items() for k, v in s.items() if isinstance(v, torch.Tensor)
+    }
+    return [content["model"], content["ema"], optimizer]
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return lines
+
+
+def kill_and_resume(root, seconds, seed):
+    """Start, kill after a random time, resume, … until the run is through; returns how often it was killed."""
+    rng = random.Random(seed)
+    folder = root / f"killed{seed}"
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(root / "config.yaml"), f"output_dir={folder}"]
+    kills = 0
+    while True:
+        resume = ["--resume"] if (folder / "last.pt").exists() else []
+        process = subprocess.Popen(
+            [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        # The start alone takes a good part; the third one is let through, so that the test ends.
+        limit = None if kills >= 3 else seconds * rng.uniform(0.4, 1.0)
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, output
+        return folder, kills
+
+
+def check(root, seconds, seed):
+    folder, kills = kill_and_resume(root, seconds, seed)
+    assert kills >= 1
+    for expected, found in zip(states(root / "whole"), states(folder), strict=True):
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert records(folder) == records(root / "whole")
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    # A kill inside a save may leave its temporary file; none is ever taken for a checkpoint.
+    assert all(name.startswith((".last.pt.", ".best.pt.", ".metrics.jsonl.", ".predictions.json.")) for name in left)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_and_resumed(uninterrupted, seed):
+    check(*uninterrupted, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_killed_and_resumed_more(uninterrupted, seed):
+    check(*uninterrupted, seed)
