@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint tables clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -26,6 +26,9 @@ lint: .venv/.dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy backbones detection tools/*.py --scripts-are-modules
+
+tables: .venv/.base  ## make the cost tables of README.md and docs/costs.md anew
+	$(BIN)/python tools/benchmark.py --tables
 
 clean:  ## remove .venv and caches (runs/ and data/ stay)
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -3,6 +3,8 @@
 from backbones.base import Backbone
 from backbones.features import NAMES, build_backbone
 from backbones.ghost import GhostBottleneck, GhostModule, SqueezeExcite
+from backbones.ghost_resnet import ghost_resnet50, ghost_resnet56
+from backbones.ghost_vgg import ghost_vgg16
 from backbones.ghostnet import GhostNet
 from backbones.weights import LoadReport, WeightsError, load_weights, read_weights
 
@@ -16,6 +18,9 @@ __all__ = [
     "SqueezeExcite",
     "WeightsError",
     "build_backbone",
+    "ghost_resnet50",
+    "ghost_resnet56",
+    "ghost_vgg16",
     "load_weights",
     "read_weights",
 ]
