@@ -1,10 +1,11 @@
-"""What networks cost: parameters, multiply-adds, activations and memory of backbone, neck and head."""
+"""What networks cost: parameters, multiply-adds, activations and memory; and how fast a training is."""
 
 import argparse
 from pathlib import Path
 
 from detection.benchmark.report import format_rows, parse_size
 from detection.cli import run_tool
+from detection.config import load_config
 from detection.errors import UserError
 
 EXAMPLE = """\
@@ -12,6 +13,7 @@ examples:
   python tools/benchmark.py --cost configs/retina_ghost.yaml configs/faster_rcnn_ghost.yaml
   python tools/benchmark.py --cost ghostnet@0.5 ghostnet@1.1 mobilenet_v3_large --size 320 --format markdown
   python tools/benchmark.py --cost ghostnet --layers --format csv --out layers.csv
+  python tools/benchmark.py --train configs/retina_ghost_320.yaml data.batch_size=8 …
   python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
 
 the columns, all for one picture:
@@ -38,6 +40,13 @@ def main() -> int:
     what.add_argument(
         "--tables", nargs="*", metavar="FILE", help="rewrite the cost tables of FILEs (README.md and docs/costs.md)"
     )
+    what.add_argument(
+        "--train",
+        nargs="+",
+        metavar=("CONFIG", "key=value"),
+        help="time training steps and loading against torchvision's",
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of --train, each way (default: %(default)s)")
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
     parser.add_argument("--num-classes", type=int, default=80, help="of the detector's head (default: %(default)s)")
     parser.add_argument("--layers", action="store_true", help="a row for every layer, too")
@@ -47,6 +56,13 @@ def main() -> int:
     if args.num_classes < 1:
         parser.error("--num-classes must be at least 1")
     size = None if args.size is None else parse_size(args.size)
+
+    if args.train is not None:
+        config = load_config(args.train[0], args.train[1:])
+        from detection.benchmark.training import compare_training
+
+        print(compare_training(config, max(1, args.steps)))
+        return 0
 
     if args.cost is None:
         from detection.benchmark.tables import FILES, update_tables

@@ -33,7 +33,10 @@ def uninterrupted(tmp_path_factory, tool):
 def states(folder):
     content = read_checkpoint(folder / "last.pt")
     optimizer = {
-        f"{i}.{k}": v for i, s in content["optimizer"]["state"].items() for k, v in s.items() if isinstance(v, torch.Tensor)
+        f"{i}.{k}": v
+        for i, s in content["optimizer"]["state"].items()
+        for k, v in s.items()
+        if isinstance(v, torch.Tensor)
     }
     return [content["model"], content["ema"], optimizer]
 
