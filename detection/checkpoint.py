@@ -62,11 +62,11 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a dict of tensors and plain values; see `write_atomically`."""
+    """Write a dict of tensors and plain values (its "format", if not `FORMAT`, too); see `write_atomically`."""
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file))
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
     """Read with `weights_only=True`, onto the CPU.
 
     Raises:
@@ -84,10 +84,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a readable checkpoint (truncated, or no PyTorch file): {reason[:200]}{hint}"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != expected:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise UserError(
-            f"{path} is not a checkpoint of this toolkit (expected format {FORMAT!r}, found {found!r}); "
+            f"{path} is not a checkpoint of this toolkit (expected format {expected!r}, found {found!r}); "
             "backbone weights of other projects go into model.backbone.weights"
         )
     return content

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -119,6 +119,8 @@ class OptimConfig(Section):
     """lr is meant for this many images a step and scaled linearly to the real number; null: as it is."""
     momentum: Probability = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norms: bool = True
+    """Weight decay also on batch norms and biases; classification recipes often spare them."""
     schedule: Literal["step", "cosine"] = "step"
     milestones: list[Probability] = [8 / 12, 11 / 12]
     """step: the shares of the training at which lr is divided by ten."""
@@ -148,27 +150,40 @@ class EvalConfig(Section):
     max_detections: Positive = 100
 
 
-class Config(Section):
-    """Everything about one experiment. The number of classes comes from the data, never from here."""
+class Experiment(Section):
+    """What every training is told, whatever it trains. The number of classes comes from the data, never from here."""
 
     output_dir: str
     seed: int = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    data: DataConfig
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
 
-    def with_overrides(self, overrides: Sequence[str]) -> "Config":
+    def with_overrides(self: "Schema", overrides: Sequence[str]) -> "Schema":
         """A checked copy with `key=value` overrides. Raises UserError."""
         raw = self.model_dump()
         for override in overrides:
             _apply(raw, override)
-        return parse_config(raw, "config", None, {o.split("=", 1)[0]: o for o in overrides})
+        return check(type(self), raw, "config", None, {o.split("=", 1)[0]: o for o in overrides})
+
+
+class Config(Experiment):
+    """Everything about one detection experiment."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+
+Schema = TypeVar("Schema", bound=Experiment)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a detection config; see `read_config`."""
+    return read_config(Config, path, overrides)
+
+
+def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file, apply `key.sub=value` overrides (values are YAML) and check all of it.
 
     Raises:
@@ -192,18 +207,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(raw, override)
     given = {override.split("=", 1)[0]: override for override in overrides}
-    return parse_config(raw, str(path), lines, given)
+    return check(schema, raw, str(path), lines, given)
 
 
-def parse_config(
+def parse_config(raw: dict[str, Any], source: str) -> Config:
+    """Check the plain dict of a detection config (of a checkpoint, say). Raises UserError, see `read_config`."""
+    return check(Config, raw, source)
+
+
+def check(
+    schema: type[Schema],
     raw: dict[str, Any],
     source: str,
     lines: dict[str, int] | None = None,
     overrides: dict[str, str] | None = None,
-) -> Config:
-    """Check a plain dict (of a file or a checkpoint) against the schema. Raises UserError, see `load_config`."""
+) -> Schema:
+    """Check a plain dict against a schema. Raises UserError, see `read_config`."""
     try:
-        return Config.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         messages = []
         for item in error.errors():
@@ -216,12 +237,12 @@ def parse_config(
                 place = f"command line ({' '.join(given)})"
             elif lines and key in lines:
                 place = f"{source}, line {lines[key]}"
-            messages.append(f"{place}: {_explain(key, item)}")
+            messages.append(f"{place}: {_explain(schema, key, item)}")
         raise UserError("\n".join(dict.fromkeys(messages))) from None
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML that `load_config` reads back to an equal one."""
+def save_config(config: Experiment, path: Path) -> None:
+    """Write the resolved config as YAML that `read_config` reads back to an equal one."""
     path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
 
 
@@ -229,14 +250,15 @@ def valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
     """All dotted keys of the schema."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from valid_keys(inner, f"{prefix}{name}.")
+        # A section that may be null is a union.
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from valid_keys(inner, f"{prefix}{name}.")
 
 
-def _explain(key: str, item: Any) -> str:
+def _explain(schema: type[Experiment], key: str, item: Any) -> str:
     if item["type"] == "extra_forbidden":
-        known = list(valid_keys())
+        known = list(valid_keys(schema))
         hint = ""
         if key.endswith("num_classes"):
             hint = "; the number of classes comes from the data"

@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.data.dataset import DetectionDataset, Draw, Sample
 from detection.errors import UserError
@@ -37,7 +38,7 @@ class TrainBatches(Sampler[list[Draw]]):
         sizes: np.ndarray,
         batch_size: int,
         seed: int,
-        group_by_aspect: bool,
+        group_by_aspect: bool = False,
         *,
         short_sides: Sequence[int] = (),
         rank: int = 0,
@@ -121,22 +122,30 @@ class BadImages:
 
 
 def build_loader(
-    dataset: DetectionDataset, batches: TrainBatches | EvalBatches, *, workers: int, device: torch.device
+    dataset: Dataset,
+    batches: TrainBatches | EvalBatches,
+    *,
+    workers: int,
+    device: torch.device,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader:
-    """A DataLoader of (images, targets) lists; use `iterate` on it."""
+    """A DataLoader of what `collate` makes of the samples, by default lists (images, targets); use `iterate` on it."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate or _collate,
+        # Of its own: the seed that each pass draws for its workers would else come out of the stream that dropout
+        # reads, and a run that goes on in the middle of an epoch, which is one pass more, would see other dropout.
+        generator=torch.Generator(),
         worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )
 
 
-def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[Batch]:
-    """The batches; what a worker met is told here, in the main process, in plain words.
+def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[Any]:
+    """The batches (images, list of target dicts); what a worker met is told here, in the main process, in plain words.
 
     Args:
         bad: counts images passed over; None allows none.
@@ -162,12 +171,13 @@ def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[Batch]
 def _explain_death(loader: DataLoader, message: str) -> str:
     """Name the image that a dead worker was reading: each notes it, see `DetectionDataset.reading`."""
     dataset = loader.dataset
-    assert isinstance(dataset, DetectionDataset)
-    names = [
-        f"{dataset.images / str(dataset.index.file_names[i])}"
-        for pid, i in dataset.reading.tolist()
-        if i >= 0 and (str(pid) in message)
-    ]
+    names = []
+    if isinstance(dataset, DetectionDataset):
+        names = [
+            f"{dataset.images / str(dataset.index.file_names[i])}"
+            for pid, i in dataset.reading.tolist()
+            if i >= 0 and (str(pid) in message)
+        ]
     while_reading = f" while it read {', '.join(names)}" if names else ""
     return (
         f"a process that reads images died{while_reading} ({message.splitlines()[0]}). If memory ran out, "

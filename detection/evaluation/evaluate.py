@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from detection import distributed
 from detection.data.dataset import DetectionDataset
 from detection.data.loader import EvalBatches, build_loader, iterate
 from detection.data.transforms import to_original
@@ -15,8 +16,9 @@ from detection.evaluation.coco import Result
 
 
 def eval_loader(dataset: DetectionDataset, batch_size: int, workers: int, device: torch.device) -> DataLoader:
-    """Each image once, ordered by shape."""
-    return build_loader(dataset, EvalBatches(dataset.index.sizes, batch_size), workers=workers, device=device)
+    """Each image once, ordered by shape; of several processes each has a share."""
+    batches = EvalBatches(dataset.index.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size())
+    return build_loader(dataset, batches, workers=workers, device=device)
 
 
 @torch.inference_mode()

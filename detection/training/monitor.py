@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from detection import distributed
 from detection.checkpoint import write_atomically
 from detection.device import progress_interval
 
@@ -16,10 +17,16 @@ log = logging.getLogger("detection")
 
 
 class Monitor:
-    """Writes to one run's folder. metrics.jsonl has one JSON object per evaluation."""
+    """Writes to one run's folder. metrics.jsonl has one JSON object per evaluation.
+
+    Of several processes the main one alone writes.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder = folder
+        self.writer = None
+        if not distributed.is_main():
+            return
         # TensorBoard takes a second to import and is needed in training alone.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -27,11 +34,15 @@ class Monitor:
         self.writer = SummaryWriter(str(folder), purge_step=step or None)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self.writer is None:
+            return
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl; a line of the same or a later epoch, of a run killed and resumed, is replaced."""
+        if self.writer is None:
+            return
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
@@ -42,7 +53,8 @@ class Monitor:
         self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class Bar:
@@ -55,6 +67,7 @@ class Bar:
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} done, {remaining} left{postfix}",
             mininterval=progress_interval(),
             leave=False,
+            disable=not distributed.is_main(),
             file=sys.stderr,
         )
 
@@ -68,10 +81,13 @@ class Bar:
 
 
 def start_logging(file: Path | None = None) -> None:
-    """Messages to the console above any progress bar, and to `file` with the time."""
+    """Messages to the console above any progress bar, and to `file` with the time.
+
+    Of several processes those but the main one keep silent: they would say the same.
+    """
     for name in ("detection", "backbones"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
         logger.propagate = False
         if not any(isinstance(handler, _Console) for handler in logger.handlers):
             logger.addHandler(_Console())

@@ -12,7 +12,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.requested = self._at_once = False
+        self.requested = self._received = self._at_once = False
 
     def __enter__(self) -> "StopSignal":
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -34,6 +34,7 @@ class StopSignal:
             self._at_once = False
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.requested or self._at_once:
+        # Not `requested`: another process of the same training may have been signalled first (TrainingRun.agree).
+        if self._received or self._at_once:
             raise KeyboardInterrupt
-        self.requested = True
+        self._received = self.requested = True

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 
+from detection import distributed
 from detection.evaluation.coco import evaluate_results, write_results
 from detection.evaluation.evaluate import detect_dataset
 from detection.training.monitor import Monitor
@@ -19,6 +20,10 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     start = time.monotonic()
     with stop.interruptible():
         results = detect_dataset(run.eval_model, run.val_loader, run.classes.ids, run.device, amp=config.train.amp)
+    # Pictures were shared out among the processes; the main one scores them all.
+    results = [result for share in distributed.gather(results) for result in share]
+    if not distributed.is_main():
+        return
     evaluation = evaluate_results(run.val_index, results)
     write_results(run.folder / "predictions.json", results)
     numbers = evaluation.to_json()

@@ -1,0 +1,160 @@
+"""What surrounds any training: its folder, its log, resuming, stopping; and how a dry run measures."""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detection import distributed
+from detection.config import Experiment, save_config
+from detection.data.loader import iterate
+from detection.errors import UserError
+from detection.training.base import TrainingRun
+from detection.training.loop import Evaluate, optimizer_step, train, train_step
+from detection.training.monitor import Monitor, start_logging
+
+log = logging.getLogger("detection")
+
+
+def launch(
+    config: Experiment,
+    *,
+    build: Callable[[Any, torch.device], TrainingRun],
+    evaluate: Evaluate,
+    describe: Callable[[Any], str],
+    summarize: Callable[[Any], str],
+    resume: bool,
+) -> bool:
+    """Train in `config.output_dir`. Returns False where a signal stopped it (resume goes on).
+
+    An earlier run in the same folder is moved aside, never overwritten. Under torchrun this runs in every process.
+
+    Args:
+        build: (config, device) -> run.
+        evaluate: see `detection.training.loop.train`.
+        describe, summarize: what to log of the run before and after.
+
+    Raises:
+        UserError: anything the user can mend, see its message.
+    """
+    folder = Path(config.output_dir)
+    if resume and not (folder / "last.pt").is_file():
+        raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
+    with distributed.session(config.device) as device:
+        start_logging()
+        run = build(config, device)
+        if distributed.is_main():
+            moved = None if resume else _make_room(folder)
+            _check_writable(folder)
+            start_logging(folder / "train.log")
+            if moved is not None:
+                log.info("the earlier run in %s was moved to %s", folder, moved)
+        distributed.barrier()
+        if resume:
+            run.load(folder / "last.pt")
+            log.info("resumed after epoch %d, step %d", run.progress.epoch, run.progress.step)
+        if distributed.is_main():
+            save_config(config, folder / "config.yaml")
+        log.info("%s", describe(run))
+        monitor = Monitor(folder, run.progress.step)
+        try:
+            finished = train(run, monitor, evaluate)
+        except KeyboardInterrupt:  # a second one, or one between steps: what was saved last is what there is
+            finished = False
+        finally:
+            monitor.close()
+        if finished:
+            if distributed.is_main():
+                log.info("%s", summarize(run))
+        elif (folder / "last.pt").exists():
+            log.info("stopped at step %d; go on with the same command and --resume", run.progress.step)
+        else:
+            log.info("stopped before the first checkpoint was written")
+        return finished
+
+
+def try_steps(run: TrainingRun) -> tuple[Any, Any, dict[str, float], tuple[float, float]]:
+    """Two training steps on one batch; returns images, targets, losses and the seconds of each step.
+
+    The first step prepares kernels; the second one is what a step costs.
+    """
+    run.objective.train()
+    images, targets = next(iterate(run.train_loader))
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        losses = train_step(run, images, targets, group=1)
+        optimizer_step(run)
+        seconds.append(time.perf_counter() - start)
+    return images, targets, losses, (seconds[0], seconds[1])
+
+
+def expected_time(run: TrainingRun, step_seconds: float, val_batch_seconds: float) -> str:
+    """Of the whole training, from what one step and one batch of the evaluation took."""
+    train = run.config.train
+    if train.minutes is not None:
+        return f"{train.minutes:g} min by train.minutes, about {int(60 * train.minutes / step_seconds)} steps"
+    steps = len(run.batches) * train.epochs
+    evaluations = train.epochs // train.eval_every * len(run.val_loader) * val_batch_seconds
+    return f"{duration(steps * step_seconds + evaluations)} ({steps} steps and the evaluations)"
+
+
+def describe_machine(run: TrainingRun) -> str:
+    device = (
+        torch.cuda.get_device_name(run.device)
+        if run.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    processes = distributed.world_size()
+    each = f" x {processes} processes" if processes > 1 else ""
+    return (
+        f"device {run.device} ({device}){each}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"batch {run.batches.batch_size} x {run.config.train.accumulate}{each}, lr {run.lr:g}"
+    )
+
+
+def peak_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU"
+    try:
+        import resource
+    except ImportError:
+        return "not known on this system"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return f"{peak / (2**30 if platform.system() == 'Darwin' else 2**20):.2f} GiB (this process)"
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _make_room(folder: Path) -> Path | None:
+    """Move a folder that holds a run to the first free name beside it."""
+    if not any((folder / name).exists() for name in ("last.pt", "best.pt", "metrics.jsonl")):
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise UserError(f"the earlier run in {folder} could not be moved to {aside}: {error.strerror}") from None
+    return aside
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir {folder} cannot be written to: {error.strerror}") from None
