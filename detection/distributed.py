@@ -95,6 +95,13 @@ def _reduce(values: Sequence[float], operation: Any) -> list[float]:
     return total.tolist()
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Take over the main process's buffers: each has seen other pictures, so that batch norms have other averages."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather(value: Any) -> list[Any]:
     """The values (anything that pickles) of all processes, by rank, in each of them."""
     if world_size() == 1:

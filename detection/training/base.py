@@ -121,6 +121,12 @@ class TrainingRun:
             self._agreed_seconds, requested = distributed.reduce_max([self._own_seconds(), float(stop.requested)])
             stop.requested = bool(requested)
 
+    def align(self) -> None:
+        """Let all processes have the same batch-norm averages, so that they evaluate one network."""
+        distributed.share_buffers(self.objective)
+        if self.ema is not None:
+            distributed.share_buffers(self.ema.module)
+
     def share_done(self) -> float:
         """In [0, 1]; by time where the config has a time budget, else by epochs."""
         if self.config.train.minutes is not None:

@@ -30,6 +30,7 @@ def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_dete
             while True:
                 run.agree(stop)
                 if _evaluation_due(run):
+                    run.align()
                     evaluate(run, monitor, loss, stop)
                     progress.evaluated = progress.epoch
                     run.save()

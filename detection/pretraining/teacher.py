@@ -1,0 +1,229 @@
+"""A frozen network that another one learns from: its answers, and its maps at strides 8, 16, 32."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from backbones import WeightsError, load_weights, read_weights
+from backbones.classifier import HEADS, build_classifier, normalize
+from detection.errors import UserError
+from detection.pretraining.config import TeacherConfig
+
+log = logging.getLogger("detection")
+
+LEVELS = {8: "c3", 16: "c4", 32: "c5"}
+"""Those that detectors read."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a network has its map of one level."""
+
+    module: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher says of a batch."""
+
+    logits: Tensor
+    """[N, num_classes]"""
+    maps: dict[str, Tensor]
+    """level -> [N, C, H/stride, W/stride]"""
+
+
+class Teacher:
+    """Call it on images, float32 [N, 3, H, W] in [0, 1], to get a `Lesson`. Always in evaluation mode."""
+
+    def __init__(self, network: nn.Module, taps: Mapping[str, Tap]) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.taps = taps
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Lesson:
+        logits, maps = logits_and_maps(self.network, normalize(images, self.network), self.taps)
+        return Lesson(logits, maps)
+
+
+def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, device: torch.device) -> Teacher:
+    """Build the teacher and load its weights, all of them.
+
+    Args:
+        classes: names of the data's classes.
+        size: side of the pictures in pixels.
+
+    Raises:
+        UserError: unknown name; weights that cannot be had or do not fit; pictures that it cannot take; other classes
+            than the data's, where its logits are to be learned; no maps of strides 8, 16, 32, where those are.
+    """
+    source, _, name = spec.name.partition("/")
+    try:
+        if name and source == "timm":
+            network = _timm_network(name, spec.weights)
+        elif name and source == "torchvision":
+            network = _torchvision_network(name, spec.weights)
+        else:
+            state_dict, file = read_weights(spec.weights, spec.name, spec.width)
+            network = build_classifier(spec.name, num_classes=_classes_in(state_dict), width=spec.width)
+            load_weights(network, state_dict, file)
+    except WeightsError as error:
+        raise UserError(f"teacher.weights: {error}") from error
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from error
+    network = network.to(device).eval()
+    taps: dict[str, Tap] = {}
+    try:
+        with torch.no_grad():
+            count = network(torch.zeros(1, 3, size, size, device=device)).shape[1]
+        if spec.features:
+            taps = find_taps(network)
+    except (RuntimeError, AssertionError, ValueError) as error:  # made for one size of pictures, as transformers are
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"teacher: {spec.name} cannot take pictures of {size} px (data.size): {reason}") from error
+    if spec.logits:
+        _check_classes(spec, count, classes)
+    if spec.features and not taps:
+        raise UserError(f"teacher: {spec.name} has no maps of strides 8, 16 or 32; set teacher.features=0")
+    log.info("teacher: %s, %.2f M parameters", spec.name, sum(p.numel() for p in network.parameters()) / 1e6)
+    return Teacher(network, taps)
+
+
+def _timm_network(name: str, weights: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise WeightsError("a teacher timm/NAME needs the package timm: pip install -e '.[timm]'") from error
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models('*…*') lists them")
+    if weights == "pretrained":
+        try:
+            network = timm.create_model(name, pretrained=True)
+        except Exception as error:  # the hub's client raises a dozen kinds; each means "could not be had"
+            raise _not_fetched(f"timm/{name}", error) from error
+    else:
+        state_dict, file = read_weights(weights, f"timm/{name}", 1.0)
+        network = timm.create_model(name, num_classes=_classes_in(state_dict))
+        load_weights(network, state_dict, file)
+    own = timm.data.resolve_model_data_config(network)
+    network.mean, network.std = own["mean"], own["std"]
+    return network
+
+
+def _torchvision_network(name: str, weights: str) -> nn.Module:
+    """ImageNet's mean and std are those of all its classifiers (`normalize` takes them by itself)."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
+    if weights == "pretrained":
+        try:
+            return torchvision.models.get_model(name, weights="DEFAULT")
+        except Exception as error:  # of urllib, of hashing, of the file system
+            raise _not_fetched(f"torchvision/{name}", error) from error
+    state_dict, file = read_weights(weights, f"torchvision/{name}", 1.0)
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, weights=None, num_classes=_classes_in(state_dict), **options)
+    load_weights(network, state_dict, file)
+    return network
+
+
+def _not_fetched(name: str, error: Exception) -> WeightsError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return WeightsError(
+        f"{name} could not be fetched: {reason}. Without a network, download the file elsewhere and give its path"
+    )
+
+
+def _classes_in(state_dict: Mapping[str, Tensor]) -> int:
+    """Classifiers end in a linear layer: as many classes as the last tensor (its bias or weight) has rows."""
+    *_, last = state_dict.values()
+    return int(last.shape[0]) if last.ndim else 0
+
+
+def _check_classes(spec: TeacherConfig, count: int, classes: tuple[str, ...]) -> None:
+    if count != len(classes):
+        raise UserError(
+            f"teacher: {spec.name} tells {count} classes, the data have {len(classes)}: set teacher.logits=0 and "
+            "teacher.features=1 to learn its maps alone, or give one that was trained on these classes"
+        )
+    names = _class_names(spec.weights)
+    if names is not None and names != classes:
+        raise UserError(
+            f"teacher: {spec.weights} was trained on other classes ({', '.join(names[:3])}, …) than the data have "
+            f"({', '.join(classes[:3])}, …)"
+        )
+
+
+def _class_names(weights: str) -> tuple[str, ...] | None:
+    """Of a checkpoint of this toolkit; files of others do not tell."""
+    if not Path(weights).is_file() or Path(weights).suffix == ".safetensors":
+        return None
+    content = torch.load(weights, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "classes" not in content or "format" not in content:
+        return None
+    return tuple(content["classes"]["names"])
+
+
+def find_taps(network: nn.Module) -> dict[str, Tap]:
+    """level -> the last block of its stride, found by watching a picture pass: the rule of all backbones here.
+
+    Left out are parts of a block that leads to the next stride, modules that give maps of several sizes (one ReLU used
+    everywhere), and a classifier's last convolution.
+    """
+    size = 128
+    seen: list[tuple[str, int, int]] = []  # name, stride of input and output, in the order in which modules finish
+    channels: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if args and all(isinstance(x, Tensor) and x.ndim == 4 for x in (args[0], output)):
+                seen.append((name, size // args[0].shape[2], size // output.shape[2]))
+                channels[name] = output.shape[1]
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, size, size, device=device))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+
+    outputs: dict[str, set[int]] = {}
+    for name, _, stride in seen:
+        outputs.setdefault(name, set()).add(stride)
+    leading_on = [(f"{name}.", before) for name, before, after in seen if after > before]
+    last = {
+        stride: name
+        for name, _, stride in seen
+        if stride in LEVELS
+        and len(outputs[name]) == 1
+        and not any(name.startswith(block) and stride == before for block, before in leading_on)
+        and not f"{name}.".startswith(HEADS)
+    }
+    return {LEVELS[stride]: Tap(last[stride], channels[last[stride]]) for stride in sorted(last)}
+
+
+def logits_and_maps(network: nn.Module, images: Tensor, taps: Mapping[str, Tap]) -> tuple[Tensor, dict[str, Tensor]]:
+    """One forward pass of a classifier; what its tapped modules gave last is returned by level."""
+    maps: dict[str, Tensor] = {}
+    handles = []
+    for level, tap in taps.items():
+        module = network.get_submodule(tap.module)
+        handles.append(module.register_forward_hook(lambda _, __, output, level=level: maps.update({level: output})))
+    try:
+        logits = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, maps

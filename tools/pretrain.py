@@ -1,0 +1,41 @@
+"""Pre-train a backbone by classification, on class folders or CIFAR-10."""
+
+import argparse
+
+from detection.cli import run_tool
+from detection.config import read_config
+
+EXAMPLE = """\
+example:
+  python tools/pretrain.py configs/pretrain/ghostnet_imagenet.yaml model.width=1.1 \\
+      data.train=imagenet/train data.val=imagenet/val output_dir=runs/pretrain_ghostnet11
+  torchrun --nproc-per-node 8 tools/pretrain.py configs/pretrain/ghostnet_imagenet.yaml
+then:
+  python tools/train.py configs/retina_ghost.yaml model.backbone.weights=runs/pretrain_ghostnet11/backbone.pth
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file, see configs/pretrain/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, like optim.lr=0.02")
+    parser.add_argument("--resume", action="store_true", help="go on from output_dir/last.pt")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
+    )
+    args = parser.parse_intermixed_args()
+    from detection.pretraining.config import PretrainConfig
+
+    config = read_config(PretrainConfig, args.config, args.overrides)
+    # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
+    from detection.pretraining.run import dry_run, run_pretraining
+
+    if args.dry_run:
+        print(dry_run(config))
+        return 0
+    return 0 if run_pretraining(config, resume=args.resume) else 130
+
+
+run_tool(main)
