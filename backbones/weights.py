@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from backbones.foreign import framework_of, to_published, width_of
+from backbones.readers import is_mindspore, read_mindspore, read_pdparams
+
 log = logging.getLogger("backbones")
 
 # Published behind weights=timm, by (name, width). The hub has no other width of GhostNet v1.
@@ -49,8 +52,9 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
     """Return (state dict on the CPU, a name for its source).
 
     Args:
-        weights: "timm", or the path of a `.safetensors` or PyTorch file. A PyTorch file is read with
-            `weights_only=True`: no code in it is run.
+        weights: "timm", or the path of a `.safetensors` or PyTorch file, of PaddleClas's `.pdparams` or MindCV's
+            `.ckpt`. No code in it is run, whatever the format. The layouts of PaddleClas and MindCV, known by
+            their keys, are converted to the published one, see `backbones.foreign`.
         name, width: the backbone that it is for, to find the hub's file.
 
     Raises:
@@ -61,11 +65,17 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist")
+    content: object
+    framework = None
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content = load_file(path)
+        elif path.suffix == ".pdparams":
+            framework, content = "PaddlePaddle", read_pdparams(path)
+        elif path.suffix == ".ckpt" and is_mindspore(path):
+            framework, content = "MindSpore", read_mindspore(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -75,7 +85,19 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
         if type(error).__name__ != "SafetensorError":
             raise
         raise WeightsError(f"weights file {path} is not a safetensors file: {error}") from error
-    return _state_dict_of(content, path), str(path)
+    state_dict = _state_dict_of(content, path)
+    layout = framework_of(state_dict)
+    if framework is not None and layout is None:
+        raise WeightsError(
+            f"weights file {path} is of {framework}, but not of a GhostNet of PaddleClas or MindCV, which alone are "
+            f"converted (it has {_first(state_dict)})"
+        )
+    if layout is None:
+        return state_dict, str(path)
+    try:
+        return to_published(state_dict), f"{path} ({layout}'s layout, converted)"
+    except ValueError as error:
+        raise WeightsError(f"weights file {path} cannot be converted: {error}") from error
 
 
 def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
@@ -153,9 +175,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         )
     if report.mismatched:
         key = report.mismatched[0]
+        found, expected_width = width_of(state_dict), width_of(own)
+        advice = "set model.backbone.width to the file's width"
+        if found is not None and expected_width is not None and found != expected_width:
+            advice = f"the file's width is {found:g}: set model.backbone.width={found:g}"
         raise WeightsError(
             f"{report}. The file is of another width or variant: {key} is {list(state_dict[key].shape)} in the "
-            f"file, {list(own[key].shape)} in the model; set model.backbone.width to the file's width"
+            f"file, {list(own[key].shape)} in the model; {advice}"
         )
     if report.missing:
         raise WeightsError(
