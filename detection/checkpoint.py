@@ -1,10 +1,7 @@
 """One file holds all state of a run. It is written atomically and read without running any code in it."""
 
-import contextlib
-import os
 import pickle
 import random
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 
 from detection.config import Config, parse_config
 from detection.errors import UserError
+from detection.files import write_atomically
 
 FORMAT = "ghostnet-detection/1"
 
@@ -26,39 +24,6 @@ class Classes:
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(file)` on a temporary file beside `path`, flush it to disk, and only then put it in place.
-
-    A kill or a full disk at any moment leaves the earlier file whole.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written to.
-    """
-    name = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            name = file.name
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save's zip writer turns what the file raised into a RuntimeError of its own.
-        cause: BaseException = error
-        while cause.__context__ is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if isinstance(cause, KeyboardInterrupt):
-            raise cause from None
-        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-        kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
-        raise UserError(f"{path} could not be written: {reason} (is the disk full?){kept}") from error
-    finally:
-        if name is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -136,9 +101,3 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from detection.errors import UserError
+from detection.files import write_atomically
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -121,7 +122,12 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norms: bool = True
     """Weight decay also on batch norms and biases; classification recipes often spare them."""
-    schedule: Literal["step", "cosine"] = "step"
+    backbone_lr: Annotated[float, Field(gt=0)] = 1.0
+    """lr of the backbone in multiples of the rest's; below 1 spares pretrained layers."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each backbone stage learns at this multiple of the next deeper one's lr (arXiv 2106.08254)."""
+    schedule: Literal["step", "cosine", "onecycle"] = "step"
+    """onecycle: up from 1/25 of lr in the first 30 %, then down to nothing; warmup_steps plays no part."""
     milestones: list[Probability] = [8 / 12, 11 / 12]
     """step: the shares of the training at which lr is divided by ten."""
     warmup_steps: Annotated[int, Field(ge=0)] = 500
@@ -140,6 +146,20 @@ class TrainConfig(Section):
     accumulate: Positive = 1
     eval_every: Positive = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    patience: Positive | None = None
+    """End early after this many evaluations without a new best; null never does."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do about a loss that is NaN or infinite: end with an error, or leave the step out and go on."""
+    max_skipped_steps: Positive = 10
+    """non_finite=skip: more than this many are an error."""
+    sync_bn: bool = False
+    """Several GPUs: batch norms see the pictures of all of them."""
+    compile: bool = False
+    """torch.compile of the network: a minute or more at the start, faster steps afterwards."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on CUDA too, where they are slower."""
+    wandb: str | None = None
+    """Weights & Biases project to log to as well (extra wandb)."""
 
 
 class EvalConfig(Section):
@@ -243,7 +263,8 @@ def check(
 
 def save_config(config: Experiment, path: Path) -> None:
     """Write the resolved config as YAML that `read_config` reads back to an equal one."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from backbones import GhostNet, LoadReport, WeightsError, load_weights, read_weights
 from backbones.foreign import width_of
-from detection.checkpoint import write_atomically
 from detection.data.transforms import read_image
 from detection.device import pick_device
 from detection.errors import UserError
+from detection.files import write_atomically
 
 SUFFIXES = (".safetensors", ".pth")
 

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import RetinaNet
@@ -72,7 +73,8 @@ def compare_training(config: Config, steps: int = 20) -> Comparison:
     run.model.train()
 
     def our_step() -> None:
-        train_step(run, *next(ours), group=1)
+        images, targets = next(ours)
+        train_step(run, images, targets, group=1)
         optimizer_step(run)
 
     ways: list[tuple[Callable[[], None], list[float]]] = [(our_step, []), (lambda: plain.step(*next(theirs)), [])]
@@ -104,10 +106,10 @@ class PlainTraining:
 
     def __init__(self, config: Config, run: Run) -> None:
         self.device = run.device
-        model = build_model(config, len(run.classes.names))
+        model: Any = build_model(config, len(run.classes.names))
         mean, std = model.backbone.body.mean, model.backbone.body.std
         model.transform = GeneralizedRCNNTransform(config.data.short_side, config.data.long_side, mean, std)
-        self.model = model.to(run.device).train()
+        self.model: Any = model.to(run.device).train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer: torch.optim.Optimizer
@@ -161,7 +163,7 @@ class PlainDataset(Dataset):
         return self.transform(image, {"boxes": wrapped, "labels": torch.from_numpy(labels)})
 
 
-def _seconds_a_picture(batches: Iterable[Batch], normalise: nn.Module) -> float:
+def _seconds_a_picture(batches: Iterable[Batch], normalise: Any) -> float:
     """Of an epoch, from its first batch on: starting the workers is paid once a training."""
     pictures, start = 0, 0.0
     for images, targets in batches:

@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.checkpoint import write_atomically
 from detection.data.index import AnnotationIndex
 from detection.errors import UserError
+from detection.files import write_atomically
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from detection.checkpoint import Classes, config_of, read_checkpoint, write_atomically
+from detection.checkpoint import Classes, config_of, read_checkpoint
 from detection.config import SourceConfig
 from detection.data.dataset import DetectionDataset, check_images
 from detection.data.index import AnnotationIndex, read_coco
@@ -12,6 +12,7 @@ from detection.device import pick_device
 from detection.errors import UserError
 from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.evaluate import detect_dataset, eval_loader
+from detection.files import write_atomically
 from detection.inference.predict import load_detector
 
 

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from detection.checkpoint import write_atomically
 from detection.data.transforms import read_image
 from detection.device import progress_interval
 from detection.errors import UserError
+from detection.files import write_atomically
 from detection.inference.draw import draw_detections
 from detection.inference.predict import Detections, Predictor
 from detection.inference.sources import Item

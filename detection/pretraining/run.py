@@ -17,10 +17,11 @@ from tqdm import tqdm
 from backbones import WeightsError
 from backbones.classifier import backbone_state, build_classifier, normalize
 from detection import distributed
-from detection.checkpoint import Classes, write_atomically
+from detection.checkpoint import Classes
 from detection.data.loader import iterate
 from detection.device import autocast, pick_device, progress_interval
 from detection.errors import UserError
+from detection.files import write_atomically
 from detection.pretraining.config import PretrainConfig
 from detection.pretraining.data import batch_mixing, build_datasets, build_loaders
 from detection.pretraining.objective import Objective

@@ -1,5 +1,9 @@
 """What every training run consists of, whatever is trained, and its way to and from `last.pt`."""
 
+import contextlib
+import copy
+import logging
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
@@ -23,12 +28,16 @@ from detection.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from detection.config import Experiment, OptimConfig
-from detection.data.loader import TrainBatches
+from detection.config import Experiment
+from detection.data.loader import BadImages, TrainBatches
 from detection.errors import UserError
+from detection.training.finite import LossWatch
+from detection.training.optimizer import build_optimizer
+from detection.training.resume import compare_configs
 from detection.training.schedule import base_lr, ema_decay
 from detection.training.stop import StopSignal
 
+log = logging.getLogger("detection")
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -72,6 +81,7 @@ class TrainingRun:
     train_loader: DataLoader
     val_loader: DataLoader
     progress: Progress = field(default_factory=Progress)
+    bad_images: BadImages | None = None
     started: float = field(default_factory=time.monotonic)
 
     format = FORMAT
@@ -82,16 +92,39 @@ class TrainingRun:
         self.objective = self.objective.to(self.device)
         if train.channels_last:
             self.objective = self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if train.sync_bn and distributed.world_size() > 1:
+            if self.device.type != "cuda":
+                raise UserError("train.sync_bn works on CUDA only; set it to false")
+            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
         self.lr = base_lr(optim, self.batches.batch_size * train.accumulate * distributed.world_size())
         self.ema = _averaged(self.model, train.ema) if train.ema else None
         self.optimizer = build_optimizer(optim, self.objective, self.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.amp == "fp16")
+        # After the copy for the average was made: compiled code is not to be copied.
+        if train.compile:
+            self.compile()
         self.parallel = distributed.parallel(self.objective, self.device)
+        self.current_lr = self.lr
+        self.watch = LossWatch(self)
         self._agreed_seconds = 0.0
 
     def losses(self, images: Any, targets: Any) -> dict[str, Tensor]:
         """The parts of the loss, scalars, of one batch as the loader gives it."""
         raise NotImplementedError
+
+    def compile(self) -> None:
+        """Compile what is worth it, in place (train.compile)."""
+        self.model.compile()
+
+    def begin_epoch(self) -> None:
+        """Let the loader go on where the run stands."""
+        self.batches.epoch, self.batches.start = self.progress.epoch, self.progress.batch
+
+    def gradients(self, last: bool) -> contextlib.AbstractContextManager:
+        """Around forward and backward of a batch: gradients are exchanged after the last one of a step alone."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.parallel.no_sync()
 
     def name_images(self, targets: Any) -> str:
         """The images of a batch, for a message, and what to look for in them."""
@@ -149,6 +182,7 @@ class TrainingRun:
                 "scaler": self.scaler.state_dict(),
                 "progress": asdict(self.progress),
                 "rng": rng,
+                "processes": distributed.world_size(),
             }
             save_checkpoint(self.folder / "last.pt", content)
 
@@ -169,6 +203,8 @@ class TrainingRun:
         content = read_checkpoint(path, self.format)
         if "optimizer" not in content:
             raise UserError(f"{path} holds weights alone; a run is resumed from its last.pt")
+        progress = Progress(**content["progress"])
+        self._compare(content, progress.batch > 0)
         if tuple(content["classes"]["names"]) != self.classes.names:
             raise UserError(f"{path} was trained on other classes: {', '.join(content['classes']['names'])}")
         load_model_state(self.objective, content["model"], path)
@@ -182,7 +218,7 @@ class TrainingRun:
             raise UserError(f"{path}: the optimizer's state does not fit optim.name: {error}") from None
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
-        self.progress = Progress(**content["progress"])
+        self.progress = progress
         if self.ema is not None:
             self.ema.n_averaged.fill_(self.progress.step)
         # One state for each process; one alone, not in a list, in the files of version 0.1.
@@ -190,9 +226,26 @@ class TrainingRun:
         if distributed.rank() < len(states):
             set_rng_state(states[distributed.rank()])
 
+    def _compare(self, content: Mapping[str, Any], in_epoch: bool) -> None:
+        """Say which keys of the config have changed. Raises UserError for one that cannot."""
+        old, new = copy.deepcopy(content["config"]), self.config.model_dump()
+        # What counts is how many images all processes together take at a time.
+        old["data"]["batch_size"] *= content.get("processes", 1)
+        new["data"]["batch_size"] *= distributed.world_size()
+        for message in compare_configs(old, new, in_epoch):
+            log.info("changed since the run was stopped: %s", message)
 
-def seed_everything(seed: int) -> None:
-    """The same in every process, so that all build the same network; see `part_ways`."""
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """The same in every process, so that all build the same network; see `part_ways`.
+
+    deterministic: only algorithms that give the same bits each time; where CUDA has none, a warning says so.
+    """
+    if deterministic:
+        # cuBLAS reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -202,22 +255,6 @@ def part_ways(seed: int) -> None:
     """Give every process but the main one random numbers of its own, for dropout and mixing, once all is built."""
     if not distributed.is_main():
         seed_everything(seed + 1_000_003 * distributed.rank())
-
-
-def build_optimizer(spec: OptimConfig, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters of `module` that are to be trained."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters}]
-    if not spec.decay_norms:
-        # Norms and biases are what has one dimension.
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-    # Fused: one kernel for all parameters; 2.5 ms a step in place of 11 for GhostNet 0.5 on two cores.
-    if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
-    return torch.optim.AdamW(groups, lr, weight_decay=spec.weight_decay, fused=True)
 
 
 def _averaged(model: nn.Module, target: float) -> AveragedModel:

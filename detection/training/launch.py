@@ -61,9 +61,13 @@ def launch(
         if distributed.is_main():
             save_config(config, folder / "config.yaml")
         log.info("%s", describe(run))
-        monitor = Monitor(folder, run.progress.step)
+        monitor = Monitor(folder, run.progress.step, wandb=config.train.wandb, config=config.model_dump())
         try:
             finished = train(run, monitor, evaluate)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise UserError(_advice_on_memory(config, run)) from error
         except KeyboardInterrupt:  # a second one, or one between steps: what was saved last is what there is
             finished = False
         finally:
@@ -148,6 +152,27 @@ def _make_room(folder: Path) -> Path | None:
     except OSError as error:
         raise UserError(f"the earlier run in {folder} could not be moved to {aside}: {error.strerror}") from None
     return aside
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _advice_on_memory(config: Any, run: TrainingRun) -> str:
+    data, train = config.data, config.train
+    half = max(1, data.batch_size // 2)
+    ways = [f"data.batch_size={half} train.accumulate={train.accumulate * 2} (the same batch in two halves)"]
+    if hasattr(data, "short_side"):
+        ways.append(
+            f"smaller pictures: data.short_side={data.short_side * 3 // 4} data.long_side={data.long_side * 3 // 4}"
+        )
+    if train.amp == "off" and run.device.type == "cuda":
+        ways.append("train.amp=bf16, which takes about half")
+    saved = f" The run can go on from {run.folder / 'last.pt'} (--resume)." if (run.folder / "last.pt").exists() else ""
+    return (
+        f"out of memory on {run.device} with {data.batch_size} pictures a batch ({peak_memory(run.device)}). Try "
+        f"{'; or '.join(ways)}.{saved}"
+    )
 
 
 def _check_writable(folder: Path) -> None:

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from detection import distributed
 from detection.data.loader import iterate
 from detection.device import autocast
-from detection.errors import UserError
 from detection.training.base import TrainingRun
 from detection.training.monitor import Bar, Monitor
 from detection.training.schedule import lr_factor
@@ -33,6 +33,8 @@ def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_dete
                     run.align()
                     evaluate(run, monitor, loss, stop)
                     progress.evaluated = progress.epoch
+                    # The main process alone has scored.
+                    progress.best, progress.best_epoch = distributed.gather((progress.best, progress.best_epoch))[0]
                     run.save()
                 elif _finished(run):
                     return True
@@ -50,72 +52,75 @@ def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) 
     """Train one epoch, or the rest of one, until its end, the end of the budget or a stop; returns the mean loss."""
     config, progress = run.config, run.progress
     accumulate = config.train.accumulate
-    run.batches.epoch, run.batches.start = progress.epoch, progress.batch
+    run.begin_epoch()
     run.objective.train()
     total, count, out_of_time = 0.0, 0, False
-    for images, targets in iterate(run.train_loader):
+    for images, targets in iterate(run.train_loader, run.bad_images):
         losses = train_step(run, images, targets, group=_group(run, accumulate))
         progress.batch += 1
         run.agree(stop)
         whole_group = progress.batch % accumulate == 0 or progress.batch == len(run.batches)
         if whole_group:
             optimizer_step(run)
-        value = sum(losses.values())
-        total, count = total + value, count + 1
-        lr = run.optimizer.param_groups[0]["lr"]
-        bar.show(run.share_done(), progress.epoch, value, lr)
-        if count % 10 == 1:
-            parts = {f"train/{name}": part for name, part in losses.items()}
-            monitor.scalars({"train/loss": value, "train/lr": lr, **parts}, progress.step)
+        if losses:
+            value = sum(losses.values())
+            total, count = total + value, count + 1
+            bar.show(run.share_done(), progress.epoch, value, run.current_lr)
+            if count % 10 == 1:
+                parts = {f"train/{name}": part for name, part in losses.items()}
+                monitor.scalars({"train/loss": value, "train/lr": run.current_lr, **parts}, progress.step)
         # Not within a group: gradients gathered so far are in no checkpoint.
         out_of_time = config.train.minutes is not None and run.share_done() >= 1
         if whole_group and (stop.requested or out_of_time):
             break
+    if rest := run.watch.flush():
+        total, count = total + sum(rest.values()), count + 1
     if progress.batch == len(run.batches) or out_of_time:
         progress.epoch, progress.batch = progress.epoch + 1, 0
-    return total / max(1, count)
+    total, count_ = distributed.reduce_sum([total, count])
+    return total / max(1, count_)
 
 
 def train_step(run: TrainingRun, images: Any, targets: Any, group: int) -> dict[str, float]:
-    """Forward, check, backward. Gradients of `group` batches add up to those of their mean."""
-    with autocast(run.device, run.config.train.amp):
-        losses = run.losses(images, targets)
-    stacked = torch.stack(list(losses.values()))
-    # One transfer for all parts: each would make a GPU wait.
-    values = dict(zip(losses, stacked.tolist(), strict=True))
-    check_finite(values, targets, run)
-    run.scaler.scale(stacked.sum() / group).backward()
+    """Forward, check, backward. Gradients of `group` batches add up to those of their mean.
+
+    Returns:
+        The parts of the loss; on a GPU those of the batch before ({} for the first), see `LossWatch`.
+    """
+    done = run.progress.batch % run.config.train.accumulate
+    if done == 0:
+        run.watch.begin_step()
+    # Processes exchange gradients once a step, not once a batch.
+    with run.gradients(last=done == group - 1):
+        with autocast(run.device, run.config.train.amp):
+            losses = run.losses(images, targets)
+        stacked = torch.stack(list(losses.values()))
+        values = run.watch.look(losses, stacked, targets)
+        if not run.watch.spoiled:
+            run.scaler.scale(stacked.sum() / group).backward()
     return values
 
 
 def optimizer_step(run: TrainingRun) -> None:
     """Set the learning rate, clip, step, average."""
     spec = run.config.optim
-    lr = run.lr * lr_factor(spec, run.progress.step, run.share_done())
+    if run.watch.spoiled:
+        run.watch.leave_out()
+        return
+    run.current_lr = run.lr * lr_factor(spec, run.progress.step, run.share_done())
     for group in run.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = run.current_lr * group.get("lr_scale", 1.0)
     if spec.clip_grad_norm is not None:
         run.scaler.unscale_(run.optimizer)
         parameters = [p for g in run.optimizer.param_groups for p in g["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_grad_norm)
+    run.watch.guard(run.optimizer)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.progress.step += 1
     if run.ema is not None:
         run.ema.update_parameters(run.model)
-
-
-def check_finite(losses: Mapping[str, float], targets: Any, run: TrainingRun) -> None:
-    """Raises UserError before a NaN reaches the weights, naming the parts of the loss and the images."""
-    if all(math.isfinite(value) for value in losses.values()):
-        return
-    parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    raise UserError(
-        f"the loss is not finite at epoch {run.progress.epoch + 1}, step {run.progress.step} ({parts}), on "
-        f"{run.name_images(targets)}. The weights are as before this step. Lower optim.lr ({run.config.optim.lr:g}), "
-        "set optim.clip_grad_norm=10, or use amp=off or bf16 in place of fp16"
-    )
 
 
 def _group(run: TrainingRun, accumulate: int) -> int:
@@ -131,6 +136,9 @@ def _evaluation_due(run: TrainingRun) -> bool:
 
 
 def _finished(run: TrainingRun) -> bool:
-    if run.config.train.minutes is not None:
+    train, progress = run.config.train, run.progress
+    if train.patience is not None and progress.evaluated - progress.best_epoch >= train.patience * train.eval_every:
+        return True
+    if train.minutes is not None:
         return run.share_done() >= 1
-    return run.progress.epoch >= run.config.train.epochs
+    return progress.epoch >= train.epochs

@@ -1,17 +1,22 @@
 """What a run leaves for people to see: log, metrics.jsonl, TensorBoard events, a progress bar."""
 
+import contextlib
+import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from detection import distributed
-from detection.checkpoint import write_atomically
 from detection.device import progress_interval
+from detection.errors import UserError
+from detection.files import write_atomically
 
 log = logging.getLogger("detection")
 
@@ -20,28 +25,49 @@ class Monitor:
     """Writes to one run's folder. metrics.jsonl has one JSON object per evaluation.
 
     Of several processes the main one alone writes.
+
+    Args:
+        step: at which the run goes on.
+        wandb: project of Weights & Biases to log to, too; `config` is what it shows of the run.
+
+    Raises:
+        UserError: wandb is not installed.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(
+        self, folder: Path, step: int, *, wandb: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
-        self.writer = None
+        self.writer: Any = None
+        self.wandb: Any = None
         if not distributed.is_main():
             return
         # TensorBoard takes a second to import and is needed in training alone.
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step: events past a resumed checkpoint were of steps that are made again.
-        self.writer = SummaryWriter(str(folder), purge_step=step or None)
+        with self._beside_the_point():
+            # purge_step: events past a resumed checkpoint were of steps that are made again.
+            self.writer = SummaryWriter(str(folder), purge_step=step or None)
+        if wandb is not None:
+            self.wandb = _start_wandb(wandb, folder, config or {})
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        if self.writer is None:
-            return
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with self._beside_the_point():
+            for name, value in values.items():
+                if self.writer is not None:
+                    self.writer.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log({**values, "step": step})
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """An RGB uint8 [H, W, 3] picture."""
+        with self._beside_the_point():
+            if self.writer is not None:
+                self.writer.add_image(name, image, step, dataformats="HWC")
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl; a line of the same or a later epoch, of a run killed and resumed, is replaced."""
-        if self.writer is None:
+        if not distributed.is_main():
             return
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -50,11 +76,27 @@ class Monitor:
         write_atomically(path, lambda file: file.write(text.encode()))
         numbers = {f"val/{k}": v for k, v in record.items() if isinstance(v, float)}
         self.scalars(numbers, record["step"])
-        self.writer.flush()
+        with self._beside_the_point():
+            if self.writer is not None:
+                self.writer.flush()
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        with self._beside_the_point():
+            if self.writer is not None:
+                self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    @contextlib.contextmanager
+    def _beside_the_point(self) -> Iterator[None]:
+        """TensorBoard's events are not worth a training: where they cannot be written, it goes on without them."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            log.warning(
+                "TensorBoard's events cannot be written (%s): the training goes on without them", error.strerror
+            )
 
 
 class Bar:
@@ -92,7 +134,7 @@ def start_logging(file: Path | None = None) -> None:
         if not any(isinstance(handler, _Console) for handler in logger.handlers):
             logger.addHandler(_Console())
         if file is not None:
-            handler = logging.FileHandler(file)
+            handler = _LogFile(file)
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
 
@@ -101,3 +143,29 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk: logging would print a traceback for every line; what matters fails with its own message."""
+
+
+def _start_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("train.wandb needs the package wandb: pip install -e '.[wandb]'") from error
+    # The same id after --resume: one run, one curve.
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=folder.name, id=name, dir=str(folder), config=dict(config), resume="allow")
+
+
+def _quiet_thread_errors(args: Any) -> None:
+    # TensorBoard writes in a thread of its own, tells the main thread of an error, and dies of it with a traceback.
+    if type(args.thread).__name__ == "_AsyncWriterThread" and isinstance(args.exc_value, OSError):
+        return
+    _default_excepthook(args)
+
+
+_default_excepthook = threading.excepthook
+threading.excepthook = _quiet_thread_errors

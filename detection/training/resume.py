@@ -33,7 +33,8 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
         UserError: a key changed that cannot; the message names all of them and what to do.
     """
     before, after = _flat(old), _flat(new)
-    changed, refused = [], []
+    changed: list[str] = []
+    refused: list[str] = []
     for key in sorted(set(before) | set(after)):
         one, two = before.get(key), after.get(key)
         if one == two:

@@ -19,6 +19,8 @@ def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
         step: optimizer steps done.
         progress: share of the training done, in [0, 1], by epochs or by time.
     """
+    if config.schedule == "onecycle":
+        return _one_cycle(min(1.0, progress))
     if config.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     else:
@@ -27,6 +29,15 @@ def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
         done = step / config.warmup_steps
         factor *= config.warmup_factor + (1 - config.warmup_factor) * done
     return factor
+
+
+def _one_cycle(progress: float, rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> float:
+    """Up, then down, both along a cosine (arXiv 1708.07120; the shares are those of torch's OneCycleLR)."""
+    if progress < rise:
+        low, share = start, progress / rise
+        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * share))
+    low, share = start * end, (progress - rise) / (1 - rise)
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def ema_decay(target: float, step: int) -> float:

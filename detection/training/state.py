@@ -12,10 +12,11 @@ from detection.checkpoint import Classes
 from detection.config import Config
 from detection.data.dataset import build_dataset, check_same_classes
 from detection.data.index import AnnotationIndex
-from detection.data.loader import TrainBatches, build_loader
+from detection.data.loader import BadImages, TrainBatches, build_loader
 from detection.device import pick_device
 from detection.evaluation.evaluate import eval_loader
 from detection.models import build_model
+from detection.models.retinanet import GhostRetinaNet
 from detection.training.base import TrainingRun, part_ways, seed_everything
 
 log = logging.getLogger("detection")
@@ -34,6 +35,20 @@ class Run(TrainingRun):
         on_device = [{k: t[k].to(device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
         return self.parallel(images, on_device)
 
+    def compile(self) -> None:
+        # Losses, box decoding and NMS depend on the data at every step: compiling them would be for nothing.
+        model: Any = self.model
+        model.backbone.compile()
+        if isinstance(model, GhostRetinaNet):
+            model.head.compile()
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        train, progress = self.config.train, self.progress
+        # As it stood at the start of the epoch, also for a run that is resumed within it.
+        done = self.share_done() if train.minutes is not None else progress.epoch / train.epochs
+        self.batches.mix = done < 1 - self.config.data.augment.close_share
+
     def name_images(self, targets: list[dict[str, Any]]) -> str:
         return f"images with ids {', '.join(str(target['image_id']) for target in targets)} (look at their boxes)"
 
@@ -45,7 +60,7 @@ def build_run(config: Config, device: torch.device | None = None) -> Run:
         UserError: anything wrong with config or data.
     """
     device = device or pick_device(config.device)
-    seed_everything(config.seed)
+    seed_everything(config.seed, config.train.deterministic)
     train_set, val_set = build_dataset(config, "train"), build_dataset(config, "val")
     log.info("train: %s", train_set.index.report())
     log.info("val:   %s", val_set.index.report())
@@ -60,6 +75,7 @@ def build_run(config: Config, device: torch.device | None = None) -> Run:
         batch_size,
         config.seed,
         config.data.group_by_aspect,
+        short_sides=config.data.multi_scale,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
@@ -73,6 +89,7 @@ def build_run(config: Config, device: torch.device | None = None) -> Run:
         train_loader=build_loader(train_set, batches, workers=config.data.workers, device=device),
         val_loader=eval_loader(val_set, config.eval.batch_size or batch_size, config.data.workers, device),
         val_index=val_set.index,
+        bad_images=BadImages(config.data.max_bad_images),
     )
     part_ways(config.seed)
     return run
