@@ -22,7 +22,7 @@ from detection.data.loader import iterate
 from detection.device import autocast, pick_device, progress_interval
 from detection.errors import UserError
 from detection.pretraining.config import PretrainConfig
-from detection.pretraining.data import batch_mixing, build_datasets, build_loaders
+from detection.pretraining.data import batch_mixing, build_datasets, build_loaders, labels_of
 from detection.pretraining.objective import Objective
 from detection.pretraining.teacher import Teacher, build_teacher
 from detection.training.base import TrainingRun, part_ways, seed_everything
@@ -45,17 +45,17 @@ class PretrainRun(TrainingRun):
 
     format = FORMAT
 
-    def losses(self, images: Tensor, targets: dict[str, Any]) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = to_unit(images, self.device, self.config.train.channels_last)
-        labels = targets["labels"].to(self.device, non_blocking=True)
+        labels = labels_of(targets, self.device)
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
         # The teacher sees the very same picture, mixed and cut as it is (arXiv 2106.05237).
         lesson = None if self.teacher is None else self.teacher(images)
         return self.parallel(images, labels, lesson)
 
-    def name_images(self, targets: dict[str, Any]) -> str:
-        names = targets["names"]
+    def name_images(self, targets: list[dict[str, Any]]) -> str:
+        names = [target["name"] for target in targets]
         return f"images {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
     def save_best(self, numbers: Any) -> None:
@@ -139,7 +139,7 @@ def measure_accuracy(
         disable=not distributed.is_main(),
     )  # fmt: skip
     for images, targets in bar:
-        labels = targets["labels"].to(device, non_blocking=True)
+        labels = labels_of(targets, device)
         with autocast(device, amp):
             logits = model(normalize(to_unit(images, device, channels_last), model)).float()
         guesses = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]

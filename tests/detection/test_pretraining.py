@@ -300,8 +300,8 @@ def test_accuracy_is_the_share_of_right_guesses(folders, tmp_path):
     run = build_run(tiny(folders, tmp_path / "run", "data.batch_size=5"))
     data = run.val_loader.dataset
     samples = [data.load(0, i) for i in range(len(data))]
-    images = torch.stack([image for image, _, _ in samples]) / 255
-    labels = torch.tensor([label for _, label, _ in samples])
+    images = torch.stack([image for image, _ in samples]) / 255
+    labels = torch.tensor([target["label"] for _, target in samples])
     run.model.eval()
     with torch.no_grad():
         logits = run.model(normalize(images, run.model))
@@ -317,12 +317,12 @@ def test_samples_depend_on_seed_epoch_and_index_alone(folders, tmp_path):
     train, val = build_datasets(tiny(folders, tmp_path / "run"))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first, label, name = train.load(3, 10)
+    first, target = train.load(3, 10)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
     assert torch.equal(train.load(3, 10)[0], first) and not torch.equal(train.load(4, 10)[0], first)
     assert first.dtype == torch.uint8 and first.shape == (3, 32, 32)
-    assert CLASSES[label] in name and Path(name).is_file()
+    assert CLASSES[target["label"]] in target["name"] and Path(target["name"]).is_file()
     assert torch.equal(val.load(0, 2)[0], val.load(5, 2)[0])
 
 
@@ -699,7 +699,7 @@ with distributed.session("cpu") as device:
     for state in (run.model.state_dict(), run.eval_model.state_dict()):
         states = distributed.gather({k: v.double().sum().item() for k, v in state.items()})
         assert states[0] == states[1]
-    names = distributed.gather([name for _, targets in run.train_loader for name in targets["names"]])
+    names = distributed.gather([target["name"] for _, targets in run.train_loader for target in targets])
     assert len(set(names[0] + names[1])) == 24 == 2 * len(names[0])
 """
 
