@@ -110,13 +110,20 @@ def build_run(config: PretrainConfig, device: torch.device | None = None) -> Pre
 
 
 def _build_network(config: PretrainConfig, num_classes: int) -> nn.Module:
-    spec = config.model
+    spec, size = config.model, config.data.size
     try:
-        return build_classifier(spec.name, num_classes=num_classes, **spec.model_dump(exclude={"name"}))
+        model = build_classifier(spec.name, num_classes=num_classes, **spec.model_dump(exclude={"name"}))
     except WeightsError as error:
         raise UserError(f"model.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data.size: {spec.name} cannot take pictures of {size} px: {reason}") from error
+    return model.train()
 
 
 def to_unit(images: Tensor, device: torch.device, channels_last: bool) -> Tensor:
@@ -227,6 +234,8 @@ def _summarize(run: PretrainRun) -> str:
 def _next_command(config: PretrainConfig, folder: Path) -> str:
     if config.model.name == "ghost_resnet56":
         return "nothing: its maps have strides 1, 2 and 4, which no detector here reads"
+    if config.model.ratio not in (None, 2) or config.model.kernel_size not in (None, 3):
+        return f"a detector's {config.model.name} has ratio 2 and kernel_size 3: it cannot take these weights"
     width = "" if config.model.width == 1 else f" model.backbone.width={config.model.width:g}"
     return (
         f"python tools/train.py configs/retina_ghost_320.yaml model.backbone.name={config.model.name}{width} "
