@@ -144,7 +144,7 @@ def build_loader(
     )
 
 
-def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[Any]:
+def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[tuple[Any, Any]]:
     """The batches (images, list of target dicts); what a worker met is told here, in the main process, in plain words.
 
     Args:

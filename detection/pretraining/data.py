@@ -16,12 +16,13 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from detection import distributed
+from detection.data.dataset import Draw
 from detection.data.loader import EvalBatches, TrainBatches, build_loader
 from detection.errors import UserError
 from detection.pretraining.config import PretrainAugmentConfig, PretrainConfig
 
-Sample = tuple[Tensor, int, str]
-Batch = tuple[Tensor, dict[str, Any]]
+Sample = tuple[Tensor, dict[str, Any]]
+Batch = tuple[Tensor, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ Pictures = FolderPictures | CifarPictures
 
 
 class ClassificationDataset(Dataset):
-    """Keys are (epoch, i): the augmentation of picture i is seeded by (seed, epoch, i), as in detection.
+    """Keys are `Draw`s: the augmentation of picture i is seeded by (seed, epoch, i), as in detection.
 
-    A sample is (picture uint8 [3, size, size], label, name of the picture).
+    A sample is (picture uint8 [3, size, size], {label: int, name: of the picture}).
     """
 
     def __init__(self, pictures: Pictures, transform: v2.Transform, seed: int) -> None:
@@ -77,10 +78,10 @@ class ClassificationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pictures.labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | UserError:
+    def __getitem__(self, draw: Draw) -> Sample | UserError:
         """A bad picture is *returned* as its error: raised in a worker, it would reach the user as a traceback."""
         try:
-            return self.load(*key)
+            return self.load(draw.epoch, draw.image)
         except UserError as error:
             return error
 
@@ -92,7 +93,7 @@ class ClassificationDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             tensor = self.transform(picture)
-        return tensor, int(self.pictures.labels[i]), self.pictures.name(i)
+        return tensor, {"label": int(self.pictures.labels[i]), "name": self.pictures.name(i)}
 
 
 def build_datasets(config: PretrainConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
@@ -210,7 +211,7 @@ def batch_mixing(spec: PretrainAugmentConfig, num_classes: int) -> v2.Transform 
 def build_loaders(
     config: PretrainConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
 ) -> tuple[TrainBatches, DataLoader, DataLoader]:
-    """Of (images uint8 [N, 3, H, W], {labels int64 [N], names}); each process has its share."""
+    """Of (images uint8 [N, 3, H, W], list of {label, name}); each process has its share."""
     spec = config.data
     rank, processes = distributed.rank(), distributed.world_size()
     # All pictures reach the network in one size.
@@ -227,5 +228,10 @@ def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
-    images, labels, names = zip(*good, strict=True)
-    return torch.stack(images), {"labels": torch.tensor(labels), "names": list(names)}
+    images, targets = zip(*good, strict=True)
+    return torch.stack(images), list(targets)
+
+
+def labels_of(targets: list[dict[str, Any]], device: torch.device) -> Tensor:
+    """int64 [N], of a batch."""
+    return torch.tensor([target["label"] for target in targets], device=device)

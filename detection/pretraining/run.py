@@ -23,7 +23,7 @@ from detection.device import autocast, pick_device, progress_interval
 from detection.errors import UserError
 from detection.files import write_atomically
 from detection.pretraining.config import PretrainConfig
-from detection.pretraining.data import batch_mixing, build_datasets, build_loaders
+from detection.pretraining.data import batch_mixing, build_datasets, build_loaders, labels_of
 from detection.pretraining.objective import Objective
 from detection.pretraining.teacher import Teacher, build_teacher
 from detection.training.base import TrainingRun, part_ways, seed_everything
@@ -46,17 +46,17 @@ class PretrainRun(TrainingRun):
 
     format = FORMAT
 
-    def losses(self, images: Tensor, targets: dict[str, Any]) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = to_unit(images, self.device, self.config.train.channels_last)
-        labels = targets["labels"].to(self.device, non_blocking=True)
+        labels = labels_of(targets, self.device)
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
         # The teacher sees the very same picture, mixed and cut as it is (arXiv 2106.05237).
         lesson = None if self.teacher is None else self.teacher(images)
         return self.parallel(images, labels, lesson)
 
-    def name_images(self, targets: dict[str, Any]) -> str:
-        names = targets["names"]
+    def name_images(self, targets: list[dict[str, Any]]) -> str:
+        names = [target["name"] for target in targets]
         return f"images {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
     def save_best(self, numbers: Any) -> None:
@@ -111,13 +111,20 @@ def build_run(config: PretrainConfig, device: torch.device | None = None) -> Pre
 
 
 def _build_network(config: PretrainConfig, num_classes: int) -> nn.Module:
-    spec = config.model
+    spec, size = config.model, config.data.size
     try:
-        return build_classifier(spec.name, num_classes=num_classes, **spec.model_dump(exclude={"name"}))
+        model = build_classifier(spec.name, num_classes=num_classes, **spec.model_dump(exclude={"name"}))
     except WeightsError as error:
         raise UserError(f"model.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data.size: {spec.name} cannot take pictures of {size} px: {reason}") from error
+    return model.train()
 
 
 def to_unit(images: Tensor, device: torch.device, channels_last: bool) -> Tensor:
@@ -140,7 +147,7 @@ def measure_accuracy(
         disable=not distributed.is_main(),
     )  # fmt: skip
     for images, targets in bar:
-        labels = targets["labels"].to(device, non_blocking=True)
+        labels = labels_of(targets, device)
         with autocast(device, amp):
             logits = model(normalize(to_unit(images, device, channels_last), model)).float()
         guesses = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
@@ -228,6 +235,8 @@ def _summarize(run: PretrainRun) -> str:
 def _next_command(config: PretrainConfig, folder: Path) -> str:
     if config.model.name == "ghost_resnet56":
         return "nothing: its maps have strides 1, 2 and 4, which no detector here reads"
+    if config.model.ratio not in (None, 2) or config.model.kernel_size not in (None, 3):
+        return f"a detector's {config.model.name} has ratio 2 and kernel_size 3: it cannot take these weights"
     width = "" if config.model.width == 1 else f" model.backbone.width={config.model.width:g}"
     return (
         f"python tools/train.py configs/retina_ghost_320.yaml model.backbone.name={config.model.name}{width} "

@@ -20,7 +20,7 @@ from conftest import ROOT, assert_clear_error, write_coco
 from PIL import Image
 from torch.nn import functional as F
 
-from backbones import GhostNet, build_backbone, load_weights, read_weights
+from backbones import NAMES, GhostNet, build_backbone, load_weights, read_weights
 from backbones.classifier import backbone_state, build_classifier, normalize
 from detection import UserError
 from detection.checkpoint import read_checkpoint, save_checkpoint
@@ -149,14 +149,14 @@ def test_the_result_loads_into_a_detector(pretrained, file, caplog):
     assert_same(own, {key: state[key] for key in own})
 
 
-@pytest.mark.parametrize("name", ["ghostnet", "mobilenet_v2", "mobilenet_v3_large"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_backbone_key_of_a_classifier_is_what_the_backbone_loads(name):
-    model = build_classifier(name, num_classes=4, width=0.5)
-    backbone = build_backbone(name, width=0.5)
+    model = build_classifier(name, num_classes=4)
+    backbone = build_backbone(name)
     report = load_weights(backbone, backbone_state(model), "test")
     assert len(report.matched) == len(backbone.state_dict())
     assert not (report.missing or report.unexpected or report.mismatched or report.classifier)
-    assert build_classifier(name, num_classes=4, width=0.5)(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
+    assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
     # Its mean and std go with it.
     images = torch.rand(1, 3, 8, 8)
     expected = (images - torch.tensor(backbone.mean)[:, None, None]) / torch.tensor(backbone.std)[:, None, None]
@@ -300,8 +300,8 @@ def test_accuracy_is_the_share_of_right_guesses(folders, tmp_path):
     run = build_run(tiny(folders, tmp_path / "run", "data.batch_size=5"))
     data = run.val_loader.dataset
     samples = [data.load(0, i) for i in range(len(data))]
-    images = torch.stack([image for image, _, _ in samples]) / 255
-    labels = torch.tensor([label for _, label, _ in samples])
+    images = torch.stack([image for image, _ in samples]) / 255
+    labels = torch.tensor([target["label"] for _, target in samples])
     run.model.eval()
     with torch.no_grad():
         logits = run.model(normalize(images, run.model))
@@ -317,12 +317,12 @@ def test_samples_depend_on_seed_epoch_and_index_alone(folders, tmp_path):
     train, val = build_datasets(tiny(folders, tmp_path / "run"))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first, label, name = train.load(3, 10)
+    first, target = train.load(3, 10)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
     assert torch.equal(train.load(3, 10)[0], first) and not torch.equal(train.load(4, 10)[0], first)
     assert first.dtype == torch.uint8 and first.shape == (3, 32, 32)
-    assert CLASSES[label] in name and Path(name).is_file()
+    assert CLASSES[target["label"]] in target["name"] and Path(target["name"]).is_file()
     assert torch.equal(val.load(0, 2)[0], val.load(5, 2)[0])
 
 
@@ -699,7 +699,7 @@ with distributed.session("cpu") as device:
     for state in (run.model.state_dict(), run.eval_model.state_dict()):
         states = distributed.gather({k: v.double().sum().item() for k, v in state.items()})
         assert states[0] == states[1]
-    names = distributed.gather([name for _, targets in run.train_loader for name in targets["names"]])
+    names = distributed.gather([target["name"] for _, targets in run.train_loader for target in targets])
     assert len(set(names[0] + names[1])) == 24 == 2 * len(names[0])
 """
 
