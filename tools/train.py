@@ -10,6 +10,7 @@ example:
   python tools/train.py configs/retina_ghost_320.yaml \\
       data.train.images=mine/images data.train.annotations=mine/train.json \\
       data.val.images=mine/images data.val.annotations=mine/val.json output_dir=runs/mine
+  torchrun --nproc-per-node 8 tools/train.py configs/retina_ghost.yaml     (eight GPUs; see docs/training.md)
 """
 
 
@@ -23,11 +24,28 @@ def main() -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
     )
+    parser.add_argument("--profile", action="store_true", help="time ten steps: a table, and output_dir/trace.json")
+    parser.add_argument("--auto-batch", action="store_true", help="CUDA: the largest batch that fits")
+    parser.add_argument("--detect-anomaly", action="store_true", help="find where a NaN comes from (slow)")
     args = parser.parse_intermixed_args()
     config = load_config(args.config, args.overrides)
     # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
     from detection.training.run import dry_run, run_training
 
+    if args.detect_anomaly:
+        import torch
+
+        torch.autograd.set_detect_anomaly(True)
+    if args.auto_batch:
+        from detection.data.index import read_coco
+        from detection.training.auto_batch import with_largest_batch
+
+        config = with_largest_batch(config, len(read_coco(config.data.train.annotations).class_names))
+    if args.profile:
+        from detection.training.profile import profile_training
+
+        print(profile_training(config))
+        return 0
     if args.dry_run:
         print(dry_run(config))
         return 0

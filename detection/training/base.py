@@ -32,6 +32,7 @@ from detection.config import Experiment
 from detection.data.loader import BadImages, TrainBatches
 from detection.errors import UserError
 from detection.training.finite import LossWatch
+from detection.training.monitor import Monitor
 from detection.training.optimizer import build_optimizer
 from detection.training.resume import compare_configs
 from detection.training.schedule import base_lr, ema_decay
@@ -125,6 +126,9 @@ class TrainingRun:
         if last or not isinstance(self.parallel, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.parallel.no_sync()
+
+    def show(self, monitor: Monitor, images: Any, targets: Any) -> None:
+        """Leave a picture of the first batch of an epoch; nothing here."""
 
     def name_images(self, targets: Any) -> str:
         """The images of a batch, for a message, and what to look for in them."""

@@ -56,6 +56,8 @@ def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) 
     run.objective.train()
     total, count, out_of_time = 0.0, 0, False
     for images, targets in iterate(run.train_loader, run.bad_images):
+        if progress.batch == run.batches.start:
+            run.show(monitor, images, targets)
         losses = train_step(run, images, targets, group=_group(run, accumulate))
         progress.batch += 1
         run.agree(stop)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -60,7 +61,11 @@ class Monitor:
             self.wandb.log({**values, "step": step})
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """An RGB uint8 [H, W, 3] picture."""
+        """An RGB uint8 [H, W, 3] picture, to TensorBoard and as NAME.jpg, where the newest one stays."""
+        if not distributed.is_main():
+            return
+        _, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]))
+        write_atomically(self.folder / f"{name}.jpg", lambda file: file.write(data.tobytes()))
         with self._beside_the_point():
             if self.writer is not None:
                 self.writer.add_image(name, image, step, dataformats="HWC")

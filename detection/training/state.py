@@ -18,6 +18,8 @@ from detection.evaluation.evaluate import eval_loader
 from detection.models import build_model
 from detection.models.retinanet import GhostRetinaNet
 from detection.training.base import TrainingRun, part_ways, seed_everything
+from detection.training.monitor import Monitor
+from detection.training.pictures import training_grid
 
 log = logging.getLogger("detection")
 
@@ -48,6 +50,9 @@ class Run(TrainingRun):
         # As it stood at the start of the epoch, also for a run that is resumed within it.
         done = self.share_done() if train.minutes is not None else progress.epoch / train.epochs
         self.batches.mix = done < 1 - self.config.data.augment.close_share
+
+    def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
+        monitor.picture("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)
 
     def name_images(self, targets: list[dict[str, Any]]) -> str:
         return f"images with ids {', '.join(str(target['image_id']) for target in targets)} (look at their boxes)"

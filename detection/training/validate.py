@@ -5,9 +5,11 @@ import math
 import time
 
 from detection import distributed
+from detection.data.dataset import DetectionDataset
 from detection.evaluation.coco import evaluate_results, write_results
 from detection.evaluation.evaluate import detect_dataset
 from detection.training.monitor import Monitor
+from detection.training.pictures import detections_grid
 from detection.training.state import Run
 from detection.training.stop import StopSignal
 
@@ -26,6 +28,10 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
         return
     evaluation = evaluate_results(run.val_index, results)
     write_results(run.folder / "predictions.json", results)
+    dataset = run.val_loader.dataset
+    assert isinstance(dataset, DetectionDataset)
+    found = detections_grid(dataset, results, run.classes.ids, run.classes.names)
+    monitor.picture("val_detections", found, progress.step)
     numbers = evaluation.to_json()
     ap = evaluation.numbers["AP"]
     # NaN, of a set without ground truth, compares false and so never becomes the best.

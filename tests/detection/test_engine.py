@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import math
 import os
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,12 +19,15 @@ from conftest import ROOT, assert_clear_error, tiny_raw, write_coco
 
 from detection.checkpoint import read_checkpoint
 from detection.config import OptimConfig, parse_config
+from detection.data.dataset import build_dataset
 from detection.errors import UserError
 from detection.training import loop
+from detection.training.auto_batch import largest
 from detection.training.finite import LossWatch
 from detection.training.loop import optimizer_step, train_step
 from detection.training.monitor import Monitor
 from detection.training.optimizer import parameter_groups
+from detection.training.pictures import detections_grid
 from detection.training.resume import compare_configs
 from detection.training.run import run_training
 from detection.training.schedule import lr_factor
@@ -342,3 +348,47 @@ def test_all_new_keys_stand_in_a_config_of_one_run(tiny_config, tmp_path):
     raw["train"] |= {"accumulate": 2, "non_finite": "skip", "patience": 5}
     assert run_training(parse_config(raw, "test"))
     assert (tmp_path / "run" / "best.pt").exists()
+
+
+# ---- looking at it
+
+
+def test_a_run_leaves_pictures_of_what_it_saw_and_found(trained):
+    for name in ("train_batch.jpg", "val_detections.jpg"):
+        picture = cv2.imread(str(trained / name))
+        assert picture is not None and picture.shape[1] > 320
+    # Boxes in the colours of their classes lie on the first, not on grey pictures alone.
+    hue = cv2.cvtColor(cv2.imread(str(trained / "train_batch.jpg")), cv2.COLOR_BGR2HSV)
+    assert (hue[..., 1] > 200).mean() > 0.005
+
+
+def test_pictures_of_detections_are_drawn_where_they_were_found(tiny_config):
+    dataset = build_dataset(tiny_config, "val")
+    image_id = int(dataset.index.image_ids[0])
+    results = [{"image_id": image_id, "category_id": 7, "bbox": [10.0, 20.0, 40.0, 30.0], "score": 0.9}]
+    low = [{**results[0], "score": 0.2}]
+    plain, none, one = (detections_grid(dataset, r, [3, 7], ["square", "disc"], count=1) for r in ([], low, results))
+    assert np.array_equal(plain, none)
+    scale = plain.shape[0] / 96
+    changed = np.abs(one.astype(int) - plain).max(2) > 60
+    rows, columns = np.nonzero(changed)
+    assert abs(columns.min() - 10 * scale) < 8 and abs(rows.max() - 50 * scale) < 8
+
+
+def test_profile(tool, tiny_file):
+    done = tool("train", tiny_file, "--profile")
+    assert done.returncode == 0, done.stderr
+    assert "convolution_backward" in done.stdout and "wait for data" in done.stdout
+    trace = json.loads((tiny_file.parent / "run" / "trace.json").read_text())
+    assert len(trace["traceEvents"]) > 1000
+
+
+def test_the_largest_batch_is_found_with_few_trials():
+    for limit in range(0, 40):
+        trials = []
+        assert largest(lambda n, limit=limit, trials=trials: trials.append(n) or n <= limit, most=32) == min(limit, 32)
+        assert len(trials) <= 13 and len(set(trials)) == len(trials)
+
+
+def test_auto_batch_needs_a_gpu(tool, tiny_file):
+    assert_clear_error(tool("train", tiny_file, "--auto-batch"), "--auto-batch measures GPU memory")

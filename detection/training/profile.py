@@ -1,0 +1,51 @@
+"""Where the time of a training step goes."""
+
+import itertools
+import logging
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from detection.config import Config
+from detection.data.loader import iterate
+from detection.training.loop import optimizer_step, train_step
+from detection.training.monitor import start_logging
+from detection.training.state import build_run
+
+log = logging.getLogger("detection")
+
+
+def profile_training(config: Config, steps: int = 10) -> str:
+    """Run `steps` training steps under torch's profiler, after three that prepare kernels.
+
+    Writes `trace.json` into `output_dir` (open it in chrome://tracing or https://ui.perfetto.dev) and returns a table
+    of the operations that took longest. The weights are thrown away.
+    """
+    start_logging()
+    run = build_run(config)
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.objective.train()
+    batches = itertools.cycle(iterate(run.train_loader))
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.device.type == "cuda" else [])]
+
+    def step() -> None:
+        with record_function("wait for data"):
+            images, targets = next(batches)
+        with record_function("forward, backward"):
+            train_step(run, images, targets, group=1)
+        with record_function("optimizer, average"):
+            optimizer_step(run)
+
+    for _ in range(3):
+        step()
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            step()
+    trace = folder / "trace.json"
+    profiler.export_chrome_trace(str(trace))
+    by = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50)
+    threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
+    return f"{table}\n{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}; all of it: {trace}"
