@@ -14,6 +14,7 @@ from detection.training.monitor import start_logging
 from detection.training.state import build_run
 
 log = logging.getLogger("detection")
+PARTS = ("wait for data", "forward and backward", "optimizer and average")
 
 
 def profile_training(config: Config, steps: int = 10) -> str:
@@ -31,11 +32,11 @@ def profile_training(config: Config, steps: int = 10) -> str:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.device.type == "cuda" else [])]
 
     def step() -> None:
-        with record_function("wait for data"):
+        with record_function(PARTS[0]):
             images, targets = next(batches)
-        with record_function("forward, backward"):
+        with record_function(PARTS[1]):
             train_step(run, images, targets, group=1)
-        with record_function("optimizer, average"):
+        with record_function(PARTS[2]):
             optimizer_step(run)
 
     for _ in range(3):
@@ -46,6 +47,9 @@ def profile_training(config: Config, steps: int = 10) -> str:
     trace = folder / "trace.json"
     profiler.export_chrome_trace(str(trace))
     by = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50)
+    averages = profiler.key_averages()
+    totals = {event.key: event.cpu_time_total for event in averages if event.key in PARTS}
+    shares = ", ".join(f"{part} {totals[part] / sum(totals.values()):.1%}" for part in PARTS)
+    table = averages.table(sort_by=by, row_limit=25, max_name_column_width=50)
     threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
-    return f"{table}\n{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}; all of it: {trace}"
+    return f"{table}\n{shares}\n{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}; all of it: {trace}"
