@@ -52,4 +52,5 @@ def profile_training(config: Config, steps: int = 10) -> str:
     shares = ", ".join(f"{part} {totals[part] / sum(totals.values()):.1%}" for part in PARTS)
     table = averages.table(sort_by=by, row_limit=25, max_name_column_width=50)
     threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
-    return f"{table}\n{shares}\n{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}; all of it: {trace}"
+    what = f"{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}"
+    return f"{table}\n{what}: {shares}\nall of it: {trace}"
