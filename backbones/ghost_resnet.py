@@ -92,7 +92,7 @@ class GhostResNet50Features(Backbone):
         initialize(self)
         self.measure(out_levels)
 
-    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
+    def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         yield "c1", [self.conv1, self.bn1, self.relu]
         yield "c2", [self.maxpool, self.layer1]
         yield "c3", [self.layer2]
