@@ -7,12 +7,14 @@ import torchvision
 
 from backbones.base import Backbone
 from backbones.chain import ChainFeatures
+from backbones.ghost_resnet import GhostResNet50Features
+from backbones.ghost_vgg import GhostVGG16Features
 from backbones.ghostnet import GhostNetFeatures
 from backbones.ghostnetv2 import GhostNetV2Features
 from backbones.timm_features import TimmFeatures
 from backbones.weights import load_weights, read_weights
 
-NAMES = ("ghostnet", "ghostnetv2")
+NAMES = ("ghostnet", "ghostnetv2", "ghost_resnet50", "ghost_vgg16")
 """Networks of this package; torchvision's and timm's go by their own names."""
 DEFAULT_LEVELS = ("c2", "c3", "c4", "c5")
 TORCHVISION_WITH_WIDTH = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
@@ -56,6 +58,10 @@ def build_backbone(
         backbone = GhostNetFeatures(width, out_levels)
     elif name == "ghostnetv2":
         backbone = GhostNetV2Features(width, out_levels)
+    elif name in ("ghost_resnet50", "ghost_vgg16"):
+        if width != 1:
+            raise ValueError(f"{name} exists at width 1 alone")
+        backbone = (GhostResNet50Features if name == "ghost_resnet50" else GhostVGG16Features)(out_levels=out_levels)
     elif name.startswith("timm/"):
         if width != 1:
             raise ValueError(f"{name} has no width to set: timm's widths have names of their own (timm/ghostnet_050)")

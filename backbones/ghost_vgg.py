@@ -34,6 +34,8 @@ class GhostVGG16Features(Backbone):
         kernel_size: d, of the cheap operations.
     """
 
+    classifier_prefixes = ("classifier.",)
+
     def __init__(
         self, ratio: int = 2, kernel_size: int = 3, out_levels: Sequence[str] = ("c2", "c3", "c4", "c5")
     ) -> None:

@@ -167,11 +167,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     """Load all of `model` from `state_dict`, log and return the report.
 
     Tensors of a classifier that the model does not have (a backbone's `classifier_prefixes`) are left over in order.
-    A backbone may know how to rename those of another published layout (`convert_keys`). Everything else must fit:
+    A backbone may know how to rename those of another published layout (`convert_keys`). What is no part of the network
+    (an optimizer's state, say) is reported as unexpected. Everything else must fit:
 
     Raises:
         WeightsError: an older, incompatible release; another width (shapes differ); nothing matches; some
-            tensors of the model are missing, or some of the file are left over. The model is then untouched.
+            tensors of the model are missing, or the file has more of
+            one of its parts (layer1.2 where it ends at layer1.1). The model is then untouched.
     """
     own = model.state_dict()
     prefixes: tuple[str, ...] = ()
@@ -219,10 +221,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
             f"{report}. The file lacks parts of the network ({', '.join(report.missing[:3])}, …): "
             "they would silently stay random"
         )
-    if report.unexpected:
+    parts = {key.partition(".")[0] for key in own}
+    strange = [key for key in report.unexpected if key.partition(".")[0] in parts]
+    if strange:
         raise WeightsError(
-            f"{report}. The file has tensors that this network has no place for "
-            f"({', '.join(report.unexpected[:3])}, …): it is of another one, a deeper variant perhaps"
+            f"{report}. The file has tensors that this network has no place for ({', '.join(strange[:3])}, …): "
+            "it is of another one, a deeper variant perhaps"
         )
     model.load_state_dict({**own, **usable})
     return report
