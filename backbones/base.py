@@ -1,13 +1,16 @@
 """What every backbone is: an image batch in, an ordered dict of feature levels out, freezable by stage."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 LEVELS = ("c1", "c2", "c3", "c4", "c5")
 """Level cK has stride 2**K. Detectors use c2 to c5."""
+
+SAFE_SIZE = 64
+"""Pixels that the shorter side of a picture needs for any network: two places in c5."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,10 +24,12 @@ class Backbone(nn.Module):
         channels, strides: level -> int, measured by `measure` on a real forward pass, not declared.
         mean, std: what the network's weights expect of RGB in [0, 1]; normalisation belongs to the backbone.
         pretrained: whether weights were loaded. Only then may layers be frozen.
+        classifier_prefixes: how the state-dict keys begin that a published classifier has beyond this network.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    classifier_prefixes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,28 +40,48 @@ class Backbone(nn.Module):
         self._frozen_stages = 0
         self._freeze_bn = False
 
-    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
+    def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         """Yield (level, the modules computed to get from the level before to this one), from c1/c2 up to c5."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """[N, 3, H, W] float32, normalised -> level -> [N, C, ceil(H/stride), ceil(W/stride)]."""
+        """Extract features.
+
+        Args:
+            images: [N, 3, H, W] float32, normalised.
+
+        Returns:
+            level -> [N, C, H/stride, W/stride], sides rounded up, or down in a network whose pooling or patches do
+            not pad (VGG, ConvNeXt).
+
+        Raises:
+            ValueError: the pictures are smaller than the network can shrink.
+        """
         return self.extract(images)
 
     def extract(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         """The features, also of a subclass whose `forward` goes on to classify."""
         features: OrderedDict[str, Tensor] = OrderedDict()
         x = images
-        for level, modules in self.stages():
-            for module in modules:
-                x = module(x)
-            if level in self.out_levels:
-                features[level] = x
+        try:
+            for level, modules in self.stage_modules():
+                for module in modules:
+                    x = module(x)
+                if level in self.out_levels:
+                    features[level] = x
+        except (RuntimeError, ValueError) as error:
+            height, width = images.shape[-2:]
+            if min(height, width) >= SAFE_SIZE:
+                raise
+            raise ValueError(
+                f"pictures of {height}x{width} pixels are too small for this network, which shrinks them up to 32 "
+                f"times ({str(error).splitlines()[0]}); enlarge them to {SAFE_SIZE} pixels or more"
+            ) from error
         return features
 
     def measure(self, out_levels: Sequence[str]) -> None:
         """Set `out_levels`, and `channels` and `strides` from what a small picture really gives."""
-        known = [level for level, _ in self.stages()]
+        known = [level for level, _ in self.stage_modules()]
         for level in out_levels:
             if level not in known:
                 raise ValueError(f"unknown feature level {level!r}; this backbone has {', '.join(known)}")
@@ -64,11 +89,22 @@ class Backbone(nn.Module):
         training = self.training
         self.eval()
         with torch.no_grad():
-            size = 64
+            size = SAFE_SIZE
             features = self.extract(torch.zeros(1, 3, size, size))
         self.train(training)
         self.channels = {level: x.shape[1] for level, x in features.items()}
         self.strides = {level: size // x.shape[2] for level, x in features.items()}
+
+    def fuse(self) -> "Backbone":
+        """Merge, in place, what training keeps apart and inference need not: parallel branches of a network that
+        re-parameterises become one convolution each. The features stay the same. A network without such branches
+        stays as it is. Afterwards it cannot be trained, and earlier state dicts do not fit. Returns itself.
+        """
+        return self.eval()
+
+    def convert_keys(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under this network's own keys, if they come in another published layout that it knows."""
+        return dict(state_dict)
 
     def freeze(self, stages: int = 0, bn: bool = False) -> None:
         """Stop the training of pretrained layers.
@@ -109,7 +145,7 @@ class Backbone(nn.Module):
 
     def _frozen_modules(self) -> Iterator[nn.Module]:
         frozen = LEVELS[: self._frozen_stages + 1] if self._frozen_stages else ()
-        for level, modules in self.stages():
+        for level, modules in self.stage_modules():
             if level in frozen:
                 yield from modules
 

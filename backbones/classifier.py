@@ -11,6 +11,7 @@ from backbones.features import build_backbone
 from backbones.ghost_resnet import GhostResNet50, GhostResNet56
 from backbones.ghost_vgg import GhostVGG16
 from backbones.ghostnet import GhostNet
+from backbones.ghostnetv2 import GhostNetV2
 from backbones.weights import load_weights, read_weights
 
 GHOST_NETWORKS = ("ghost_vgg16", "ghost_resnet50", "ghost_resnet56")
@@ -76,6 +77,8 @@ def build_classifier(
     model: nn.Module
     if name == "ghostnet":
         model = GhostNet(width, num_classes, dropout)
+    elif name == "ghostnetv2":
+        model = GhostNetV2(width, num_classes, dropout)
     elif name == "ghost_vgg16":
         model = GhostVGG16(num_classes, s, d, dropout)
     elif name == "ghost_resnet50":

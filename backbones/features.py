@@ -1,53 +1,23 @@
 """`build_backbone`: any known network by name, as ordered features c2–c5."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
 import torchvision
-from torch import nn
 
-from backbones.base import LEVELS, Backbone, initialize
+from backbones.base import Backbone
+from backbones.chain import ChainFeatures
+from backbones.ghost_resnet import GhostResNet50Features
+from backbones.ghost_vgg import GhostVGG16Features
 from backbones.ghostnet import GhostNetFeatures
+from backbones.ghostnetv2 import GhostNetV2Features
+from backbones.timm_features import TimmFeatures
 from backbones.weights import load_weights, read_weights
 
-NAMES = ("ghostnet", "mobilenet_v2", "mobilenet_v3_large")
+NAMES = ("ghostnet", "ghostnetv2", "ghost_resnet50", "ghost_vgg16")
+"""Networks of this package; torchvision's and timm's go by their own names."""
 DEFAULT_LEVELS = ("c2", "c3", "c4", "c5")
-
-
-class TorchvisionFeatures(Backbone):
-    """A torchvision MobileNet's `features`, tapped at the last block of each stride.
-
-    The last 1x1 convolution (to 1280 or 960 channels) belongs to the classifier and is left out, like
-    GhostNet's `blocks.9`. Keys are torchvision's (`features.N.…`).
-    """
-
-    def __init__(self, features: nn.Sequential, out_levels: Sequence[str] = DEFAULT_LEVELS) -> None:
-        super().__init__()
-        self.features = features[:-1]
-        initialize(self)
-        self._taps = _last_of_each_stride(self.features)
-        self.measure(out_levels)
-
-    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
-        start = 0
-        for level, end in self._taps.items():
-            yield level, list(self.features[start : end + 1])
-            start = end + 1
-
-
-def _last_of_each_stride(features: nn.Sequential) -> dict[str, int]:
-    """level -> index of its last module, found by watching where the map shrinks."""
-    taps: dict[str, int] = {}
-    size = 64
-    x = torch.zeros(1, 3, size, size)
-    features.eval()
-    with torch.no_grad():
-        for index, module in enumerate(features):
-            x = module(x)
-            taps[LEVELS[(size // x.shape[2]).bit_length() - 2]] = index
-    features.train()
-    return taps
+TORCHVISION_WITH_WIDTH = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 
 
 def build_backbone(
@@ -62,10 +32,13 @@ def build_backbone(
     """Build a feature extractor.
 
     Args:
-        name: one of `NAMES`.
-        width: multiplies the channels (GhostNet's 0.5, 1.0, 1.1, 1.3, …; MobileNet's alpha).
-        weights: None (random), a path to a `.pth` or `.safetensors` file, or "timm" (ImageNet weights
-            from the hub, through the package timm). The load is strict and its report is logged.
+        name: one of `NAMES`; a convolutional classifier of torchvision (`resnet50`, `mobilenet_v3_large`, …); or
+            `timm/<name>`, one of timm.
+        width: multiplies the channels (GhostNet's 0.5, 1.0, 1.1, 1.3, …; MobileNet's alpha). Networks that have no
+            such number take 1 only.
+        weights: None (random), a path to a `.pth` or `.safetensors` file, "timm" (ImageNet weights
+            from the hub, through the package timm) or "torchvision" (torchvision's default ImageNet weights for a
+            network of its own). The load is strict and its report is logged.
         out_levels: which of c1–c5 `forward` returns.
         frozen_stages: how many stages of *pretrained* layers are kept fixed (1 = up to c2, … 4 = all).
         freeze_bn: keep the batch norms of a *pretrained* network in evaluation mode.
@@ -75,7 +48,7 @@ def build_backbone(
         `.channels` and `.strides` (level -> int), `.mean`, `.std` and `.pretrained`.
 
     Raises:
-        ValueError: unknown name or level, bad width.
+        ValueError: unknown name or level, bad width, or a network without maps of strides 4, 8, 16 and 32.
         WeightsError: the file is absent, unreadable, or belongs to another network or width.
     """
     if width <= 0:
@@ -83,19 +56,48 @@ def build_backbone(
     backbone: Backbone
     if name == "ghostnet":
         backbone = GhostNetFeatures(width, out_levels)
-    elif name == "mobilenet_v2":
-        backbone = TorchvisionFeatures(torchvision.models.mobilenet_v2(width_mult=width).features, out_levels)
-    elif name == "mobilenet_v3_large":
-        network = torchvision.models.mobilenet_v3_large(width_mult=width)
-        backbone = TorchvisionFeatures(network.features, out_levels)
+    elif name == "ghostnetv2":
+        backbone = GhostNetV2Features(width, out_levels)
+    elif name in ("ghost_resnet50", "ghost_vgg16"):
+        if width != 1:
+            raise ValueError(f"{name} exists at width 1 alone")
+        backbone = (GhostResNet50Features if name == "ghost_resnet50" else GhostVGG16Features)(out_levels=out_levels)
+    elif name.startswith("timm/"):
+        if width != 1:
+            raise ValueError(f"{name} has no width to set: timm's widths have names of their own (timm/ghostnet_050)")
+        backbone = TimmFeatures(name.removeprefix("timm/"), out_levels)
+    elif name in torchvision_names():
+        backbone = _torchvision_features(name, width, out_levels)
     else:
-        close = difflib.get_close_matches(name, NAMES, n=1)
+        close = difflib.get_close_matches(name, [*NAMES, *torchvision_names()], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown backbone {name!r}{hint}; known: {', '.join(NAMES)}")
+        raise ValueError(
+            f"unknown backbone {name!r}{hint}; known: {', '.join(NAMES)}, torchvision's classifiers "
+            "(mobilenet_v2, mobilenet_v3_large, resnet50, …) and timm/<name>"
+        )
 
     if weights is not None:
         state_dict, source = read_weights(weights, name, width)
         load_weights(backbone, state_dict, source)
         backbone.pretrained = True
         backbone.freeze(frozen_stages, freeze_bn)
+    return backbone
+
+
+def torchvision_names() -> list[str]:
+    """All classifiers of the installed torchvision; those that are not covered are refused when they are built."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _torchvision_features(name: str, width: float, out_levels: Sequence[str]) -> Backbone:
+    arguments: dict[str, float] = {}
+    if width != 1:
+        if name not in TORCHVISION_WITH_WIDTH:
+            raise ValueError(f"{name} has no width to set; {', '.join(TORCHVISION_WITH_WIDTH)} have")
+        arguments["width_mult"] = width
+    if name == "googlenet":
+        arguments["init_weights"] = True  # as ever; left out, torchvision warns that this will change
+    backbone = ChainFeatures(torchvision.models.get_model(name, weights=None, **arguments), name, out_levels)
+    if name == "googlenet":  # torchvision's own turns ImageNet's normalisation into this one before its first layer
+        backbone.mean = backbone.std = (0.5, 0.5, 0.5)
     return backbone

@@ -77,6 +77,8 @@ class GhostResNet50Features(Backbone):
         kernel_size: d, of the cheap operations.
     """
 
+    classifier_prefixes = ("fc.",)
+
     def __init__(
         self, ratio: int = 2, kernel_size: int = 3, out_levels: Sequence[str] = ("c2", "c3", "c4", "c5")
     ) -> None:
@@ -92,7 +94,7 @@ class GhostResNet50Features(Backbone):
         initialize(self)
         self.measure(out_levels)
 
-    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
+    def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         yield "c1", [self.conv1, self.bn1, self.relu]
         yield "c2", [self.maxpool, self.layer1]
         yield "c3", [self.layer2]

@@ -34,6 +34,8 @@ class GhostVGG16Features(Backbone):
         kernel_size: d, of the cheap operations.
     """
 
+    classifier_prefixes = ("classifier.",)
+
     def __init__(
         self, ratio: int = 2, kernel_size: int = 3, out_levels: Sequence[str] = ("c2", "c3", "c4", "c5")
     ) -> None:
@@ -53,7 +55,7 @@ class GhostVGG16Features(Backbone):
         initialize(self)
         self.measure(out_levels)
 
-    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
+    def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         # A level ends before the pooling to the next one; the last is that pooling alone.
         ends = [*pools[1:], len(self.features)]

@@ -40,6 +40,8 @@ class GhostNetFeatures(Backbone):
     24, 40, 112 and 160 channels.
     """
 
+    classifier_prefixes = ("blocks.9.", "conv_head.", "classifier.")
+
     def __init__(self, width: float = 1.0, out_levels: Sequence[str] = ("c2", "c3", "c4", "c5")) -> None:
         super().__init__()
         if width <= 0:
@@ -71,7 +73,7 @@ class GhostNetFeatures(Backbone):
         start_blocks_as_identity(self)
         self.measure(out_levels)
 
-    def stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
+    def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         modules: list[nn.Module] = [self.conv_stem, self.bn1, self.act1]
         start = 0
         for level, end in TAPS.items():

@@ -12,15 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
+from backbones.base import Backbone
 from backbones.foreign import framework_of, to_published, width_of
 from backbones.readers import is_mindspore, read_mindspore, read_pdparams
 
 log = logging.getLogger("backbones")
 
-# Published behind weights=timm, by (name, width). The hub has no other width of GhostNet v1.
-TIMM_NAMES = {("ghostnet", 1.0): "ghostnet_100.in1k"}
+# Published behind weights=timm, by (name, width); timm/<name> is there under its own name. The hub has no other width
+# of GhostNet v1.
+TIMM_NAMES = {
+    ("ghostnet", 1.0): "ghostnet_100.in1k",
+    ("ghostnetv2", 1.0): "ghostnetv2_100.in1k",
+    ("ghostnetv2", 1.3): "ghostnetv2_130.in1k",
+    ("ghostnetv2", 1.6): "ghostnetv2_160.in1k",
+}
+# Left in published checkpoints (GhostNetV2's, for one) by the profiler thop.
+JUNK = ("total_ops", "total_params")
 
 
 class WeightsError(ValueError):
@@ -52,8 +62,8 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
     """Return (state dict on the CPU, a name for its source).
 
     Args:
-        weights: "timm", or the path of a `.safetensors` or PyTorch file, of PaddleClas's `.pdparams` or MindCV's
-            `.ckpt`. No code in it is run, whatever the format. The layouts of PaddleClas and MindCV, known by
+        weights: "timm", "torchvision", or the path of a `.safetensors` or PyTorch file, of PaddleClas's `.pdparams` or
+            MindCV's `.ckpt`. No code in it is run, whatever the format. The layouts of PaddleClas and MindCV, known by
             their keys, are converted to the published one, see `backbones.foreign`.
         name, width: the backbone that it is for, to find the hub's file.
 
@@ -62,6 +72,8 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
     """
     if str(weights) == "timm":
         return _read_timm(name, width)
+    if str(weights) == "torchvision":
+        return _read_torchvision(name, width)
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist")
@@ -114,11 +126,12 @@ def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
-    hub_id = TIMM_NAMES.get((name, width))
+    hub_id = name.removeprefix("timm/") if name.startswith("timm/") else TIMM_NAMES.get((name, width))
     if hub_id is None:
+        published = ", ".join(f"{known} at width {at:.1f}" for known, at in TIMM_NAMES)
         raise WeightsError(
             f"there are no ImageNet weights for {name} at width {width:g} behind weights=timm "
-            "(published there: ghostnet at width 1.0); give a file, or weights=null to train from scratch"
+            f"(published there: {published}, and timm/<name>); give a file, or weights=null to train from scratch"
         )
     try:
         import timm
@@ -134,22 +147,44 @@ def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
     return model.state_dict(), f"timm/{hub_id}"
 
 
+def _read_torchvision(name: str, width: float) -> tuple[dict[str, Tensor], str]:
+    if name not in torchvision.models.list_models(module=torchvision.models) or width != 1:
+        raise WeightsError(
+            f"there are no ImageNet weights for {name} at width {width:g} behind weights=torchvision, which has those "
+            "of torchvision's own networks (resnet50, mobilenet_v3_large, …) at width 1 alone"
+        )
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        return dict(weights.get_state_dict(check_hash=True)), f"torchvision/{weights}"
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"{weights} could not be fetched: {type(error).__name__}: {str(error).splitlines()[0]}. Without a network, "
+            f"download {weights.url} elsewhere and give its path as model.backbone.weights"
+        ) from error
+
+
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "state dict") -> LoadReport:
     """Load all of `model` from `state_dict`, log and return the report.
 
-    Tensors of a classifier that the model does not have are left over in order. Everything else must fit:
+    Tensors of a classifier that the model does not have (a backbone's `classifier_prefixes`) are left over in order.
+    A backbone may know how to rename those of another published layout (`convert_keys`). What is no part of the network
+    (an optimizer's state, say) is reported as unexpected. Everything else must fit:
 
     Raises:
         WeightsError: an older, incompatible release; another width (shapes differ); nothing matches; some
-            tensors of the model are missing. The model is then untouched.
+            tensors of the model are missing, or the file has more of
+            one of its parts (layer1.2 where it ends at layer1.1). The model is then untouched.
     """
     own = model.state_dict()
+    prefixes: tuple[str, ...] = ()
+    if isinstance(model, Backbone):
+        state_dict, prefixes = model.convert_keys(state_dict), model.classifier_prefixes
+    state_dict = {key: value for key, value in state_dict.items() if not key.endswith(JUNK)}
     report = LoadReport(source)
     usable: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         if key not in own:
-            is_classifier = key.startswith(_classifier_prefixes(own))
-            (report.classifier if is_classifier else report.unexpected).append(key)
+            (report.classifier if key.startswith(prefixes) else report.unexpected).append(key)
         elif own[key].shape != value.shape:
             report.mismatched.append(key)
         else:
@@ -159,9 +194,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     report.missing = [k for k in own if k not in state_dict and not k.endswith("num_batches_tracked")]
     log.info("%s", report)
 
-    if any(k.startswith("features.") and ".conv." in k for k in report.unexpected) and not any(
-        k.startswith("features.") for k in own
-    ):
+    if any(k.startswith("features.") and ".primary_conv." in k for k in report.unexpected):
         raise WeightsError(
             f"{report}. These keys (features.N.conv.…) are of the older ghostnet.pytorch release, which is a "
             "different network (other channel rounding, other gates, depthwise layers at stride 1): use "
@@ -188,17 +221,16 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
             f"{report}. The file lacks parts of the network ({', '.join(report.missing[:3])}, …): "
             "they would silently stay random"
         )
+    parts = {key.partition(".")[0] for key in own}
+    strange = [key for key in report.unexpected if key.partition(".")[0] in parts]
+    if strange:
+        raise WeightsError(
+            f"{report}. The file has tensors that this network has no place for ({', '.join(strange[:3])}, …): "
+            "it is of another one, a deeper variant perhaps"
+        )
     model.load_state_dict({**own, **usable})
     return report
 
 
 def _first(state_dict: Mapping[str, Tensor]) -> str:
     return ", ".join(list(state_dict)[:2]) + ", …"
-
-
-def _classifier_prefixes(own: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of a classifier's tensors in the layout (GhostNet's or torchvision's) of the model's own keys."""
-    if "conv_stem.weight" in own:
-        return ("blocks.9.", "conv_head.", "classifier.")
-    last = max((int(k.split(".")[1]) for k in own if k.startswith("features.")), default=-1)
-    return (f"features.{last + 1}.", "classifier.")

@@ -132,7 +132,7 @@ def _rows(
         images = torch.zeros(1, 3, *size, device="meta")
         costs = measure_cost(tested, images)
         memory = measure_memory(trained, images)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name} is too deep for a picture of {size[0]}x{size[1]} pixels: {reason}") from error
 

@@ -14,6 +14,7 @@ from detection.data.transforms import read_image, resize, to_original, to_tensor
 from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.models import build_model
+from detection.models.neck import PyramidBackbone
 
 Detections = dict[str, Any]
 
@@ -22,6 +23,8 @@ def load_detector(
     path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
 ) -> tuple[torch.nn.Module, Config, Classes]:
     """The model of a checkpoint (averaged weights where it has them), in evaluation mode on the device.
+
+    A backbone that re-parameterises is fused: the model is for inference only.
 
     Args:
         score_threshold: in place of the checkpoint's `eval.score_threshold`.
@@ -37,6 +40,8 @@ def load_detector(
         build.eval.score_threshold = score_threshold
     model = build_model(build, len(classes.names))
     load_model_state(model, content.get("ema") or content["model"], path)
+    neck: PyramidBackbone = model.backbone  # type: ignore[assignment]
+    neck.body.fuse()
     model = model.to(device).eval()
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)

