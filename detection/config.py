@@ -31,6 +31,25 @@ class BackboneConfig(Section):
     freeze_bn: bool = False
 
 
+class GhostifyConfig(Section):
+    """Which convolutions of the detector become ghost modules, see `backbones.ghostify`.
+
+    The first one, squeeze-and-excite gates and what would not get cheaper are always kept.
+    """
+
+    parts: Annotated[list[Literal["backbone", "neck", "head"]], Field(min_length=1)] = ["backbone", "neck", "head"]
+    ratio: Annotated[int, Field(ge=2)] = 2
+    """s in the paper: one map in so many is computed by convolution, the others by cheap filters."""
+    kernel_size: Literal[1, 3, 5, 7] = 3
+    """d in the paper, of the cheap depthwise filters."""
+    min_channels: Positive = 16
+    """Convolutions with fewer output channels are kept."""
+    include: list[str] = ["*"]
+    """Patterns of names in the detector, like "*layer3.*" or "head.*"."""
+    exclude: list[str] = ["*cls_logits", "*bbox_reg", "*bbox_pred"]
+    """By default the last layers of the head, whose outputs are answers and not feature maps."""
+
+
 class ModelConfig(Section):
     detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
@@ -47,6 +66,9 @@ class ModelConfig(Section):
     """RetinaNet: of the box loss against the classification loss."""
     anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
     """Anchor side in pixels of the resized picture, one for each of the five levels."""
+    ghostify: GhostifyConfig | None = None
+    """Ghost modules in place of convolutions. With "backbone" in its parts, backbone.weights are those of the ghosted
+    backbone, which tools/ghostify.py makes of the plain one's."""
 
 
 class SourceConfig(Section):

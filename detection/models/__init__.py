@@ -4,10 +4,11 @@ import logging
 
 from torch import nn
 
-from backbones import WeightsError, build_backbone
+from backbones import Backbone, WeightsError, build_backbone
 from detection.config import Config
 from detection.errors import UserError
 from detection.models.faster_rcnn import build_faster_rcnn
+from detection.models.ghosted import ghostify_detector, load_ghosted_backbone
 from detection.models.neck import PyramidBackbone
 from detection.models.retinanet import build_retinanet
 
@@ -27,16 +28,18 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         {boxes, labels, scores}. Its score, NMS and count limits are those of `config.eval`.
 
     Raises:
-        UserError: unknown backbone, or weights that cannot be had or do not fit.
+        UserError: unknown backbone, weights that cannot be had or do not fit, `model.ghostify` that replaces nothing.
     """
     if num_classes < 1:
         raise UserError(f"a detector needs at least one class, the data have {num_classes}")
     spec = config.model
+    # Weights of a ghosted backbone fit only once it is ghosted.
+    load_later = spec.ghostify is not None and "backbone" in spec.ghostify.parts
     try:
         body = build_backbone(
             spec.backbone.name,
             width=spec.backbone.width,
-            weights=spec.backbone.weights,
+            weights=None if load_later else spec.backbone.weights,
             frozen_stages=spec.backbone.frozen_stages,
             freeze_bn=spec.backbone.freeze_bn,
         )
@@ -44,6 +47,16 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         raise UserError(f"model.backbone.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"model.backbone: {error}") from error
+    model = _build_detector(config, body, num_classes)
+    if spec.ghostify is not None:
+        ghostify_detector(model, spec.ghostify)
+    if load_later:
+        load_ghosted_backbone(body, spec.backbone)
+    return model
+
+
+def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Module:
+    spec = config.model
     if spec.detector == "retinanet":
         neck = PyramidBackbone(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
         return build_retinanet(

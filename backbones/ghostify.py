@@ -1,0 +1,355 @@
+"""`ghostify`: replace the convolutions of any network by ghost modules, in place (arXiv 1911.11907, section 3.1)."""
+
+import math
+import os
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from backbones.cost import Cost, measure_cost
+from backbones.ghost import GhostModule
+from backbones.ghost_conv import GhostConv2d, check_arguments
+from backbones.watch import evaluation
+
+PREDICTIONS = ("*cls_logits", "*bbox_reg", "*bbox_pred", "*bbox_ctrness")
+"""The last layers of torchvision's detectors. Their outputs are answers, not feature maps: logits of different
+classes are no filtered images of each other, and there is no batch norm behind them to put a scale right."""
+
+
+@dataclass
+class LayerReport:
+    """What happened to one convolution.
+
+    Attributes:
+        reason: why it was left as it is; "" where it was replaced.
+        before, after: its cost; None where no example input was given.
+        error: of a fitted layer, on the calibration inputs: squared error divided by variance, over all channels
+            (primary ones have no error); None where the weights are random.
+    """
+
+    name: str
+    shape: str
+    reason: str = ""
+    parameters_before: int = 0
+    parameters_after: int = 0
+    before: Cost | None = None
+    after: Cost | None = None
+    error: float | None = None
+
+
+@dataclass
+class GhostReport:
+    """What `ghostify` did. `str()` gives a table.
+
+    Attributes:
+        layers: every convolution of the network, in the order of registration.
+        before, after: cost of the whole network; None where no example input was given.
+        recipe: arguments for `ghostify` that do exactly the same to a network of the same build; plain values.
+    """
+
+    layers: list[LayerReport]
+    parameters_before: int
+    parameters_after: int
+    before: Cost | None = None
+    after: Cost | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def replaced(self) -> list[LayerReport]:
+        return [layer for layer in self.layers if not layer.reason]
+
+    @property
+    def skipped(self) -> list[LayerReport]:
+        return [layer for layer in self.layers if layer.reason]
+
+    def __str__(self) -> str:
+        width = max([len(layer.name) for layer in self.layers] + [len("layer")])
+        rows = [f"{'layer':<{width}}  {'convolution':<20} {'parameters':>23} {'multiply-adds':>23}"]
+        for layer in self.layers:
+            head = f"{layer.name:<{width}}  {layer.shape:<20} "
+            if layer.reason:
+                rows.append(f"{head}kept: {layer.reason}")
+                continue
+            row = head + _change(layer.parameters_before, layer.parameters_after)
+            if layer.before and layer.after:
+                row += " " + _change(layer.before.macs, layer.after.macs)
+            rows.append(row if layer.error is None else f"{row}   fit error {layer.error:.3f}")
+        total = f"{'whole network':<{width}}  {f'{len(self.replaced)} of {len(self.layers)} replaced':<20} "
+        total += _change(self.parameters_before, self.parameters_after)
+        if self.before and self.after:
+            total += " " + _change(self.before.macs, self.after.macs)
+        return "\n".join([*rows, total])
+
+
+def ghostify(
+    model: nn.Module,
+    ratio: int = 2,
+    kernel_size: int = 3,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = PREDICTIONS,
+    min_channels: int = 16,
+    skip_first: bool = True,
+    example: Any = None,
+    calibration: Iterable[Any] | None = None,
+) -> GhostReport:
+    """Replace convolutions of `model` by `GhostConv2d`, in place, with the same input and output shapes.
+
+    A convolution is replaced where its name matches and it is a plain `nn.Conv2d` (no subclass) of one group, wide
+    enough, not the network's first, and dearer than a depthwise filter. Kept are also: convolutions with hooks
+    or parametrisations (weight norm, pruning), with a weight that another module uses too, behind a global pooling
+    (squeeze-and-excite gates), and those of ghost modules, so that calling it twice changes nothing more. A
+    module registered under several names is replaced under all of them. Device, dtype, `requires_grad` and training
+    mode are kept.
+
+    Args:
+        ratio: s in the paper, at least 2.
+        kernel_size: d in the paper, odd: of the cheap depthwise filters.
+        include, exclude: patterns of names in `model.named_modules()`, where `*` stands for anything, dots too:
+            "layer3.*", "*.conv2". By default the prediction layers of torchvision's detectors are excluded.
+        min_channels: convolutions with fewer output channels are kept.
+        skip_first: keep the first convolution (in the order of registration), which sees the image.
+        example: an input of the model, or a tuple of its arguments, for multiply-adds in the report. The model runs in
+            evaluation mode and is left as it was.
+        calibration: inputs like `example`, a few batches of what the network is for, normalised as it expects. With
+            them, the weights are fitted to the original's (see `backbones.ghostify_init`); without, they are
+            random: the primary ones with the standard deviation of the original's, the cheap ones such that the
+            maps keep their variance. Biases are kept.
+
+    Returns:
+        What was replaced and what was kept, why, and costs before and after.
+
+    Raises:
+        ValueError: bad ratio or kernel size, a pattern that matches no convolution, the model itself is a
+            convolution (nothing can be replaced in place), no calibration inputs, or a layer that they do not reach.
+    """
+    check_arguments(ratio, kernel_size)
+    if isinstance(model, nn.Conv2d):
+        raise ValueError(
+            "the model is itself a convolution, which cannot be replaced in place: wrap it in nn.Sequential"
+        )
+    convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    if not convolutions:
+        raise ValueError(f"{type(model).__name__} has no convolutions")
+    for pattern in (*include, *exclude):
+        if pattern not in PREDICTIONS and not any(fnmatchcase(name, pattern) for name in convolutions):
+            raise ValueError(f"no convolution's name matches {pattern!r}; the first are {_some(convolutions)}")
+
+    arguments = example if isinstance(example, tuple) else (example,)
+    costs = None
+    if example is not None:
+        with evaluation(model):
+            costs = measure_cost(model, *arguments)
+
+    reasons = _reasons(model, convolutions, kernel_size)
+    for index, (name, convolution) in enumerate(convolutions.items()):
+        if not any(fnmatchcase(name, pattern) for pattern in include):
+            reasons[name] = "not included"
+        elif any(fnmatchcase(name, pattern) for pattern in exclude):
+            reasons[name] = "excluded"
+        elif index == 0 and skip_first:
+            reasons[name] = "first convolution"
+        elif name not in reasons and convolution.out_channels < max(2, min_channels):
+            reasons[name] = f"{convolution.out_channels} channels, fewer than {max(2, min_channels)}"
+    report = GhostReport(
+        [
+            LayerReport(
+                name,
+                describe(convolution),
+                reasons.get(name, ""),
+                parameters_before=_count(convolution),
+                parameters_after=_count(convolution),
+            )
+            for name, convolution in convolutions.items()
+        ],
+        _count(model),
+        _count(model),
+    )
+    chosen = {name: m for name, m in convolutions.items() if name not in reasons and isinstance(m, nn.Conv2d)}
+    report.recipe = {
+        "ratio": ratio,
+        "kernel_size": kernel_size,
+        "include": list(chosen),
+        "exclude": [],
+        "min_channels": 2,
+        "skip_first": False,
+    }
+    _replace_all(model, chosen, report, calibration)
+    report.parameters_after = _count(model)
+    if costs is not None:
+        with evaluation(model):
+            costs_after = measure_cost(model, *arguments)
+        report.before, report.after = costs[""], costs_after[""]
+        for layer in report.layers:
+            layer.before, layer.after = costs[layer.name], costs_after[layer.name]
+    return report
+
+
+def load_ghosted(model: nn.Module, path: str | os.PathLike[str]) -> GhostReport:
+    """Ghost a plain network in the places that a file of tools/ghostify.py tells of, and load its weights.
+
+    Raises:
+        ValueError: not such a file, or one of another network. (The model may then have been ghosted already.)
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not {"ghostify", "state_dict"} <= set(content):
+        raise ValueError(f"{path} was not written by tools/ghostify.py: it has no recipe of what was replaced")
+    report = ghostify(model, **content["ghostify"])
+    try:
+        model.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another network ({content.get('network')}): {error}") from error
+    return report
+
+
+def _replace_all(
+    model: nn.Module, chosen: dict[str, nn.Conv2d], report: GhostReport, calibration: Iterable[Any] | None
+) -> None:
+    # Imported here: SciPy, which takes a moment to import, is needed for a fit alone.
+    from backbones.ghostify_init import fit, record
+
+    maps: dict[str, list[Tensor]] = {}
+    if calibration is not None and chosen:
+        with evaluation(model):
+            maps = record(model, chosen, calibration)
+    ratio, kernel_size = report.recipe["ratio"], report.recipe["kernel_size"]
+    for layer in report.replaced:
+        convolution = chosen[layer.name]
+        ghost = _ghost_like(convolution, ratio, kernel_size)
+        if maps:
+            layer.error = fit(ghost, convolution, maps.pop(layer.name))
+        else:
+            _initialize(ghost, convolution)
+        layer.parameters_after = _count(ghost)
+        for parent in list(model.modules()):
+            for name, child in list(parent._modules.items()):
+                if child is convolution:
+                    setattr(parent, name, ghost)
+
+
+def describe(convolution: nn.modules.conv._ConvNd) -> str:
+    """Like "64 → 128, 3x3 /2"."""
+    kernel = "x".join(str(side) for side in convolution.kernel_size)
+    stride = f" /{convolution.stride[0]}" if max(convolution.stride) > 1 else ""
+    groups = f", {convolution.groups} groups" if convolution.groups > 1 else ""
+    return f"{convolution.in_channels} → {convolution.out_channels}, {kernel}{stride}{groups}"
+
+
+def _reasons(
+    model: nn.Module,
+    convolutions: dict[str, nn.modules.conv._ConvNd],
+    kernel_size: int,
+) -> dict[str, str]:
+    """name -> why this convolution cannot or should not become a ghost module, whatever the user's patterns say."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(name)
+    reasons = {}
+    for name, convolution in convolutions.items():
+        ancestors = [model.get_submodule(".".join(name.split(".")[:end])) for end in range(name.count(".") + 1)]
+        others = [n for p in convolution.parameters() for n in users[id(p)] if n != name]
+        filter_size = convolution.in_channels * math.prod(convolution.kernel_size)
+        if any(is_lazy(p) for p in convolution.parameters()):
+            reasons[name] = "not initialised: run the network once"
+        elif nn.utils.parametrize.is_parametrized(convolution) or "weight" not in convolution._parameters:
+            reasons[name] = "its weight is parametrised (weight norm, pruning, …)"
+        elif type(convolution) is not nn.Conv2d:
+            reasons[name] = f"a {type(convolution).__name__}, not a plain Conv2d"
+        elif convolution._forward_hooks or convolution._forward_pre_hooks or convolution._backward_hooks:
+            reasons[name] = "it has hooks, which would be lost"
+        elif others:
+            reasons[name] = f"its weight is also that of {others[0]}"
+        elif any(isinstance(a, GhostModule | GhostConv2d) for a in ancestors):
+            reasons[name] = "part of a ghost module"
+        elif convolution.groups != 1:
+            depthwise = convolution.groups == convolution.in_channels
+            reasons[name] = "depthwise" if depthwise else f"{convolution.groups} groups"
+        elif _behind_global_pooling(model, name):
+            reasons[name] = "behind a global pooling: its maps are 1x1"
+        elif filter_size <= kernel_size**2:
+            reasons[name] = f"a cheap filter has {kernel_size**2} weights, its own have {filter_size}"
+    return reasons
+
+
+def _behind_global_pooling(model: nn.Module, name: str) -> bool:
+    """Whether its maps are 1x1 whatever the picture: squeeze-and-excite gates, and pooled branches in a sequence.
+
+    Told by structure, not by a run: on a small picture, a network's last maps would be 1x1 as well.
+    """
+    parts = name.split(".")
+    for end in range(len(parts)):
+        ancestor = model.get_submodule(".".join(parts[:end]))
+        if "squeezeex" in type(ancestor).__name__.lower() or parts[end] == "se":
+            return True
+        if isinstance(ancestor, nn.Sequential):
+            before = list(ancestor)[: list(ancestor._modules).index(parts[end])]
+            if any(isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)) for m in before):
+                return True
+    return False
+
+
+def _ghost_like(convolution: nn.Conv2d, ratio: int, kernel_size: int) -> GhostConv2d:
+    """A ghost module of the convolution's shape, place and state, with weights yet to be set."""
+    ghost = GhostConv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,  # type: ignore[arg-type]
+        convolution.stride,  # type: ignore[arg-type]
+        convolution.padding,  # type: ignore[arg-type]
+        convolution.dilation,  # type: ignore[arg-type]
+        convolution.bias is not None,
+        convolution.padding_mode,
+        ratio=ratio,
+        cheap_kernel_size=kernel_size,
+        device=convolution.weight.device,
+        dtype=convolution.weight.dtype,
+    )
+    for part in (ghost.primary, ghost.cheap):
+        part.weight.requires_grad_(convolution.weight.requires_grad)
+        if part.bias is not None and convolution.bias is not None:
+            part.bias.requires_grad_(convolution.bias.requires_grad)
+    ghost.train(convolution.training)
+    return ghost
+
+
+@torch.no_grad()
+def _initialize(ghost: GhostConv2d, convolution: nn.Conv2d) -> None:
+    if convolution.weight.is_meta:
+        return
+    # The host's own initialisation is kept by its spread: a detection head's small one, a backbone's He.
+    nn.init.normal_(ghost.primary.weight, std=convolution.weight.float().std(correction=0).item())
+    nn.init.normal_(ghost.cheap.weight, std=1 / ghost.cheap.kernel_size[0])
+    if convolution.bias is not None and ghost.primary.bias is not None and ghost.cheap.bias is not None:
+        count = ghost.primary.out_channels
+        ghost.primary.bias.copy_(convolution.bias[:count])
+        ghost.cheap.bias.zero_()[: len(convolution.bias) - count] = convolution.bias[count:]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if not is_lazy(p))
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _change(before: int, after: int) -> str:
+    return f"{_short(before):>9} → {_short(after):>7} {after / before - 1 if before else 0:>+4.0%}"
+
+
+def _short(number: int) -> str:
+    for factor, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= factor:
+            return f"{number / factor:.2f} {unit}"
+    return str(number)

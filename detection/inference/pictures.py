@@ -1,0 +1,36 @@
+"""Pictures for tools that look into a network: a few of many, all of one size."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection.data.transforms import read_image
+from detection.errors import UserError
+from detection.inference.sources import find_items
+
+
+def find_pictures(sources: Sequence[str], count: int) -> list[str]:
+    """Paths of at most `count` pictures, spread evenly over all that the sources (files, folders, globs) hold.
+
+    Raises:
+        UserError: a source does not exist, or there is no picture.
+    """
+    paths = [item.source for item in find_items(sources) if item.kind == "image"]
+    if not paths:
+        raise UserError(f"no pictures in {', '.join(sources)}")
+    chosen = min(count, len(paths))
+    return [paths[i * len(paths) // chosen] for i in range(chosen)]
+
+
+def read_pictures(paths: Sequence[str], size: int) -> list[np.ndarray]:
+    """RGB uint8 [size, size, 3] each; the whole picture, squeezed. Raises UserError for one that cannot be read."""
+    return [cv2.resize(read_image(path), (size, size), interpolation=cv2.INTER_AREA) for path in paths]
+
+
+def normalized(pictures: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [3, H, W] each -> one batch float32 [N, 3, H, W] as a network with this mean and std expects it."""
+    mean_, std_ = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (torch.stack(list(pictures)) / 255 - mean_) / std_
