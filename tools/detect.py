@@ -9,6 +9,7 @@ EXAMPLE = """\
 examples:
   python tools/detect.py runs/demo/best.pt photo.jpg holiday/ 'more/*.png' --out found
   python tools/detect.py runs/demo/best.pt traffic.mp4 --classes car bus --threshold 0.4
+  torchrun --nproc-per-node 4 tools/detect.py runs/demo/best.pt archive/ --resume    (shared by four processes)
   python tools/detect.py runs/demo/best.pt 0 --out camera        (camera 0, until Ctrl-C)
 """
 
@@ -25,22 +26,27 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=4, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--max-frames", type=int, help="stop a video or camera after this many frames")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:N (default: cuda where there is one)")
+    parser.add_argument("--resume", action="store_true", help="pass over what an earlier call has done already")
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold must be between 0 and 1")
     if args.batch_size < 1 or (args.max_frames is not None and args.max_frames < 1):
         parser.error("--batch-size and --max-frames must be at least 1")
 
+    from detection import distributed
     from detection.inference.detect import detect
     from detection.inference.predict import Predictor
     from detection.inference.sources import find_items
 
     items = find_items(args.sources)
-    predictor = Predictor(args.checkpoint, args.device, score_threshold=args.threshold, classes=args.classes)
-    summary = detect(predictor, items, args.out, batch_size=args.batch_size, max_frames=args.max_frames)
-    for reason in summary.failed:
-        print(f"error: {reason}", file=sys.stderr)
-    print(f"{summary}\nresults in {args.out}")
+    with distributed.session(args.device or "auto") as device:
+        predictor = Predictor(args.checkpoint, str(device), score_threshold=args.threshold, classes=args.classes)
+        options = {"batch_size": args.batch_size, "max_frames": args.max_frames, "resume": args.resume}
+        summary = detect(predictor, items, args.out, **options)
+        if distributed.is_main():
+            for reason in summary.failed:
+                print(f"error: {reason}", file=sys.stderr)
+            print(f"{summary}\nresults in {args.out}")
     if summary.interrupted:
         return 130
     return 2 if summary.failed else 0

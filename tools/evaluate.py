@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument(
         "--save-predictions", metavar="FILE", help="default: predictions.json in the checkpoint's folder"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with an evaluation that was cut off")
     args = parser.parse_intermixed_args()
     checkpoints = [a for a in args.arguments if "=" not in a]
     overrides = [a for a in args.arguments if "=" in a]
@@ -46,6 +47,7 @@ def main() -> int:
             images=args.images,
             json_file=args.json,
             predictions_file=args.save_predictions,
+            resume=args.resume,
         )
     return 0
 

@@ -1,6 +1,6 @@
 """Run a detector over a data set: detections in original pixels and original ids."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -15,13 +15,22 @@ from detection.device import autocast, progress_interval
 from detection.evaluation.coco import Result
 
 
-def eval_loader(dataset: DetectionDataset, batch_size: int, workers: int, device: torch.device) -> DataLoader:
-    """Each image once, ordered by shape; of several processes each has a share."""
+def eval_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    done: Collection[int] = (),
+) -> DataLoader:
+    """Each image once, ordered by shape, but those with ids in `done`; of several processes each has a share."""
     batches = EvalBatches(dataset.index.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size())
+    if done:
+        ids = dataset.index.image_ids
+        left = ([i for i in batch if int(ids[i]) not in done] for batch in batches.batches)
+        batches.batches = [batch for batch in left if batch]
     return build_loader(dataset, batches, workers=workers, device=device)
 
 
-@torch.inference_mode()
 def detect_dataset(
     model: nn.Module,
     loader: DataLoader,
@@ -29,9 +38,21 @@ def detect_dataset(
     device: torch.device,
     *,
     amp: str = "off",
-    title: str = "evaluate",
 ) -> list[Result]:
-    """Detections of every image in COCO's results format, with progress.
+    """Detections of every image of this process's share, in COCO's results format; see `detect_batches`."""
+    return [result for _, found in detect_batches(model, loader, category_ids, device, amp=amp) for result in found]
+
+
+@torch.inference_mode()
+def detect_batches(
+    model: nn.Module,
+    loader: DataLoader,
+    category_ids: Sequence[int | None],
+    device: torch.device,
+    *,
+    amp: str = "off",
+) -> Iterator[tuple[list[int], list[Result]]]:
+    """Batch by batch the ids of its images and what was found in them, in COCO's results format, with progress.
 
     Args:
         category_ids: original id of label 1, 2, …; None leaves detections of that label out.
@@ -40,8 +61,17 @@ def detect_dataset(
     """
     training = model.training
     model.eval()
-    results: list[Result] = []
-    for images, targets in tqdm(iterate(loader), title, len(loader), leave=False, mininterval=progress_interval()):
+    # Of several processes the first one tells how far its share is; theirs are as large.
+    bar = tqdm(
+        iterate(loader),
+        "evaluate",
+        len(loader),
+        leave=False,
+        mininterval=progress_interval(),
+        disable=not distributed.is_main(),
+    )
+    for images, targets in bar:
+        results: list[Result] = []
         with autocast(device, amp):
             detections = model([image.to(device, non_blocking=True) for image in images])
         for detection, target in zip(detections, targets, strict=True):
@@ -53,5 +83,5 @@ def detect_dataset(
                 for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
                 if category_ids[label - 1] is not None
             ]
+        yield [target["image_id"] for target in targets], results
     model.train(training)
-    return results

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from detection import distributed
 from detection.checkpoint import Classes, config_of, read_checkpoint
-from detection.config import SourceConfig
+from detection.config import Config, SourceConfig
 from detection.data.dataset import DetectionDataset, check_images
 from detection.data.index import AnnotationIndex, read_coco
-from detection.device import pick_device
 from detection.errors import UserError
 from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
-from detection.evaluation.evaluate import detect_dataset, eval_loader
+from detection.evaluation.evaluate import detect_batches, eval_loader
+from detection.evaluation.journal import Journal
 from detection.files import write_atomically
 from detection.inference.predict import load_detector
 
@@ -24,29 +26,60 @@ def score_checkpoint(
     images: str | None = None,
     json_file: str | None = None,
     predictions_file: str | None = None,
-) -> Evaluation:
+    resume: bool = False,
+) -> Evaluation | None:
     """Detect on every image of the annotations (default: the checkpoint's `data.val`), score, print the table.
+
+    Under torchrun the processes share the images, and the first one scores.
+
+    Args:
+        resume: go on with an evaluation of the same checkpoint and data that was cut off.
+
+    Returns:
+        The evaluation, None in all processes but the first.
 
     Raises:
         UserError: unreadable input, or classes that the model does not know.
     """
     config = config_of(read_checkpoint(checkpoint), checkpoint).with_overrides(overrides)
-    device = pick_device(config.device)
     source = _source(annotations, images, config.data.val)
     index = read_coco(source.annotations)
     check_images(index, source.images)
-    print(index.report())
-    model, config, classes = load_detector(checkpoint, device, overrides=overrides)
-    category_ids = category_ids_of(classes, index)
-    dataset = DetectionDataset(index, source.images, short_side=config.data.short_side, long_side=config.data.long_side)
-    loader = eval_loader(dataset, config.eval.batch_size or config.data.batch_size, config.data.workers, device)
-    results = detect_dataset(model, loader, category_ids, device, amp=config.train.amp)
     path = Path(predictions_file) if predictions_file else Path(checkpoint).with_name("predictions.json")
-    write_results(path, results)
-    evaluation = evaluate_results(index, results)
-    print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
-    _write_numbers(evaluation, json_file)
-    return evaluation
+    with distributed.session(config.device) as device:
+        if distributed.is_main():
+            print(index.report())
+        model, config, classes = load_detector(checkpoint, device, overrides=overrides)
+        category_ids = category_ids_of(classes, index)
+        data = config.data
+        dataset = DetectionDataset(index, source.images, short_side=data.short_side, long_side=data.long_side)
+        part = path.with_name(f"{path.name}.part{distributed.rank()}")
+        journal = Journal(part, _made_of(checkpoint, config, source), resume)
+        if journal.images:
+            print(f"{len(journal.images)} images were done before")
+        batch_size = config.eval.batch_size or data.batch_size
+        loader = eval_loader(dataset, batch_size, data.workers, device, journal.images)
+        for done, found in detect_batches(model, loader, category_ids, device, amp=config.train.amp):
+            journal.add(done, found)
+        results = [result for share in distributed.gather(journal.results) for result in share]
+        evaluation = None
+        if distributed.is_main():
+            write_results(path, results)
+            evaluation = evaluate_results(index, results)
+            print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
+            _write_numbers(evaluation, json_file)
+        journal.remove()
+        return evaluation
+
+
+def _made_of(checkpoint: str | Path, config: Config, source: SourceConfig) -> dict[str, Any]:
+    files = [Path(checkpoint), Path(source.annotations)]
+    return {
+        "files": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "images": str(Path(source.images).resolve()),
+        "config": config.model_dump(mode="json"),
+        "processes": distributed.world_size(),
+    }
 
 
 def score_file(

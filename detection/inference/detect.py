@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from detection import distributed
 from detection.data.transforms import read_image
 from detection.device import progress_interval
 from detection.errors import UserError
@@ -21,6 +23,9 @@ from detection.files import write_atomically
 from detection.inference.draw import draw_detections
 from detection.inference.predict import Detections, Predictor
 from detection.inference.sources import Item
+
+# The end of a video's JSON when all of it was read; stopped by Ctrl-C, it lacks the mark, and `resume` does it again.
+COMPLETE = b'\n], "complete": true}\n'
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Summary:
     frames: int = 0
     objects: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    passed_over: int = 0
+    """Items whose results were there."""
     interrupted: bool = False
 
     def __str__(self) -> str:
@@ -38,19 +45,30 @@ class Summary:
         done += [f"{self.frames} video frames"] if self.frames else []
         found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common(8)) or "nothing"
         text = f"{' and '.join(done) or 'nothing'} done; found {found}"
+        if self.passed_over:
+            text += f"; {self.passed_over} were done before"
         return text + ("; stopped by Ctrl-C, what was done is kept" if self.interrupted else "")
 
 
 def detect(
-    predictor: Predictor, items: Sequence[Item], out: str | Path, *, batch_size: int = 1, max_frames: int | None = None
+    predictor: Predictor,
+    items: Sequence[Item],
+    out: str | Path,
+    *,
+    batch_size: int = 1,
+    max_frames: int | None = None,
+    resume: bool = False,
 ) -> Summary:
     """Write out/NAME.jpg (or .mp4) and out/NAME.json for each item.
+
+    Under torchrun each process takes its share of the items, and the summary is of all of them.
 
     A picture that cannot be read is reported in the summary and the rest goes on. On Ctrl-C the video under way
     is closed properly, so that it plays up to there.
 
     Args:
         max_frames: stop a video or camera after this many.
+        resume: pass over items whose results are there, of an earlier call that was cut off.
 
     Raises:
         UserError: the folder cannot be written to, or a result would overwrite its own source.
@@ -58,6 +76,10 @@ def detect(
     out = Path(out)
     _check_out(items, out)
     summary = Summary()
+    items = items[distributed.rank() :: distributed.world_size()]
+    if resume:
+        left = [item for item in items if not _is_done(item, out)]
+        summary.passed_over, items = len(items) - len(left), left
     images = [item for item in items if item.kind == "image"]
     try:
         _detect_images(predictor, images, out, batch_size, summary)
@@ -69,7 +91,27 @@ def detect(
                     summary.failed.append(str(error))
     except KeyboardInterrupt:
         summary.interrupted = True
-    return summary
+    return _added(distributed.gather(summary))
+
+
+def _is_done(item: Item, out: Path) -> bool:
+    """Pictures are written first, then their JSON; a video's JSON has its last line when all of it is done."""
+    record = out / f"{item.name}.json"
+    if item.kind == "image":
+        return record.is_file() and (out / f"{item.name}.jpg").is_file()
+    return item.kind == "video" and record.is_file() and record.read_bytes().endswith(COMPLETE)
+
+
+def _added(summaries: Sequence[Summary]) -> Summary:
+    """Of all processes together."""
+    return Summary(
+        images=sum(s.images for s in summaries),
+        frames=sum(s.frames for s in summaries),
+        objects=sum((s.objects for s in summaries), Counter()),
+        failed=[reason for s in summaries for reason in s.failed],
+        passed_over=sum(s.passed_over for s in summaries),
+        interrupted=any(s.interrupted for s in summaries),
+    )
 
 
 def to_json(detections: Detections) -> list[dict[str, Any]]:
@@ -89,7 +131,7 @@ def to_json(detections: Detections) -> list[dict[str, Any]]:
 def _check_out(items: Sequence[Item], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
+        probe = out / f".probe{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -104,7 +146,9 @@ def _check_out(items: Sequence[Item], out: Path) -> None:
 def _detect_images(predictor: Predictor, items: Sequence[Item], out: Path, batch_size: int, summary: Summary) -> None:
     if not items:
         return
-    with tqdm(total=len(items), desc="pictures", mininterval=progress_interval(), leave=False) as bar:
+    # Of several processes the first one tells how far its share is; theirs are as large.
+    silent = not distributed.is_main()
+    with tqdm(total=len(items), desc="pictures", mininterval=progress_interval(), leave=False, disable=silent) as bar:
         for start in range(0, len(items), batch_size):
             readable: list[tuple[Item, np.ndarray]] = []
             for item in items[start : start + batch_size]:
@@ -189,10 +233,12 @@ def _json_list(file: TextIO, item: Item, fps: float) -> Iterator[Any]:
         file.write(("\n" if first else ",\n") + json.dumps(record))
         first = False
 
+    end = "\n]}\n"
     try:
         yield add
+        end = COMPLETE.decode()
     finally:
-        file.write("\n]}\n")
+        file.write(end)
 
 
 def _open_writer(path: Path, fps: float, frame: np.ndarray) -> cv2.VideoWriter:

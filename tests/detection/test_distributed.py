@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import ROOT, tiny_raw, write_coco
 
+from backbones import build_backbone
 from detection import UserError, distributed
 from detection.checkpoint import read_checkpoint
 
@@ -55,3 +56,57 @@ def test_a_detector_trains_on_two_processes_and_resumes(tmp_path, tool):
     assert done.returncode == 0, done.stderr
     best = max(record["AP"] for record in records)
     assert json.loads((tmp_path / "numbers.json").read_text())["AP"] == pytest.approx(best, abs=1e-3)
+
+
+def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, tool):
+    """Twenty steps: the same losses and weights to 1e-4, the same AP. Batch norms are frozen: each process has its
+    own half of the batch, which SyncBatchNorm (CUDA alone) would put together."""
+    write_coco(tmp_path / "data", images=8)
+    torch.manual_seed(0)
+    pretrained = build_backbone("ghostnet", width=0.5).state_dict()
+    for key, value in pretrained.items():
+        if key.endswith(("bn1.weight", ".1.weight")):
+            torch.nn.init.uniform_(value, 0.5, 1.5)
+    torch.save(pretrained, tmp_path / "backbone.pth")
+    raw = tiny_raw(tmp_path / "data", tmp_path / "one")
+    raw["model"]["backbone"] |= {"weights": str(tmp_path / "backbone.pth"), "freeze_bn": True}
+    raw["data"] |= {"batch_size": 4, "augment": {"scale": [0.8, 1.2], "mosaic": 0.3}}
+    raw["optim"] = {"name": "sgd", "lr": 0.01, "lr_batch": 4, "warmup_steps": 2, "clip_grad_norm": 10}
+    raw["train"] = {"epochs": 10, "ema": 0.9, "eval_every": 5}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    assert tool("train", tmp_path / "config.yaml").returncode == 0
+    done = torchrun("tools/train.py", tmp_path / "config.yaml", "data.batch_size=2", f"output_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert one["progress"]["step"] == two["progress"]["step"] == 20
+    for key, value in one["ema"].items():
+        torch.testing.assert_close(two["ema"][key], value, rtol=1e-4, atol=1e-4)
+    records = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for first, second in zip(*records, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+        assert second["AP"] == pytest.approx(first["AP"], abs=1e-4)
+
+
+def test_two_processes_share_detection_and_evaluation(tmp_path, trained, tool):
+    source = trained.parent / "data"
+    one = tool("detect", trained / "best.pt", source / "images", "--out", tmp_path / "one", "--device", "cpu")
+    two = torchrun("tools/detect.py", trained / "best.pt", source / "images", "--out", tmp_path / "two", "--device", "cpu")
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert one.stdout.splitlines()[0] == two.stdout.splitlines()[0]
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 24
+    again = torchrun(
+        "tools/detect.py", trained / "best.pt", source / "images", "--out", tmp_path / "two", "--device", "cpu", "--resume"
+    )
+    assert "nothing done" in again.stdout and "12 were done before" in again.stdout
+
+    arguments = ["data.workers=0", "--save-predictions", tmp_path / "found.json", "--json", tmp_path / "two.json"]
+    done = torchrun("tools/evaluate.py", trained / "best.pt", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert tool("evaluate", trained / "best.pt", *arguments[:-1], tmp_path / "one.json").returncode == 0
+    numbers = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
+    assert numbers[1]["AP"] == pytest.approx(numbers[0]["AP"], abs=1e-6)
+    assert not list(tmp_path.glob("found.json.part*"))

@@ -206,3 +206,46 @@ def test_categories_are_matched_by_name(coco_set):
     assert category_ids_of(Classes(("disc", "star", "square"), (1, 2, 3)), index) == [7, None, 3]
     with pytest.raises(UserError, match="classes that the model does not know: disc"):
         category_ids_of(Classes(("square",), (1,)), index)
+
+
+def test_an_evaluation_that_is_cut_off_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+    found = tmp_path / "found.json"
+    whole = score_checkpoint(trained / "best.pt", overrides=["data.workers=0"], predictions_file=str(found))
+    expected = json.loads(found.read_text())
+    plain, seen = score.detect_batches, []
+
+    def cut_off(*args, **kwargs):
+        for number, batch in enumerate(plain(*args, **kwargs)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    def counted(*args, **kwargs):
+        for batch in plain(*args, **kwargs):
+            seen.extend(batch[0])
+            yield batch
+
+    options = {"overrides": ["data.workers=0", "eval.batch_size=4"], "predictions_file": str(found)}
+    monkeypatch.setattr(score, "detect_batches", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        score_checkpoint(trained / "best.pt", **options)
+    part = found.with_name("found.json.part0")
+    part.write_text(part.read_text() + '{"images": [99')  # as a kill in the middle of a line leaves it
+    monkeypatch.setattr(score, "detect_batches", counted)
+    resumed = score_checkpoint(trained / "best.pt", **options, resume=True)
+    assert len(seen) == 4 and not part.exists()
+    assert resumed.numbers["AP"] == pytest.approx(whole.numbers["AP"], abs=1e-9)
+    key = lambda r: (r["image_id"], r["category_id"], -r["score"], r["bbox"])  # noqa: E731
+    assert len(json.loads(found.read_text())) == len(expected)
+    for a, b in zip(sorted(json.loads(found.read_text()), key=key), sorted(expected, key=key), strict=True):
+        assert a["image_id"] == b["image_id"] and a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
+
+    # With other settings nothing of it is taken over.
+    monkeypatch.setattr(score, "detect_batches", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        score_checkpoint(trained / "best.pt", **options)
+    seen.clear()
+    monkeypatch.setattr(score, "detect_batches", counted)
+    other = {**options, "overrides": [*options["overrides"], "eval.nms_threshold=0.3"]}
+    score_checkpoint(trained / "best.pt", **other, resume=True)
+    assert len(seen) == 12

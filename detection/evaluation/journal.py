@@ -1,0 +1,56 @@
+"""What an evaluation has done so far, on disk, so that one that is cut off goes on where it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from detection.errors import UserError
+from detection.evaluation.coco import Result
+
+
+class Journal:
+    """One line for each batch, of one process. Removed when the evaluation is through.
+
+    Args:
+        path: `PREDICTIONS.partN`.
+        made_of: what the results depend on (checkpoint, data, settings); a journal of anything else is begun anew.
+        resume: whether to take up what is there.
+
+    Attributes:
+        images: ids of the images that are done.
+        results: their detections.
+    """
+
+    def __init__(self, path: Path, made_of: dict[str, Any], resume: bool) -> None:
+        self.path = path
+        self.images: set[int] = set()
+        self.results: list[Result] = []
+        lines = []
+        if resume and path.is_file():
+            # The last line of a process that was killed may be cut off.
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        if lines and json.loads(lines[0]) == made_of:
+            for line in lines[1:]:
+                record = json.loads(line)
+                self.images.update(record["images"])
+                self.results += record["results"]
+        else:
+            lines = [json.dumps(made_of) + "\n"]
+        try:
+            path.write_text("".join(lines), encoding="utf-8")
+            self.file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+    def add(self, images: list[int], results: list[Result]) -> None:
+        self.images.update(images)
+        self.results += results
+        try:
+            self.file.write(json.dumps({"images": images, "results": results}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written: {error.strerror} (is the disk full?)") from error
+
+    def remove(self) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
