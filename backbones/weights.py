@@ -194,7 +194,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     report.missing = [k for k in own if k not in state_dict and not k.endswith("num_batches_tracked")]
     log.info("%s", report)
 
-    if any(k.startswith("features.") and ".primary_conv." in k for k in report.unexpected):
+    if any(k.startswith("features.") and ".conv." in k and ".primary_conv." in k for k in report.unexpected):
         raise WeightsError(
             f"{report}. These keys (features.N.conv.…) are of the older ghostnet.pytorch release, which is a "
             "different network (other channel rounding, other gates, depthwise layers at stride 1): use "

@@ -142,7 +142,7 @@ def assert_clear_error(done: subprocess.CompletedProcess, *words: str) -> None:
         assert word in done.stderr, f"{word!r} is not in: {done.stderr}"
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def as_trained():
     """Make a network's norms and scales like a trained one's: freshly built, some make whole blocks do nothing."""
 

@@ -27,7 +27,7 @@ def parameter_groups(spec: OptimConfig, module: nn.Module) -> list[dict[str, Any
     """
     scales: dict[int, float] = {}
     for backbone in (m for m in module.modules() if isinstance(m, Backbone)):
-        for level, modules in backbone.stages():
+        for level, modules in backbone.stage_modules():
             scale = spec.backbone_lr * spec.layer_decay ** (5 - int(level[1:]))
             scales |= {id(p): scale for m in modules for p in m.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}

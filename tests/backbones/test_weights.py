@@ -18,10 +18,10 @@ from backbones import GhostNet, WeightsError, build_backbone, load_weights, read
 
 
 @pytest.fixture(scope="module")
-def published():
+def published(as_trained):
     """A state dict in the published layout, classifier included."""
     torch.manual_seed(1)
-    return GhostNet(0.5).state_dict()
+    return as_trained(GhostNet(0.5)).state_dict()
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "nested"])
