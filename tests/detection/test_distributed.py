@@ -93,13 +93,22 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
 def test_two_processes_share_detection_and_evaluation(tmp_path, trained, tool):
     source = trained.parent / "data"
     one = tool("detect", trained / "best.pt", source / "images", "--out", tmp_path / "one", "--device", "cpu")
-    two = torchrun("tools/detect.py", trained / "best.pt", source / "images", "--out", tmp_path / "two", "--device", "cpu")
+    two = torchrun(
+        "tools/detect.py", trained / "best.pt", source / "images", "--out", tmp_path / "two", "--device", "cpu"
+    )
     assert one.returncode == two.returncode == 0, two.stderr
     assert one.stdout.splitlines()[0] == two.stdout.splitlines()[0]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 24
     again = torchrun(
-        "tools/detect.py", trained / "best.pt", source / "images", "--out", tmp_path / "two", "--device", "cpu", "--resume"
+        "tools/detect.py",
+        trained / "best.pt",
+        source / "images",
+        "--out",
+        tmp_path / "two",
+        "--device",
+        "cpu",
+        "--resume",
     )
     assert "nothing done" in again.stdout and "12 were done before" in again.stdout
 

@@ -13,8 +13,9 @@ from pycocotools.cocoeval import COCOeval
 from detection import UserError
 from detection.checkpoint import Classes
 from detection.data.index import read_coco
+from detection.evaluation import score
 from detection.evaluation.coco import METRICS, evaluate_results, read_results, write_results
-from detection.evaluation.score import category_ids_of
+from detection.evaluation.score import category_ids_of, score_checkpoint
 
 SETS = ["bccd", "cards", "coco128", "coco_mini", "person"]
 
