@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint tables clean
+.PHONY: help demo test test-all test-gpu lint tables clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -21,6 +21,9 @@ test: .venv/.dev lint  ## lint and all tests but the slow ones
 
 test-all: .venv/.dev lint  ## lint and every test, the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-gpu: .venv/.dev  ## what only a GPU shows (each test says why it is skipped where there is none)
+	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
 lint: .venv/.dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

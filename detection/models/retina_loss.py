@@ -69,7 +69,9 @@ def retina_losses(
     # Boxes of all images in one table, the first entry for anchors that have none.
     nothing = anchors.new_tensor([[0.0, 0.0, 1.0, 1.0]])
     all_boxes, all_labels = torch.cat([nothing, *boxes]), torch.cat([labels[0].new_zeros(1), *labels])
-    starts = torch.tensor([0, *(len(of_image) for of_image in boxes[:-1])]).cumsum(0).to(matches.device)
+    starts = (
+        torch.tensor([0, *(len(of_image) for of_image in boxes[:-1])]).cumsum(0).to(matches.device, non_blocking=True)
+    )
     rows = torch.where(positive, matches + starts[:, None] + 1, 0)
 
     own = logits.gather(2, all_labels[rows][..., None])[..., 0]
