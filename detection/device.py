@@ -1,7 +1,10 @@
 """Where and how numbers are computed: device, mixed precision; and how progress is shown."""
 
 import contextlib
+import multiprocessing
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -35,3 +38,15 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
 def progress_interval() -> float:
     """Seconds between updates of a progress bar: often on a terminal, seldom in a log file."""
     return 0.2 if sys.stderr.isatty() else 20.0
+
+
+def memory_in_use() -> float | None:
+    """MB that this process and its workers hold (pages that they share are counted in each); None where not known."""
+    total = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        try:
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            return None
+        total += pages * os.sysconf("SC_PAGE_SIZE")
+    return total / 1e6

@@ -6,6 +6,7 @@ import time
 
 from detection import distributed
 from detection.data.dataset import DetectionDataset
+from detection.device import memory_in_use
 from detection.evaluation.coco import evaluate_results, write_results
 from detection.evaluation.evaluate import detect_dataset
 from detection.training.monitor import Monitor
@@ -44,7 +45,8 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
         run.save_best(numbers)
     per_class = numbers.pop("per_class")
     record = {"epoch": progress.epoch, "step": progress.step, **numbers}
-    record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds(), "per_class": per_class}
+    record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds(), "memory_mb": memory_in_use()}
+    record["per_class"] = per_class
     monitor.evaluation(record)
     log.info(
         "epoch %d  loss %.3f  AP %.3f  AP50 %.3f  AP75 %.3f%s  (%.0f s training, %.1f s evaluation)",

@@ -44,7 +44,7 @@ def states(folder):
 def records(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds"]
+        del line["seconds"], line["memory_mb"]
     return lines
 
 
