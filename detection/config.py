@@ -122,8 +122,6 @@ class DataConfig(Section):
     """Short sides from which each training batch draws one; the long side changes in proportion. [] is off."""
     group_by_aspect: bool = True
     """Batches hold either landscape or portrait pictures, so that less is padded."""
-    cache: Literal["off", "ram", "disk"] = "off"
-    """Keep pictures decoded and resized: in memory, or in a file under ~/.cache."""
     max_bad_images: Annotated[int, Field(ge=0)] = 10
     """Unreadable training images that are passed over before the training ends with an error."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -184,6 +182,11 @@ class TrainConfig(Section):
     """Weights & Biases project to log to as well (extra wandb)."""
 
 
+class DetectorTrainConfig(TrainConfig):
+    cache: Literal["off", "ram", "disk"] = "off"
+    """Keep pictures decoded and resized: in memory, or in a file under ~/.cache."""
+
+
 class EvalConfig(Section):
     batch_size: Positive | None = None
     """null: as in training."""
@@ -214,6 +217,7 @@ class Config(Experiment):
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig
+    train: DetectorTrainConfig = Field(default_factory=DetectorTrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
 

@@ -1,4 +1,4 @@
-"""Pictures decoded and resized once, kept in memory or in one file on disk (`data.cache`).
+"""Pictures decoded and resized once, kept in memory or in one file on disk (`train.cache`).
 
 Decoding a JPEG costs more than all the rest of a sample. What is kept is what `DetectionDataset` would have
 after its first resize, so training sees the same pixels with and without.
@@ -38,7 +38,7 @@ class PictureCache:
         self.errors: dict[int, UserError] = {}
         total = int(self.offsets[-1])
         if where == "ram":
-            _check_room(total, _free_memory(), "memory", "data.cache=disk or off")
+            _check_room(total, _free_memory(), "memory", "train.cache=disk or off")
             # Workers that are forked share these pages: nobody writes to them once they are filled.
             self.pixels: np.ndarray = np.empty(total, np.uint8)
             self._fill(read)
@@ -70,7 +70,7 @@ class PictureCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not (path.is_file() and path.stat().st_size == total):
                 _check_room(
-                    total, shutil.disk_usage(path.parent).free, f"disk space in {path.parent}", "data.cache=off"
+                    total, shutil.disk_usage(path.parent).free, f"disk space in {path.parent}", "train.cache=off"
                 )
                 handle, name = tempfile.mkstemp(dir=path.parent, prefix=".filling-")
                 os.close(handle)
@@ -86,13 +86,13 @@ class PictureCache:
                 return self.pixels
             return np.memmap(path, np.uint8, "r", shape=(total,))
         except OSError as error:
-            raise UserError(f"data.cache=disk: {path.parent}: {error.strerror}; use data.cache=off") from error
+            raise UserError(f"train.cache=disk: {path.parent}: {error.strerror}; use train.cache=off") from error
 
 
 def _check_room(needed: int, free: int | None, what: str, remedy: str) -> None:
     if free is not None and needed > 0.8 * free:
         raise UserError(
-            f"data.cache needs {needed / 2**30:.1f} GiB of {what} and {free / 2**30:.1f} GiB are free; use {remedy}"
+            f"train.cache needs {needed / 2**30:.1f} GiB of {what} and {free / 2**30:.1f} GiB are free; use {remedy}"
         )
 
 

@@ -202,7 +202,7 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
         augmentation=augmentation,
         seed=config.seed,
         largest_side=max(config.data.multi_scale, default=None) if split == "train" else None,
-        cache=config.data.cache,
+        cache=config.train.cache,
     )
 
 

@@ -342,10 +342,10 @@ def test_wandb_is_an_extra(tiny_config):
 def test_all_new_keys_stand_in_a_config_of_one_run(tiny_config, tmp_path):
     """Everything together, trained for real."""
     raw = tiny_config.model_dump()
-    raw["data"] |= {"multi_scale": [64, 96], "cache": "ram"}
+    raw["data"] |= {"multi_scale": [64, 96]}
     raw["data"]["augment"] |= {"mosaic": 0.5, "mixup": 0.3, "copy_paste": 0.3, "close_share": 0.5}
     raw["optim"] |= {"schedule": "onecycle", "layer_decay": 0.9, "decay_norms": False}
-    raw["train"] |= {"accumulate": 2, "non_finite": "skip", "patience": 5}
+    raw["train"] |= {"cache": "ram", "accumulate": 2, "non_finite": "skip", "patience": 5}
     assert run_training(parse_config(raw, "test"))
     assert (tmp_path / "run" / "best.pt").exists()
 

@@ -37,19 +37,19 @@ def test_cached_pictures_are_the_same_pixels(tiny_config, tmp_path, monkeypatch,
     settings = ["data.augment.scale=[0.8, 1.2]", f"data.augment.crop={crop}", "data.augment.mosaic=0.5"]
     for split in ("train", "val"):
         plain = build_dataset(tiny_config.with_overrides(settings), split)
-        cached = build_dataset(tiny_config.with_overrides([*settings, f"data.cache={where}"]), split)
+        cached = build_dataset(tiny_config.with_overrides([*settings, f"train.cache={where}"]), split)
         for epoch in (0, 1):
             assert equal(samples(plain, epoch), samples(cached, epoch))
     if where == "disk":
         files = set((tmp_path / "cache").iterdir())
         assert len(files) == 2
-        again = build_dataset(tiny_config.with_overrides([*settings, "data.cache=disk"]), "val")
+        again = build_dataset(tiny_config.with_overrides([*settings, "train.cache=disk"]), "val")
         assert equal(samples(plain), samples(again)) and set((tmp_path / "cache").iterdir()) == files
 
 
 def test_the_disk_cache_follows_a_changed_picture(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "FOLDER", tmp_path / "cache")
-    config = tiny_config.with_overrides(["data.cache=disk"])
+    config = tiny_config.with_overrides(["train.cache=disk"])
     before = build_dataset(config, "val")[Draw(0, 3)][0]
     path = build_dataset(config, "val").images / "picture 3.jpg"
     height, width = cv2.imread(str(path)).shape[:2]
@@ -61,8 +61,8 @@ def test_the_disk_cache_follows_a_changed_picture(tiny_config, tmp_path, monkeyp
 
 def test_a_cache_that_does_not_fit_is_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(cache_module, "_free_memory", lambda: 1000)
-    with pytest.raises(UserError, match=r"data\.cache needs .* of memory .* use data\.cache=disk or off"):
-        build_dataset(tiny_config.with_overrides(["data.cache=ram"]), "train")
+    with pytest.raises(UserError, match=r"train\.cache needs .* of memory .* use train\.cache=disk or off"):
+        build_dataset(tiny_config.with_overrides(["train.cache=ram"]), "train")
 
 
 @pytest.mark.parametrize("size, at_least, reduced", [
