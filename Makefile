@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+# Two processes at a time, of one thread each: tests are many small steps, which more threads do not speed up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: help demo test test-all test-gpu lint tables clean
 help:  ## show this list
@@ -17,10 +19,10 @@ demo: .venv/.base  ## make a small data set, train on it, evaluate, and write pi
 	@echo "report of the run:   runs/demo/evaluation.json (numbers), runs/demo/metrics.jsonl, runs/demo/train.log"
 
 test: .venv/.dev lint  ## lint and all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/.dev lint  ## lint and every test, the slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 test-gpu: .venv/.dev  ## what only a GPU shows (each test says why it is skipped where there is none)
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
