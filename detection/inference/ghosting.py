@@ -19,12 +19,12 @@ from detection.checkpoint import (
     load_model_state,
     read_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from detection.config import GhostifyConfig, load_config
 from detection.data.transforms import to_tensor
 from detection.device import pick_device
 from detection.errors import UserError
+from detection.files import write_atomically
 from detection.inference.pictures import find_pictures, normalized, read_pictures
 from detection.models import build_model
 from detection.models.ghosted import ghostify_detector, raw_outputs, recipe_config
