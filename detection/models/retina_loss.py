@@ -89,9 +89,11 @@ def retina_losses(
     else:
         target = coder.encode_single(all_boxes[rows].flatten(0, 1), anchors.repeat(images, 1))
         per_anchor = F.l1_loss(deltas.flatten(0, 1), target, reduction="none").sum(dim=1)
+    # A box that is not a number matches no anchor; it is not to be passed over in silence, though.
+    whole = (all_boxes * 0).sum()
     return {
         "classification": (classification * weight).sum(),
-        "bbox_regression": (per_anchor * box_weight).sum(),
+        "bbox_regression": (per_anchor * box_weight).sum() + whole,
     }
 
 

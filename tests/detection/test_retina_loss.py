@@ -87,6 +87,17 @@ def test_an_anchor_without_a_box_never_spoils_the_loss():
     assert (deltas.grad[0, 1] == 0).all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_box_that_is_not_finite_shows_in_the_loss(bad):
+    coder = build_model(config(), 1).head.regression_head.box_coder
+    anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    boxes = [torch.tensor([[0.0, 0, 10, 10], [1, 1, bad, 20]])]
+    losses = retina_losses(
+        torch.zeros(1, 2, 1), torch.zeros(1, 2, 4), anchors, boxes, [torch.tensor([0, 0])], coder, "giou"
+    )
+    assert not torch.isfinite(losses["bbox_regression"])
+
+
 def test_negative_focal_loss_by_hand():
     # p = 0.5: 0.75 * 0.25 * ln 2
     assert negative_focal_loss(torch.zeros(1)).item() == pytest.approx(0.75 * 0.25 * 0.693147, rel=1e-5)
