@@ -95,7 +95,7 @@ def _torchvision_features(name: str, width: float, out_levels: Sequence[str]) ->
         if name not in TORCHVISION_WITH_WIDTH:
             raise ValueError(f"{name} has no width to set; {', '.join(TORCHVISION_WITH_WIDTH)} have")
         arguments["width_mult"] = width
-    if name == "googlenet":
+    if name in ("googlenet", "inception_v3"):
         arguments["init_weights"] = True  # as ever; left out, torchvision warns that this will change
     backbone = ChainFeatures(torchvision.models.get_model(name, weights=None, **arguments), name, out_levels)
     if name == "googlenet":  # torchvision's own turns ImageNet's normalisation into this one before its first layer

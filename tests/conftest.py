@@ -149,7 +149,7 @@ def as_trained():
     def randomize(network: nn.Module) -> nn.Module:
         generator = torch.Generator().manual_seed(0)
         for name, value in network.named_parameters():
-            if value.dim() == 1:
+            if value.numel() == max(value.shape, default=1):  # norms, biases and scales of layers
                 nn.init.uniform_(value, *((-0.2, 0.2) if name.endswith("bias") else (0.5, 1.5)), generator=generator)
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]

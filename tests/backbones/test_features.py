@@ -105,15 +105,15 @@ def test_each_level_is_the_last_of_its_stride(backbone, as_trained):
     weights = network.state_dict()
     own = copy.deepcopy(backbone).eval()
     own.load_state_dict({key: weights[key] for key in own.state_dict()})
-    taken, spatial = [], []
+    calls, spatial = [], []
 
     def watch(module, args, output):
         if isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
-            taken.append((args[0].clone(), output.shape))
+            calls.append((args[0].clone(), output.clone()))
 
     def watch_convolution(module, args, output):
         if max(module.kernel_size) > 1 and output.shape[2:].numel() > 1:
-            spatial.append(len(taken))
+            spatial.append(len(calls))
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -123,17 +123,19 @@ def test_each_level_is_the_last_of_its_stride(backbone, as_trained):
     with torch.no_grad():
         features = own(images)
         network(images)
+
+    def same(x, y):
+        return x.shape == y.shape and torch.allclose(x, y, atol=1e-5)
+
     for level, x in features.items():
-        takers = [
-            (i, shape) for i, (y, shape) in enumerate(taken) if y.shape == x.shape and torch.allclose(y, x, atol=1e-5)
-        ]
-        assert takers, f"{level} is nothing that the network hands on"
         assert x.std() > 1e-2  # else anything would be close to it
         if level == "c5":
-            assert max(spatial) < takers[0][0]
+            # Not a shortcut, which hands on what it takes.
+            makers = [i for i, (taken, given) in enumerate(calls) if same(given, x) and not same(taken, x)]
+            assert max(spatial) <= makers[-1]
         else:
             half = (x.shape[2] // 2, x.shape[3] // 2)
-            assert any(tuple(shape[2:]) == half for _, shape in takers), level
+            assert any(same(taken, x) and tuple(given.shape[2:]) == half for taken, given in calls), level
 
 
 def test_freezing_by_stage(backbone):
@@ -146,14 +148,11 @@ def test_freezing_by_stage(backbone):
     assert early and all(p.requires_grad == (id(p) not in early) for p in frozen.parameters())
     frozen.train()(torch.randn(2, 3, 64, 96))
     names = {id(module): name for name, module in frozen.named_modules()}
-    norms = 0
     for level, modules in frozen.stage_modules():
         for module in (m for part in modules for m in part.modules() if isinstance(m, nn.BatchNorm2d)):
             for statistic in ("running_mean", "num_batches_tracked") if level <= "c3" else ():
                 assert torch.equal(getattr(module, statistic), before[f"{names[id(module)]}.{statistic}"])
             assert module.num_batches_tracked > 0 or level <= "c3"
-            norms += 1
-    assert norms or "convnext" in backbone.asked or "edgenext" in backbone.asked
 
 
 @pytest.mark.parametrize(

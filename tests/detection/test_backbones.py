@@ -61,8 +61,9 @@ def test_trains_and_evaluates(name, detector, tiny_config):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    assert all(p.grad is not None for p in model.parameters())
     moved = [not torch.equal(p, first[name]) for name, p in model.backbone.body.named_parameters()]
-    assert sum(moved) > 0.9 * len(moved)
+    assert sum(moved) > 0.7 * len(moved)  # blocks that begin as the identity let their inner layers move later
     with torch.no_grad():
         found = model.eval()(images)
     for detections, image in zip(found, images, strict=True):
