@@ -84,7 +84,7 @@ def build_run(config: PretrainConfig, device: torch.device | None = None) -> Pre
         UserError: anything wrong with config or data.
     """
     device = device or pick_device(config.device)
-    seed_everything(config.seed)
+    seed_everything(config.seed, config.train.deterministic)
     train_set, val_set = build_datasets(config)
     names = train_set.pictures.classes
     for split, data in (("train", train_set), ("val", val_set)):

@@ -8,7 +8,13 @@ from detection.errors import UserError
 # Keys (or sections) that the saved state was made with: with others it does not fit, or the rest of the run would not
 # be the run that was begun. `weights` and the like only say how the network started.
 FIXED = ("seed", "model", "optim.name", "teacher")
-FREE = ("model.backbone.weights", "model.backbone.frozen_stages", "model.backbone.freeze_bn", "model.box_loss_weight")
+FREE = (
+    "model.backbone.weights",
+    "model.backbone.frozen_stages",
+    "model.backbone.freeze_bn",
+    "model.box_loss_weight",
+    "model.weights",
+)
 # Where a run goes on inside an epoch, what decides the batches of that epoch must be as it was.
 FIXED_IN_EPOCH = (
     "data.train",
@@ -17,6 +23,7 @@ FIXED_IN_EPOCH = (
     "data.short_side",
     "data.long_side",
     "data.multi_scale",
+    "data.size",
     "data.augment",
     "train.accumulate",
 )
