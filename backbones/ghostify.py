@@ -69,10 +69,12 @@ class GhostReport:
         return [layer for layer in self.layers if layer.reason]
 
     def __str__(self) -> str:
-        width = max([len(layer.name) for layer in self.layers] + [len("layer")])
-        rows = [f"{'layer':<{width}}  {'convolution':<20} {'parameters':>23} {'multiply-adds':>23}"]
+        width = max([len(layer.name) for layer in self.layers] + [len("whole network")])
+        total = f"{len(self.replaced)} of {len(self.layers)} replaced"
+        shapes = max(len(shape) for shape in ["convolution", total, *(layer.shape for layer in self.layers)])
+        rows = [f"{'layer':<{width}}  {'convolution':<{shapes}} {'parameters':>23} {'multiply-adds':>23}"]
         for layer in self.layers:
-            head = f"{layer.name:<{width}}  {layer.shape:<20} "
+            head = f"{layer.name:<{width}}  {layer.shape:<{shapes}} "
             if layer.reason:
                 rows.append(f"{head}kept: {layer.reason}")
                 continue
@@ -80,11 +82,10 @@ class GhostReport:
             if layer.before and layer.after:
                 row += " " + _change(layer.before.macs, layer.after.macs)
             rows.append(row if layer.error is None else f"{row}   fit error {layer.error:.3f}")
-        total = f"{'whole network':<{width}}  {f'{len(self.replaced)} of {len(self.layers)} replaced':<20} "
-        total += _change(self.parameters_before, self.parameters_after)
+        row = f"{'whole network':<{width}}  {total:<{shapes}} " + _change(self.parameters_before, self.parameters_after)
         if self.before and self.after:
-            total += " " + _change(self.before.macs, self.after.macs)
-        return "\n".join([*rows, total])
+            row += " " + _change(self.before.macs, self.after.macs)
+        return "\n".join([*rows, row])
 
 
 def ghostify(

@@ -220,7 +220,7 @@ def _write(path: Path, content: dict[str, Any], network: str, width: float) -> s
         f"  model.backbone.name={network} model.backbone.width={width:g} model.backbone.weights={path}\n"
         f"  model.ghostify.ratio={recipe['ratio']} model.ghostify.kernel_size={recipe['kernel_size']} "
         "(and the same include, exclude and min_channels, if other than by default)\n"
-        "In Python: backbones.ghostify.load_ghosted(model, FILE), model being the plain network"
+        f"In Python: model = build_backbone({network!r}, width={width:g}); load_ghosted(model, {str(path)!r})"
     )
 
 

@@ -21,6 +21,7 @@ from detection.inference.ghosting import ghostify_network
 from detection.inference.predict import Predictor
 from detection.inference.redundancy import explore, layer_table
 from detection.models.ghosted import part_of
+from detection.training.run import run_training
 
 SOURCE = {"images": "i", "annotations": "a"}
 
@@ -57,6 +58,17 @@ def test_a_ghosted_detector_trains_and_detects(detector):
     assert all(p.grad is not None for name, p in model.named_parameters() if ".cheap." in name)
     with torch.no_grad():
         assert set(model.eval()([torch.rand(3, 64, 96)])[0]) == {"boxes", "labels", "scores"}
+
+
+def test_a_ghosted_resnet18_trains_and_is_evaluated(coco_set, tmp_path):
+    raw = tiny_raw(coco_set, tmp_path / "run")
+    raw["model"] |= {"backbone": {"name": "resnet18"}, "ghostify": {"ratio": 2}}
+    raw["train"]["epochs"] = 1
+    assert run_training(parse_config(raw, "test"))
+    evaluation = score_checkpoint(tmp_path / "run" / "best.pt")
+    assert 0 <= evaluation.numbers["AP"] <= 1
+    state = read_checkpoint(tmp_path / "run" / "best.pt")["model"]
+    assert "backbone.body.layer4.1.conv2.cheap.weight" in state and "backbone.body.conv1.weight" in state
 
 
 @pytest.mark.parametrize("chosen", [["backbone"], ["neck"], ["head"], ["neck", "head"]])
