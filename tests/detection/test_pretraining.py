@@ -252,7 +252,7 @@ def test_an_earlier_run_is_moved_aside_and_time_budgets_hold(folders, tmp_path):
 def test_resume_refuses_other_classes_and_other_networks(folders, tmp_path):
     config = tiny(folders, tmp_path / "run", "train.epochs=1")
     assert run_pretraining(config)
-    with pytest.raises(UserError, match="of another model"):
+    with pytest.raises(UserError, match=r"these keys cannot change: model\.width: 0\.5 -> 1\.0"):
         run_pretraining(config.with_overrides(["model.width=1"]), resume=True)
     for split in ("train", "val"):
         (folders / split / "plain").rename(folders / split / "plane")
