@@ -1,5 +1,7 @@
 """One file holds all state of a run. It is written atomically and read without running any code in it."""
 
+import contextlib
+import os
 import pickle
 import random
 from collections.abc import Mapping
@@ -31,6 +33,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file))
 
 
+def keep_previous(path: Path) -> None:
+    """Let `previous.pt` be the checkpoint that is about to be replaced: a second name, no copy."""
+    if not path.exists():
+        return
+    link = path.with_name(f".previous.{os.getpid()}")
+    # File systems without hard links go without it.
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        os.replace(link, path.with_name("previous.pt"))
+
+
 def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
     """Read with `weights_only=True`, onto the CPU.
 
@@ -44,8 +58,10 @@ def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        others = [p for p in (path.with_name("best.pt"), path.with_name("last.pt")) if p != path and p.exists()]
-        hint = f"; {others[0]} is there too" if others else ""
+        previous, best = path.with_name("previous.pt"), path.with_name("best.pt")
+        hint = f"; {best} is there too" if best != path and best.exists() else ""
+        if path.name == "last.pt" and previous.exists():
+            hint = f"; the one before it is there: mv {previous} {path}, and --resume goes on from that"
         raise UserError(
             f"{path} is not a readable checkpoint (truncated, or no PyTorch file): {reason[:200]}{hint}"
         ) from error

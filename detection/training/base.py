@@ -22,6 +22,7 @@ from detection import distributed
 from detection.checkpoint import (
     FORMAT,
     Classes,
+    keep_previous,
     load_model_state,
     read_checkpoint,
     rng_state,
@@ -188,6 +189,7 @@ class TrainingRun:
                 "rng": rng,
                 "processes": distributed.world_size(),
             }
+            keep_previous(self.folder / "last.pt")
             save_checkpoint(self.folder / "last.pt", content)
 
     def save_best(self, numbers: Mapping[str, Any]) -> None:

@@ -58,7 +58,8 @@ def test_a_detector_trains_on_two_processes_and_resumes(tmp_path, tool):
     assert json.loads((tmp_path / "numbers.json").read_text())["AP"] == pytest.approx(best, abs=1e-3)
 
 
-def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, tool):
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, tool, accumulate):
     """Twenty steps: the same losses and weights to 1e-4, the same AP. Batch norms are frozen: each process has its
     own half of the batch, which SyncBatchNorm (CUDA alone) would put together."""
     write_coco(tmp_path / "data", images=8)
@@ -70,12 +71,15 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     torch.save(pretrained, tmp_path / "backbone.pth")
     raw = tiny_raw(tmp_path / "data", tmp_path / "one")
     raw["model"]["backbone"] |= {"weights": str(tmp_path / "backbone.pth"), "freeze_bn": True}
-    raw["data"] |= {"batch_size": 4, "augment": {"scale": [0.8, 1.2], "mosaic": 0.3}}
+    batch = 4 // accumulate
+    raw["data"] |= {"batch_size": batch, "augment": {"scale": [0.8, 1.2], "mosaic": 0.3}}
     raw["optim"] = {"name": "sgd", "lr": 0.01, "lr_batch": 4, "warmup_steps": 2, "clip_grad_norm": 10}
-    raw["train"] = {"epochs": 10, "ema": 0.9, "eval_every": 5}
+    raw["train"] = {"epochs": 10, "ema": 0.9, "eval_every": 5, "accumulate": accumulate}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
     assert tool("train", tmp_path / "config.yaml").returncode == 0
-    done = torchrun("tools/train.py", tmp_path / "config.yaml", "data.batch_size=2", f"output_dir={tmp_path / 'two'}")
+    done = torchrun(
+        "tools/train.py", tmp_path / "config.yaml", f"data.batch_size={batch // 2}", f"output_dir={tmp_path / 'two'}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     assert one["progress"]["step"] == two["progress"]["step"] == 20

@@ -246,11 +246,11 @@ def tiny_file(tmp_path):
 
 @pytest.fixture()
 def small_disk(tmp_path):
-    """A file system of 40 MB, which only root can make."""
+    """A file system of 80 MB, which only root can make."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if done.returncode:
         pytest.skip(f"no file system of its own can be mounted here: {done.stderr.strip()}")

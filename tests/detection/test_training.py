@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -47,6 +48,9 @@ def test_a_run_learns_and_leaves_its_files(trained):
         "predictions.json",
         "metrics.jsonl",
         "train.log",
+        "previous.pt",
+        "train_batch.jpg",
+        "val_detections.jpg",
     }
     assert list(trained.glob("events.out.tfevents*"))
     assert not [p for p in trained.iterdir() if p.name.startswith(".")]
@@ -334,6 +338,26 @@ def test_bad_checkpoints_are_refused(trained, tmp_path, damage):
     if damage == "truncated":
         with pytest.raises(UserError, match=r"best\.pt is there too"):
             read_checkpoint(path)
+
+
+def test_the_checkpoint_before_the_last_is_kept_and_offered(tiny_config, tmp_path):
+    assert run_training(tiny_config)
+    run = tmp_path / "run"
+    last = read_checkpoint(run / "last.pt")["progress"]
+    # The last save comes after the evaluation, the one before it at the end of the epoch.
+    assert read_checkpoint(run / "previous.pt")["progress"] == {
+        **last,
+        "evaluated": 1,
+        "seconds": ANY,
+        "best": ANY,
+        "best_epoch": ANY,
+    }
+    (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"mv .*previous\.pt .*last\.pt, and --resume goes on"):
+        run_training(tiny_config, resume=True)
+    (run / "previous.pt").rename(run / "last.pt")
+    assert run_training(tiny_config, resume=True)
+    assert read_checkpoint(run / "last.pt")["progress"]["evaluated"] == 2 == len(lines(run))
 
 
 def test_resume_refuses_another_model_and_other_classes(tiny_config, coco_set):
