@@ -1,11 +1,14 @@
 """Networks that turn images into features. Knows nothing of detection."""
 
 from backbones.base import Backbone
+from backbones.classifier import build_classifier
 from backbones.features import NAMES, build_backbone
 from backbones.ghost import GhostBottleneck, GhostModule, SqueezeExcite
 from backbones.ghost_resnet import ghost_resnet50, ghost_resnet56
 from backbones.ghost_vgg import ghost_vgg16
+from backbones.ghostify import GhostReport, ghostify
 from backbones.ghostnet import GhostNet
+from backbones.ghostnetv2 import GhostNetV2
 from backbones.weights import LoadReport, WeightsError, load_weights, read_weights
 
 __all__ = [
@@ -14,13 +17,17 @@ __all__ = [
     "GhostBottleneck",
     "GhostModule",
     "GhostNet",
+    "GhostNetV2",
+    "GhostReport",
     "LoadReport",
     "SqueezeExcite",
     "WeightsError",
     "build_backbone",
+    "build_classifier",
     "ghost_resnet50",
     "ghost_resnet56",
     "ghost_vgg16",
+    "ghostify",
     "load_weights",
     "read_weights",
 ]

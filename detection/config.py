@@ -25,7 +25,7 @@ class BackboneConfig(Section):
     name: str = "ghostnet"
     width: Annotated[float, Field(gt=0)] = 1.0
     weights: str | None = None
-    """None (random), a file (.pth, .safetensors, PaddleClas's .pdparams, MindCV's .ckpt), or "timm"."""
+    """None (random), a file (.pth, .safetensors, PaddleClas's .pdparams, MindCV's .ckpt), "timm", or "torchvision"."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """Of pretrained layers only: 0 none, 1 up to c2, … 4 all. Ignored, and said so, without weights."""
     freeze_bn: bool = False
