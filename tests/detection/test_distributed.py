@@ -94,6 +94,7 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
         assert second["AP"] == pytest.approx(first["AP"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_share_detection_and_evaluation(tmp_path, trained, tool):
     source = trained.parent / "data"
     one = tool("detect", trained / "best.pt", source / "images", "--out", tmp_path / "one", "--device", "cpu")

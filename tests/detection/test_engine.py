@@ -18,11 +18,11 @@ import yaml
 from conftest import ROOT, assert_clear_error, tiny_raw, write_coco
 
 from detection.checkpoint import read_checkpoint
-from detection.config import OptimConfig, parse_config
+from detection.config import OptimConfig, load_config, parse_config
 from detection.data.dataset import build_dataset
 from detection.errors import UserError
 from detection.training import loop
-from detection.training.auto_batch import largest
+from detection.training.auto_batch import largest, with_largest_batch
 from detection.training.finite import LossWatch
 from detection.training.loop import optimizer_step, train_step
 from detection.training.monitor import Monitor
@@ -266,15 +266,15 @@ def fill(folder):
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tool, tiny_file, small_disk):
     run = small_disk / "run"
-    assert tool("train", tiny_file, f"output_dir={run}", "train.epochs=1").returncode == 0
+    config = load_config(tiny_file, [f"output_dir={run}"])
+    assert run_training(config.with_overrides(["train.epochs=1"]))
     kept = {name: (run / name).read_bytes() for name in ("last.pt", "best.pt", "metrics.jsonl", "config.yaml")}
     fill(small_disk)
     done = tool("train", tiny_file, f"output_dir={run}", "train.epochs=3", "--resume")
     assert_clear_error(done, "could not be written: No space left on device")
     assert {name: (run / name).read_bytes() for name in kept} == kept
     (small_disk / "filler").unlink()
-    done = tool("train", tiny_file, f"output_dir={run}", "train.epochs=3", "--resume")
-    assert done.returncode == 0, done.stderr
+    assert run_training(config.with_overrides(["train.epochs=3"]), resume=True)
 
 
 def test_tensorboard_that_cannot_write_does_not_end_a_run(tiny_config, tmp_path, monkeypatch, capfd):
@@ -314,6 +314,7 @@ def test_out_of_memory_says_what_to_lower(tiny_file):
     assert_clear_error(done, "out of memory on cpu with 12 pictures a batch", "data.batch_size=6 train.accumulate=2")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP on this system")
 def test_a_dropped_connection_does_not_end_a_run(tiny_file):
     """SIGHUP, and a terminal that answers with errors from then on."""
@@ -375,6 +376,7 @@ def test_pictures_of_detections_are_drawn_where_they_were_found(tiny_config):
     assert abs(columns.min() - 10 * scale) < 8 and abs(rows.max() - 50 * scale) < 8
 
 
+@pytest.mark.slow
 def test_profile(tool, tiny_file):
     done = tool("train", tiny_file, "--profile")
     assert done.returncode == 0, done.stderr
@@ -390,5 +392,6 @@ def test_the_largest_batch_is_found_with_few_trials():
         assert len(trials) <= 13 and len(set(trials)) == len(trials)
 
 
-def test_auto_batch_needs_a_gpu(tool, tiny_file):
-    assert_clear_error(tool("train", tiny_file, "--auto-batch"), "--auto-batch measures GPU memory")
+def test_auto_batch_needs_a_gpu(tiny_config):
+    with pytest.raises(UserError, match="--auto-batch measures GPU memory"):
+        with_largest_batch(tiny_config, 2)

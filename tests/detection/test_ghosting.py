@@ -160,6 +160,7 @@ def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, pictures, coco_set
         build_model(parse_config(raw, "test"), 2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_ghosted_by_the_tool_is_a_checkpoint(tool, trained, coco_set, tmp_path):
     out = tmp_path / "ghosted.pt"
     done = tool(
@@ -215,6 +216,7 @@ def test_ghostify_mistakes(network, arguments, message):
         ghostify_network(network, spec, size=64, **arguments)
 
 
+@pytest.mark.slow
 def test_redundancy(tool, pictures, tmp_path):
     torch.manual_seed(0)
     torch.save(build_backbone("ghostnet", width=0.5).state_dict(), tmp_path / "w.pth")

@@ -57,7 +57,7 @@ def test_protocol(detector, backbone):
 
 
 @pytest.mark.parametrize("detector, norm", [("retinanet", "group"), ("retinanet", "batch"), ("faster_rcnn", "none")])
-@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("num_classes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_learns_every_label_on_one_picture(detector, norm, num_classes):
     """Also the first and the last label: the place where an off-by-one with the background would show."""
     torch.manual_seed(0)

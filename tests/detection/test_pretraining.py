@@ -194,7 +194,7 @@ def test_classifier_mistakes(arguments, message):
 # ---- stopping and going on
 
 
-@pytest.mark.parametrize("how", ["signal in the middle of an epoch", "crash"])
+@pytest.mark.parametrize("how", ["signal in the middle of an epoch", pytest.param("crash", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_weights(folders, tmp_path, monkeypatch, how):
     """With everything that draws random numbers: dropout, augmentation, mixing; and a teacher's regressors."""
     torch.manual_seed(5)
@@ -269,7 +269,9 @@ def test_resume_refuses_other_classes_and_other_networks(folders, tmp_path):
         ["train.amp=bf16", "train.channels_last=false", "data.augment.erasing=1"],
         ["optim.name=sgd", "optim.decay_norms=false", "train.ema=0", "data.workers=2", "data.augment.rand_augment=2"],
         ["model.name=mobilenet_v3_large", "data.augment.random_resized_crop=null", "data.augment.pad_crop=4"],
-        ["model.name=ghost_resnet56", "model.width=1", "model.ratio=4", "train.epochs=1"],
+        pytest.param(
+            ["model.name=ghost_resnet56", "model.width=1", "model.ratio=4", "train.epochs=1"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_options_run(folders, tmp_path, options):

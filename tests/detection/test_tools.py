@@ -77,7 +77,7 @@ def test_dry_run(tool, config_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stopped_training_saves_and_resumes(tool, config_file, tmp_path, number):
     command = [
         sys.executable,
