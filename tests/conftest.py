@@ -162,3 +162,24 @@ def as_trained():
         return network.eval()
 
     return randomize
+
+
+@pytest.fixture()
+def folders(tmp_path: Path) -> Path:
+    """Pictures of three classes in class folders, the test's own to break."""
+    from class_folders import write_folders
+
+    return write_folders(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished pre-training. Not to be changed."""
+    from class_folders import tiny, write_folders
+
+    from detection.pretraining.run import run_pretraining
+
+    root = tmp_path_factory.mktemp("pretrained")
+    folders = write_folders(root / "pictures")
+    assert run_pretraining(tiny(folders, root / "run", "train.epochs=18", "train.ema=0", "train.label_smoothing=0"))
+    return root / "run"

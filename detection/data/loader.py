@@ -165,10 +165,10 @@ def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[tuple[
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError(_explain_death(loader, str(error))) from error
+        raise UserError(explain_death(loader, str(error))) from error
 
 
-def _explain_death(loader: DataLoader, message: str) -> str:
+def explain_death(loader: DataLoader, message: str) -> str:
     """Name the image that a dead worker was reading: each notes it, see `DetectionDataset.reading`."""
     dataset = loader.dataset
     names = []
