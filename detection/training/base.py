@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import math
 import os
 import random
 import time
@@ -60,6 +61,14 @@ class Progress:
     best: float | None = None
     """Best score (AP, top-1) so far; None before the first that is a number."""
     best_epoch: int = 0
+    loss_sum: float = 0.0
+    """Of the batches done of the epoch under way or, between epochs, of the last one; and how many they are."""
+    loss_count: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of that epoch; NaN before the first batch."""
+        return self.loss_sum / self.loss_count if self.loss_count else math.nan
 
 
 @dataclass(kw_only=True)

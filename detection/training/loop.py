@@ -1,6 +1,5 @@
 """The training loop, top to bottom."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,14 +23,14 @@ def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_dete
     """Train to the end of the budget, evaluating and saving on the way. Returns False if stopped by a signal."""
     progress = run.progress
     run.started = time.monotonic()
-    loss, bar = math.nan, Bar(run.share_done())
+    bar = Bar(run.share_done())
     try:
         with StopSignal() as stop:
             while True:
                 run.agree(stop)
                 if _evaluation_due(run):
                     run.align()
-                    evaluate(run, monitor, loss, stop)
+                    evaluate(run, monitor, progress.loss, stop)
                     progress.evaluated = progress.epoch
                     # The main process alone has scored.
                     progress.best, progress.best_epoch = distributed.gather((progress.best, progress.best_epoch))[0]
@@ -39,7 +38,7 @@ def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_dete
                 elif _finished(run):
                     return True
                 else:
-                    loss = train_epoch(run, monitor, bar, stop)
+                    train_epoch(run, monitor, bar, stop)
                     run.save()
                 run.agree(stop)
                 if stop.requested:
@@ -48,13 +47,15 @@ def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_dete
         bar.close()
 
 
-def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) -> float:
-    """Train one epoch, or the rest of one, until its end, the end of the budget or a stop; returns the mean loss."""
+def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) -> None:
+    """Train one epoch, or the rest of one, until its end, the end of the budget or a stop."""
     config, progress = run.config, run.progress
     accumulate = config.train.accumulate
     run.begin_epoch()
     run.objective.train()
-    total, count, out_of_time = 0.0, 0, False
+    out_of_time = False
+    if progress.batch == 0:
+        progress.loss_sum, progress.loss_count = 0.0, 0
     for images, targets in iterate(run.train_loader, run.bad_images):
         if progress.batch == run.batches.start:
             run.show(monitor, images, targets)
@@ -66,9 +67,9 @@ def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) 
             optimizer_step(run)
         if losses:
             value = sum(losses.values())
-            total, count = total + value, count + 1
+            progress.loss_sum, progress.loss_count = progress.loss_sum + value, progress.loss_count + 1
             bar.show(run.share_done(), progress.epoch, value, run.current_lr)
-            if count % 10 == 1:
+            if progress.loss_count % 10 == 1:
                 parts = {f"train/{name}": part for name, part in losses.items()}
                 monitor.scalars({"train/loss": value, "train/lr": run.current_lr, **parts}, progress.step)
         # Not within a group: gradients gathered so far are in no checkpoint.
@@ -76,11 +77,11 @@ def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) 
         if whole_group and (stop.requested or out_of_time):
             break
     if rest := run.watch.flush():
-        total, count = total + sum(rest.values()), count + 1
+        progress.loss_sum, progress.loss_count = progress.loss_sum + sum(rest.values()), progress.loss_count + 1
     if progress.batch == len(run.batches) or out_of_time:
         progress.epoch, progress.batch = progress.epoch + 1, 0
-    total, count_ = distributed.reduce_sum([total, count])
-    return total / max(1, count_)
+        total, count = distributed.reduce_sum([progress.loss_sum, progress.loss_count])
+        progress.loss_sum, progress.loss_count = total, round(count)
 
 
 def train_step(run: TrainingRun, images: Any, targets: Any, group: int) -> dict[str, float]:

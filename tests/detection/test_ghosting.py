@@ -118,6 +118,7 @@ def numbers(text, row):
     return [float(word) for word in line.removeprefix(row).split()]
 
 
+@pytest.mark.slow
 def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, pictures, coco_set, tmp_path):
     torch.manual_seed(0)
     plain = build_backbone("mobilenet_v2", width=0.25)

@@ -236,6 +236,7 @@ def config_file(folders, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_pretrain_and_resume(tool, config_file, folders, tmp_path):
     done = tool("pretrain", config_file, "train.epochs=1", "data.workers=1")
     assert done.returncode == 0 and "backbone.pth" in done.stdout, done.stdout + done.stderr
