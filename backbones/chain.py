@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import LEVELS, Backbone
+from backbones.watch import evaluation, watched
 
 NEEDED = ("c2", "c3", "c4", "c5")
 # Small, so that finding the chain takes little time; not square, so that swapped or flattened axes are noticed; and
@@ -54,16 +55,11 @@ class ChainFeatures(Backbone):
 
 def _find_stages(network: nn.Module, name: str) -> "OrderedDict[str, list[str]]":
     """level -> names of the parts that are run one after the other to get there from the level before."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            device = next(network.parameters()).device
-            picture = torch.arange(3 * PICTURE[0] * PICTURE[1], device=device).sin().view(1, 3, *PICTURE)
-            calls, spatial = _watch(network, picture, name)
-            maps = _without_widening(network, _follow(network, picture, calls))
-    finally:
-        network.train(training)
+    with evaluation(network):
+        device = next(network.parameters()).device
+        picture = torch.arange(3 * PICTURE[0] * PICTURE[1], device=device).sin().view(1, 3, *PICTURE)
+        calls, spatial = _watch(network, picture, name)
+        maps = _without_widening(network, _follow(network, picture, calls))
     stages: OrderedDict[str, list[str]] = OrderedDict()
     first: list[str] = []
     for part, x in maps:
@@ -103,28 +99,26 @@ def _watch(network: nn.Module, picture: Tensor, name: str) -> tuple[list[tuple[s
     calls: list[tuple[str, Any]] = []
     spatial: list[str] = []
 
-    def note_call(part: str) -> Any:
+    def note_call(part: str, args: tuple, output: Any) -> None:
         # A copy, because a layer that works in place may change it later.
-        return lambda module, args, output: calls.append((part, output.clone() if isinstance(output, Tensor) else None))
+        calls.append((part, output.clone() if isinstance(output, Tensor) else None))
 
-    def note_spatial(part: str) -> Any:
-        return lambda module, args, output: spatial.append(part) if output.shape[2:].numel() > 1 else None
+    def note_spatial(part: str, args: tuple, output: Tensor) -> None:
+        if output.shape[2:].numel() > 1:
+            spatial.append(part)
 
-    handles = [module.register_forward_hook(note_call(part)) for part, module in _parts(network)]
-    for part, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-            handles.append(module.register_forward_hook(note_spatial(part)))
+    convolutions = {
+        part: m for part, m in network.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1
+    }
     try:
-        network(picture)
+        with watched(dict(_parts(network)), note_call), watched(convolutions, note_spatial):
+            network(picture)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{name} cannot be a backbone: it does not take pictures of any size "
             f"(at {PICTURE[0]}x{PICTURE[1]}: {reason})"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls, spatial
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from backbones.watch import watched
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -33,35 +35,24 @@ def measure_cost(model: nn.Module, *inputs: Any) -> dict[str, Cost]:
 
     Model and inputs on the meta device make it a matter of moments, without memory or arithmetic.
     """
-    activations: dict[str, int] = {}
-    handles = []
+    activations = {name: 0 for name, _ in model.named_modules()}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            parts = name.split(".") if name else []
-            for end in range(len(parts) + 1):
-                parent = ".".join(parts[:end])
-                activations[parent] = activations.get(parent, 0) + output.numel()
+    def count(name: str, args: tuple, output: torch.Tensor) -> None:
+        for module in _with_parents(name):
+            activations[module] += output.numel()
 
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            handles.append(module.register_forward_hook(watch(name)))
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), counter, watched(layers, count):
+        model(*inputs)
     root = type(model).__name__
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     return {
         name: Cost(
             parameters=sum(p.numel() for p in module.parameters()),
             macs=flops.get(f"{root}.{name}" if name else "Global", 0) // 2,
-            activations=activations.get(name, 0),
+            activations=activations[name],
         )
         for name, module in model.named_modules()
     }
@@ -107,7 +98,12 @@ def measure_memory(model: nn.Module, *inputs: Any) -> dict[str, int]:
             handle.remove()
     memory = {name: 0 for name, _ in model.named_modules()}
     for storage, name in kept.values():
-        parts = name.split(".") if name else []
-        for end in range(len(parts) + 1):
-            memory[".".join(parts[:end])] += storage.nbytes()
+        for module_name in _with_parents(name):
+            memory[module_name] += storage.nbytes()
     return memory
+
+
+def _with_parents(name: str) -> list[str]:
+    """A module's name and those of the modules that it is in, "" (the whole model) first."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:end]) for end in range(len(parts) + 1)]

@@ -215,11 +215,11 @@ def load_ghosted(model: nn.Module, path: str | os.PathLike[str]) -> GhostReport:
 def _replace_all(
     model: nn.Module, chosen: dict[str, nn.Conv2d], report: GhostReport, calibration: Iterable[Any] | None
 ) -> None:
-    # Imported here: SciPy, which takes a moment to import, is needed for a fit alone.
-    from backbones.ghostify_init import fit, record
-
     maps: dict[str, list[Tensor]] = {}
     if calibration is not None and chosen:
+        # Imported here: SciPy, which takes a moment to import, is needed for a fit alone.
+        from backbones.ghostify_init import fit, record
+
         with evaluation(model):
             maps = record(model, chosen, calibration)
     ratio, kernel_size = report.recipe["ratio"], report.recipe["kernel_size"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detection.config import Config, parse_config
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.files import UNFINISHED, write_atomically
 
 FORMAT = "ghostnet-detection/1"
 
@@ -37,7 +37,7 @@ def keep_previous(path: Path) -> None:
     """Let `previous.pt` be the checkpoint that is about to be replaced: a second name, no copy."""
     if not path.exists():
         return
-    link = path.with_name(f".previous.{os.getpid()}")
+    link = path.with_name(f".previous.pt.{os.getpid()}{UNFINISHED}")
     # File systems without hard links go without it.
     with contextlib.suppress(OSError):
         link.unlink(missing_ok=True)

@@ -8,6 +8,9 @@ from typing import Any
 
 from detection.errors import UserError
 
+UNFINISHED = ".unfinished"
+"""How the name of a file ends that is being written; a killed process may leave such files."""
+
 
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(file)` on a temporary file beside `path`, flush it to disk, and only then put it in place.
@@ -19,7 +22,9 @@ def write_atomically(path: Path, write: Any) -> None:
     """
     name = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
+        ) as file:
             name = file.name
             write(file)
             file.flush()
@@ -40,6 +45,27 @@ def write_atomically(path: Path, write: Any) -> None:
         if name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Make `folder`, if it is not there, and see that files can be written into it.
+
+    Raises:
+        UserError: they cannot; the message calls it `name`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}{UNFINISHED}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be written to: {error.strerror}") from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process killed while writing left in `folder`; nothing may be writing there now."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -37,10 +37,9 @@ def main() -> int:
 
         torch.autograd.set_detect_anomaly(True)
     if args.auto_batch:
-        from detection.data.index import read_coco
         from detection.training.auto_batch import with_largest_batch
 
-        config = with_largest_batch(config, len(read_coco(config.data.train.annotations).class_names))
+        config = with_largest_batch(config)
     if args.profile:
         from detection.training.profile import profile_training
 

@@ -41,7 +41,7 @@ class PictureCache:
             _check_room(total, _free_memory(), "memory", "train.cache=disk or off")
             # Workers that are forked share these pages: nobody writes to them once they are filled.
             self.pixels: np.ndarray = np.empty(total, np.uint8)
-            self._fill(read)
+            self._fill(self.pixels, read)
         else:
             self.pixels = self._from_disk(total, read, key)
 
@@ -51,10 +51,10 @@ class PictureCache:
         height, width = self.shapes[i]
         return np.asarray(self.pixels[self.offsets[i] : self.offsets[i + 1]]).reshape(height, width, 3)
 
-    def _fill(self, read: Read) -> None:
+    def _fill(self, pixels: np.ndarray, read: Read) -> None:
         def keep(i: int) -> None:
             try:
-                self.pixels[self.offsets[i] : self.offsets[i + 1]] = read(i).reshape(-1)
+                pixels[self.offsets[i] : self.offsets[i + 1]] = read(i).reshape(-1)
             except UserError as error:
                 self.errors[i] = error
 
@@ -67,24 +67,23 @@ class PictureCache:
     def _from_disk(self, total: int, read: Read, key: str) -> np.ndarray:
         path = FOLDER / f"pictures-{hashlib.sha256(key.encode()).hexdigest()[:20]}.bin"
         try:
+            if path.is_file() and path.stat().st_size == total:
+                return np.memmap(path, np.uint8, "r", shape=(total,))
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not (path.is_file() and path.stat().st_size == total):
-                _check_room(
-                    total, shutil.disk_usage(path.parent).free, f"disk space in {path.parent}", "train.cache=off"
-                )
-                handle, name = tempfile.mkstemp(dir=path.parent, prefix=".filling-")
-                os.close(handle)
-                try:
-                    self.pixels = np.memmap(name, np.uint8, "w+", shape=(total,))
-                    self._fill(read)
-                    self.pixels.flush()
-                    # A set with bad pictures is read anew each time, so that they are told each time.
-                    if not self.errors:
-                        os.replace(name, path)
-                finally:
-                    Path(name).unlink(missing_ok=True)
-                return self.pixels
-            return np.memmap(path, np.uint8, "r", shape=(total,))
+            free = shutil.disk_usage(path.parent).free
+            _check_room(total, free, f"disk space in {path.parent}", "train.cache=off")
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".filling-")
+            os.close(handle)
+            try:
+                pixels = np.memmap(name, np.uint8, "w+", shape=(total,))
+                self._fill(pixels, read)
+                pixels.flush()
+                # A set with bad pictures is read anew each time, so that they are told each time.
+                if not self.errors:
+                    os.replace(name, path)
+                return pixels
+            finally:
+                Path(name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"train.cache=disk: {path.parent}: {error.strerror}; use train.cache=off") from error
 

@@ -5,7 +5,6 @@ same on every call, and a picture doesn't depend on how many others are made.
 """
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 
 from detection.data.demo_art import PAINTERS, background, fill, mask_on, paste, random_transform, render
+from detection.files import write_atomically
 
 CLASSES: tuple[str, ...] = ("ghost", "pumpkin", "bat", "moon", "candle", "star")
 #: Category ids of CLASSES in the JSON. They have gaps, as COCO's have, so that nobody takes id for index.
@@ -173,9 +173,7 @@ def _make_split(root: Path, split: str, count: int, seed: int) -> Path:
         data["images"].append(entry)
         for number, annotation in enumerate(annotations, len(data["annotations"]) + 1):
             data["annotations"].append({"id": number, "image_id": image_id, **annotation})
-    partial = root / f".{split}.json.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(partial, target)
+    write_atomically(target, lambda file: file.write(json.dumps(data).encode()))
     return target
 
 

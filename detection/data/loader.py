@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -127,14 +128,14 @@ def build_loader(
     *,
     workers: int,
     device: torch.device,
-    collate: Callable[[list[Any]], Any] | None = None,
+    join: Callable[[list[torch.Tensor]], Any] = list,
 ) -> DataLoader:
-    """A DataLoader of what `collate` makes of the samples, by default lists (images, targets); use `iterate` on it."""
+    """A DataLoader of (`join`ed images, list of targets); use `iterate` on it."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate or _collate,
+        collate_fn=partial(_collate, join),
         # Of its own: the seed that each pass draws for its workers would else come out of the stream that dropout
         # reads, and a run that goes on in the middle of an epoch, which is one pass more, would see other dropout.
         generator=torch.Generator(),
@@ -185,14 +186,16 @@ def explain_death(loader: DataLoader, message: str) -> str:
     )
 
 
-def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
+def _collate(
+    join: Callable[[list[torch.Tensor]], Any], samples: list[Sample | UserError]
+) -> tuple[Any, list[dict[str, Any]]] | UserError:
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
     images, targets = zip(*good, strict=True)
-    return list(images), list(targets)
+    return join(list(images)), list(targets)
 
 
 def _init_worker(worker: int) -> None:

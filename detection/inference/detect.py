@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from detection import distributed
 from detection.data.transforms import read_image
 from detection.device import progress_interval
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.files import make_folder, write_atomically
 from detection.inference.draw import draw_detections
 from detection.inference.predict import Detections, Predictor
 from detection.inference.sources import Item
@@ -129,13 +128,7 @@ def to_json(detections: Detections) -> list[dict[str, Any]]:
 
 
 def _check_out(items: Sequence[Item], out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output folder {out} cannot be written to: {error.strerror}") from None
+    make_folder(out, "output folder")
     sources = {Path(item.source).resolve() for item in items if item.kind != "camera"}
     for item in items:
         suffix = ".jpg" if item.kind == "image" else ".mp4"

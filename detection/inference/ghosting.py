@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones import build_backbone
-from backbones.ghostify import GhostReport, ghostify
+from backbones.classifier import normalize
+from backbones.ghostify import GhostReport
 from backbones.ghostify_init import output_errors
 from detection.checkpoint import (
     Classes,
@@ -25,9 +26,9 @@ from detection.data.transforms import to_tensor
 from detection.device import pick_device
 from detection.errors import UserError
 from detection.files import write_atomically
-from detection.inference.pictures import find_pictures, normalized, read_pictures
+from detection.inference.pictures import find_pictures, read_pictures
 from detection.models import build_model
-from detection.models.ghosted import ghostify_detector, raw_outputs, recipe_config
+from detection.models.ghosted import ghostify_by, ghostify_detector, raw_outputs, recipe_config
 
 # A YAML does not say how many classes there are; only the prediction layers, which are kept, depend on it.
 CLASSES_OF_A_CONFIG = 80
@@ -142,16 +143,7 @@ def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | No
 
     def apply(model: nn.Module, example: Any, calibration: Any) -> GhostReport:
         try:
-            report = ghostify(
-                model,
-                spec.ratio,
-                spec.kernel_size,
-                include=spec.include,
-                exclude=spec.exclude,
-                min_channels=spec.min_channels,
-                example=example,
-                calibration=calibration,
-            )
+            report = ghostify_by(spec, model, example=example, calibration=calibration)
         except ValueError as error:
             raise UserError(f"{network}: {error}") from error
         if not report.replaced:
@@ -161,7 +153,7 @@ def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | No
     def content(model: nn.Module, report: GhostReport) -> dict[str, Any]:
         return {"network": network, "width": width, "ghostify": report.recipe, "state_dict": model.state_dict()}
 
-    return Subject(backbone, lambda pictures: normalized(pictures, backbone.mean, backbone.std), apply, None, content)
+    return Subject(backbone, lambda pictures: normalize(torch.stack(pictures) / 255, backbone), apply, None, content)
 
 
 def _detector_subject(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any, Classes] | None) -> Subject:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from detection.data.transforms import read_image
 from detection.errors import UserError
@@ -28,9 +26,3 @@ def find_pictures(sources: Sequence[str], count: int) -> list[str]:
 def read_pictures(paths: Sequence[str], size: int) -> list[np.ndarray]:
     """RGB uint8 [size, size, 3] each; the whole picture, squeezed. Raises UserError for one that cannot be read."""
     return [cv2.resize(read_image(path), (size, size), interpolation=cv2.INTER_AREA) for path in paths]
-
-
-def normalized(pictures: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [3, H, W] each -> one batch float32 [N, 3, H, W] as a network with this mean and std expects it."""
-    mean_, std_ = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-    return (torch.stack(list(pictures)) / 255 - mean_) / std_

@@ -9,12 +9,13 @@ import cv2
 import torch
 
 from backbones import build_backbone
+from backbones.classifier import normalize
 from backbones.redundancy import Redundancy, default_layer, find_pairs, layer_maps, list_layers
 from backbones.redundancy_picture import draw_pairs
-from detection.checkpoint import write_atomically
 from detection.data.transforms import to_tensor
 from detection.errors import UserError
-from detection.inference.pictures import find_pictures, normalized, read_pictures
+from detection.files import make_folder, write_atomically
+from detection.inference.pictures import find_pictures, read_pictures
 
 
 def explore(
@@ -51,7 +52,7 @@ def explore(
         backbone = build_backbone(network, width=width, weights=weights)
         paths = find_pictures(images, count)
         pictures = read_pictures(paths, size)
-        inputs = [normalized([to_tensor(picture)], backbone.mean, backbone.std) for picture in pictures]
+        inputs = [normalize(to_tensor(picture)[None] / 255, backbone) for picture in pictures]
         layer = layer or default_layer(backbone, inputs[0])
         maps = layer_maps(backbone, layer, inputs)
         found = find_pairs(maps, kernel_sizes, ranked_by)
@@ -61,10 +62,7 @@ def explore(
     trained = "random weights" if weights is None else Path(weights).name
     title = f"{network} ({trained}), layer {layer}, {Path(paths[0]).name}"
     picture = draw_pairs(found, maps[0][0], pictures[0], title=title, pairs=pairs)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {out} cannot be written to: {error.strerror}") from None
+    make_folder(out, "output folder")
     png = cv2.imencode(".png", picture)[1].tobytes()
     write_atomically(out / f"{stem}.png", lambda file: file.write(png))
     write_atomically(out / f"{stem}.csv", lambda file: file.write(to_csv(found).encode()))

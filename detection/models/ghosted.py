@@ -19,6 +19,22 @@ def part_of(name: str) -> str:
     return "neck" if name.startswith("backbone.") else "head"
 
 
+def ghostify_by(
+    spec: GhostifyConfig, model: nn.Module, *, example: Any = None, calibration: Iterable[Any] | None = None
+) -> GhostReport:
+    """`backbones.ghostify` as the config says, whatever `parts` it names. Raises ValueError, see there."""
+    return ghostify(
+        model,
+        spec.ratio,
+        spec.kernel_size,
+        include=spec.include,
+        exclude=spec.exclude,
+        min_channels=spec.min_channels,
+        example=example,
+        calibration=calibration,
+    )
+
+
 def ghostify_detector(
     model: nn.Module, spec: GhostifyConfig, *, example: Any = None, calibration: Iterable[Any] | None = None
 ) -> GhostReport:
@@ -34,16 +50,8 @@ def ghostify_detector(
         name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and part_of(name) not in spec.parts
     ]
     try:
-        report = ghostify(
-            model,
-            spec.ratio,
-            spec.kernel_size,
-            include=spec.include,
-            exclude=[*spec.exclude, *elsewhere],
-            min_channels=spec.min_channels,
-            example=example,
-            calibration=calibration,
-        )
+        chosen = spec.model_copy(update={"exclude": [*spec.exclude, *elsewhere]})
+        report = ghostify_by(chosen, model, example=example, calibration=calibration)
     except ValueError as error:
         raise UserError(f"model.ghostify: {error}") from error
     if not report.replaced:

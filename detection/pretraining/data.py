@@ -218,18 +218,8 @@ def build_loaders(
     train_sizes, val_sizes = (np.full((len(data), 2), spec.size) for data in (train, val))
     batches = TrainBatches(train_sizes, spec.batch_size, config.seed, rank=rank, world_size=processes)
     val_batches = EvalBatches(val_sizes, spec.batch_size, rank=rank, world_size=processes)
-    train_loader = build_loader(train, batches, workers=spec.workers, device=device, collate=_collate)
-    return batches, train_loader, build_loader(val, val_batches, workers=spec.workers, device=device, collate=_collate)
-
-
-def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        good.append(sample)
-    images, targets = zip(*good, strict=True)
-    return torch.stack(images), list(targets)
+    train_loader = build_loader(train, batches, workers=spec.workers, device=device, join=torch.stack)
+    return batches, train_loader, build_loader(val, val_batches, workers=spec.workers, device=device, join=torch.stack)
 
 
 def labels_of(targets: list[dict[str, Any]], device: torch.device) -> Tensor:

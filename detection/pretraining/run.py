@@ -27,7 +27,7 @@ from detection.pretraining.data import batch_mixing, build_datasets, build_loade
 from detection.pretraining.objective import Objective
 from detection.pretraining.teacher import Teacher, build_teacher
 from detection.training.base import TrainingRun, part_ways, seed_everything
-from detection.training.launch import describe_machine, duration, expected_time, launch, peak_memory, try_steps
+from detection.training.launch import describe_machine, dry_run_report, duration, launch, try_steps
 from detection.training.monitor import Monitor, start_logging
 from detection.training.stop import StopSignal
 
@@ -168,10 +168,7 @@ def evaluate(run: PretrainRun, monitor: Monitor, loss: float, stop: StopSignal) 
         )
     if not distributed.is_main():
         return
-    better = numbers["top1"] > (-1.0 if progress.best is None else progress.best)
-    if better:
-        progress.best, progress.best_epoch = numbers["top1"], progress.epoch
-        run.save_best(numbers)
+    better = run.keep_if_best(numbers["top1"], numbers)
     record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **numbers}
     record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds()}
     monitor.evaluation(record)
@@ -194,16 +191,14 @@ def dry_run(config: PretrainConfig) -> str:
         pictures = to_unit(val_images, run.device, config.train.channels_last)
         run.model(normalize(pictures, run.model)).sum().item()
     val_seconds = time.perf_counter() - start
-    return "\n".join(
-        [
-            describe(run),
-            f"train batch    {list(images.shape)}; {seconds[1]:.2f} s a step (the first {seconds[0]:.2f} s)",
-            "losses         " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()),
-            f"val batch      {list(val_images.shape)}, {val_seconds:.2f} s",
-            f"peak memory    {peak_memory(run.device)}",
-            f"expected time  {expected_time(run, seconds[1], val_seconds)}",
-            "dry run: nothing was written",
-        ]
+    return dry_run_report(
+        run,
+        describe(run),
+        train_batch=f"{list(images.shape)}",
+        seconds=seconds,
+        losses=losses,
+        val_batch=f"{list(val_images.shape)}",
+        val_seconds=val_seconds,
     )
 
 

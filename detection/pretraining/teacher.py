@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backbones import WeightsError, load_weights, read_weights
 from backbones.classifier import HEADS, build_classifier, normalize
+from backbones.watch import evaluation, watched
 from detection.errors import UserError
 from detection.pretraining.config import TeacherConfig
 
@@ -180,24 +181,14 @@ def find_taps(network: nn.Module) -> dict[str, Tap]:
     seen: list[tuple[str, int, int]] = []  # name, stride of input and output, in the order in which modules finish
     channels: dict[str, int] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if args and all(isinstance(x, Tensor) and x.ndim == 4 for x in (args[0], output)):
-                seen.append((name, size // args[0].shape[2], size // output.shape[2]))
-                channels[name] = output.shape[1]
+    def note(name: str, args: tuple, output: Any) -> None:
+        if args and all(isinstance(x, Tensor) and x.ndim == 4 for x in (args[0], output)):
+            seen.append((name, size // args[0].shape[2], size // output.shape[2]))
+            channels[name] = output.shape[1]
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
-    training, device = network.training, next(network.parameters()).device
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, 3, size, size, device=device))
-    finally:
-        network.train(training)
-        for handle in handles:
-            handle.remove()
+    modules = {name: module for name, module in network.named_modules() if name}
+    with watched(modules, note), evaluation(network):
+        network(torch.zeros(1, 3, size, size, device=next(network.parameters()).device))
 
     outputs: dict[str, set[int]] = {}
     for name, _, stride in seen:
@@ -217,13 +208,7 @@ def find_taps(network: nn.Module) -> dict[str, Tap]:
 def logits_and_maps(network: nn.Module, images: Tensor, taps: Mapping[str, Tap]) -> tuple[Tensor, dict[str, Tensor]]:
     """One forward pass of a classifier; what its tapped modules gave last is returned by level."""
     maps: dict[str, Tensor] = {}
-    handles = []
-    for level, tap in taps.items():
-        module = network.get_submodule(tap.module)
-        handles.append(module.register_forward_hook(lambda _, __, output, level=level: maps.update({level: output})))
-    try:
+    modules = {level: network.get_submodule(tap.module) for level, tap in taps.items()}
+    with watched(modules, lambda level, args, output: maps.update({level: output})):
         logits = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return logits, maps

@@ -206,6 +206,15 @@ class TrainingRun:
         content = {**self.description(), "model": self.eval_model.state_dict(), "numbers": dict(numbers)}
         save_checkpoint(self.folder / "best.pt", content)
 
+    def keep_if_best(self, score: float, numbers: Mapping[str, Any]) -> bool:
+        """Note the score of an evaluation and write best.pt if it is the best so far; returns whether it is."""
+        # NaN, of a set without ground truth, compares false and so never becomes the best.
+        better = score > (-1.0 if self.progress.best is None else self.progress.best)
+        if better:
+            self.progress.best, self.progress.best_epoch = score, self.progress.epoch
+            self.save_best(numbers)
+        return better
+
     def description(self) -> dict[str, Any]:
         return {
             "format": self.format,

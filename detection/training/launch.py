@@ -1,10 +1,9 @@
 """What surrounds any training: its folder, its log, resuming, stopping; and how a dry run measures."""
 
 import logging
-import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from detection import distributed
 from detection.config import Experiment, save_config
 from detection.data.loader import explain_death, iterate
 from detection.errors import UserError
+from detection.files import make_folder, remove_unfinished
 from detection.training.base import TrainingRun
 from detection.training.loop import Evaluate, optimizer_step, train, train_step
 from detection.training.monitor import Monitor, start_logging
@@ -50,7 +50,8 @@ def launch(
         run = build(config, device)
         if distributed.is_main():
             moved = None if resume else _make_room(folder)
-            _check_writable(folder)
+            make_folder(folder, "output_dir")
+            remove_unfinished(folder)
             start_logging(folder / "train.log")
             if moved is not None:
                 log.info("the earlier run in %s was moved to %s", folder, moved)
@@ -99,6 +100,38 @@ def try_steps(run: TrainingRun) -> tuple[Any, Any, dict[str, float], tuple[float
         optimizer_step(run)
         seconds.append(time.perf_counter() - start)
     return images, targets, losses, (seconds[0], seconds[1])
+
+
+def dry_run_report(
+    run: TrainingRun,
+    description: str,
+    *,
+    train_batch: str,
+    seconds: tuple[float, float],
+    losses: Mapping[str, float],
+    val_batch: str,
+    val_seconds: float,
+    found: str = "",
+) -> str:
+    """What a dry run says.
+
+    Args:
+        train_batch, val_batch: what the batches held.
+        seconds, losses: of the two steps, see `try_steps`.
+        val_seconds: of one batch of the evaluation.
+        found: what that batch gave, if there is something to say of it.
+    """
+    return "\n".join(
+        [
+            description,
+            f"train batch    {train_batch}; {seconds[1]:.2f} s a step (the first {seconds[0]:.2f} s)",
+            "losses         " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()),
+            f"val batch      {val_batch}, {val_seconds:.2f} s{found}",
+            f"peak memory    {peak_memory(run.device)}",
+            f"expected time  {expected_time(run, seconds[1], val_seconds)}",
+            "dry run: nothing was written",
+        ]
+    )
 
 
 def expected_time(run: TrainingRun, step_seconds: float, val_batch_seconds: float) -> str:
@@ -176,13 +209,3 @@ def _advice_on_memory(config: Any, run: TrainingRun) -> str:
         f"out of memory on {run.device} with {data.batch_size} pictures a batch ({peak_memory(run.device)}). Try "
         f"{'; or '.join(ways)}.{saved}"
     )
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output_dir {folder} cannot be written to: {error.strerror}") from None

@@ -8,7 +8,7 @@ from detection.checkpoint import read_checkpoint
 from detection.config import Config
 from detection.data.loader import iterate
 from detection.device import autocast
-from detection.training.launch import describe_machine, duration, expected_time, launch, peak_memory, try_steps
+from detection.training.launch import describe_machine, dry_run_report, duration, launch, try_steps
 from detection.training.monitor import start_logging
 from detection.training.state import Run, build_run
 from detection.training.validate import evaluate
@@ -37,18 +37,15 @@ def dry_run(config: Config) -> str:
         detections = run.model([image.to(run.device) for image in val_images])
     val_seconds = time.perf_counter() - start
     boxes = sum(len(target["boxes"]) for target in targets)
-    return "\n".join(
-        [
-            describe(run),
-            f"train batch    {len(images)} images of {_shapes(images)}, {boxes} boxes; "
-            f"{seconds[1]:.2f} s a step (the first {seconds[0]:.2f} s)",
-            "losses         " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()),
-            f"val batch      {len(val_images)} images of {_shapes(val_images)}, {val_seconds:.2f} s, "
-            f"{sum(len(d['boxes']) for d in detections)} detections",
-            f"peak memory    {peak_memory(run.device)}",
-            f"expected time  {expected_time(run, seconds[1], val_seconds)}",
-            "dry run: nothing was written",
-        ]
+    return dry_run_report(
+        run,
+        describe(run),
+        train_batch=f"{len(images)} images of {_shapes(images)}, {boxes} boxes",
+        seconds=seconds,
+        losses=losses,
+        val_batch=f"{len(val_images)} images of {_shapes(val_images)}",
+        val_seconds=val_seconds,
+        found=f", {sum(len(d['boxes']) for d in detections)} detections",
     )
 
 

@@ -35,12 +35,8 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     monitor.picture("val_detections", found, progress.step)
     numbers = evaluation.to_json()
     ap = evaluation.numbers["AP"]
-    # NaN, of a set without ground truth, compares false and so never becomes the best.
-    better = ap > (-1.0 if progress.best is None else progress.best)
-    if better:
-        progress.best, progress.best_epoch = ap, progress.epoch
-        run.save_best(numbers)
-    elif math.isnan(ap):
+    better = run.keep_if_best(ap, numbers)
+    if math.isnan(ap):
         log.warning("val has no ground truth: AP is undefined; the latest weights are kept as best.pt")
         run.save_best(numbers)
     per_class = numbers.pop("per_class")

@@ -394,4 +394,4 @@ def test_the_largest_batch_is_found_with_few_trials():
 
 def test_auto_batch_needs_a_gpu(tiny_config):
     with pytest.raises(UserError, match="--auto-batch measures GPU memory"):
-        with_largest_batch(tiny_config, 2)
+        with_largest_batch(tiny_config)

@@ -83,9 +83,8 @@ def check(root, seconds, seed):
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert records(folder) == records(root / "whole")
-    left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    # A kill inside a save may leave its temporary file; none is ever taken for a checkpoint.
-    assert all(name.startswith((".last.pt.", ".best.pt.", ".metrics.jsonl.", ".predictions.json.")) for name in left)
+    # A kill inside a save leaves its temporary file; the run that goes on clears it away.
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("seed", range(2))
