@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 # No test may reach for the network.
@@ -11,13 +10,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import cv2
 import numpy as np
+import processes
 import pytest
 import torch
+from processes import ROOT
 from torch import nn
 
 from detection.config import Config, parse_config
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -122,12 +122,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tool():
+def tool(tmp_path_factory: pytest.TempPathFactory):
     """Run tools/NAME.py as a user would: tool("train", "--help") -> CompletedProcess with text."""
+    folder = tmp_path_factory.mktemp("tool")
 
-    def run(name: str, *arguments: object, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=240, **kwargs)
+    def run(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+        return processes.run_tool(name, arguments, folder, **options)
 
     return run
 

@@ -52,4 +52,5 @@ def main() -> int:
     return 2 if summary.failed else 0
 
 
-run_tool(main)
+if __name__ == "__main__":
+    run_tool(main)

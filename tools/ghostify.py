@@ -79,4 +79,5 @@ def main() -> int:
     return 0
 
 
-run_tool(main)
+if __name__ == "__main__":
+    run_tool(main)

@@ -34,4 +34,5 @@ def main() -> None:
     print(make_crops(**vars(args)))
 
 
-run_tool(main)
+if __name__ == "__main__":
+    run_tool(main)

@@ -38,4 +38,5 @@ def main() -> int:
     return 0 if run_pretraining(config, resume=args.resume) else 130
 
 
-run_tool(main)
+if __name__ == "__main__":
+    run_tool(main)

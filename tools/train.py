@@ -51,4 +51,5 @@ def main() -> int:
     return 0 if run_training(config, resume=args.resume) else 130
 
 
-run_tool(main)
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,17 +1,14 @@
 """A training that is killed (SIGKILL) at any moment and resumed ends as one that was not, bit for bit."""
 
-import contextlib
 import json
 import random
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, tiny_raw, write_coco
+from conftest import tiny_raw, write_coco
+from processes import ToolProcess
 
 from detection.checkpoint import read_checkpoint
 
@@ -53,26 +50,24 @@ def kill_and_resume(root, seconds, seed):
     """Start, kill at a random moment of the training, resume, … ; returns the folder and how often it was killed."""
     rng = random.Random(seed)
     folder = root / f"killed{seed}"
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(root / "config.yaml"), f"output_dir={folder}"]
+    output = root / f"output{seed}.txt"
     kills = 0
     while True:
         resume = ["--resume"] if (folder / "last.pt").exists() else []
-        with (root / f"output{seed}.txt").open("w") as output:
-            process = subprocess.Popen([*command, *resume], stdout=output, stderr=output, start_new_session=True)
-        if kills < 3:
-            # The network is told when all is built and the first step comes.
-            while process.poll() is None and "retinanet on" not in (root / f"output{seed}.txt").read_text():
-                time.sleep(0.02)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=seconds * rng.uniform(0.05, 0.7 if kills == 0 else 1.0))
+        arguments = [root / "config.yaml", f"output_dir={folder}", *resume]
+        output.write_text("")
+        process = ToolProcess("train", arguments, output, root / f"errors{seed}.txt")
+        if kills == 3:
+            assert process.wait(200)
         else:
-            process.wait(timeout=200)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            continue
-        assert process.returncode == 0, (root / f"output{seed}.txt").read_text()
+            # The network is told when all is built and the first step comes.
+            process.wait_until(lambda: "retinanet on" in output.read_text())
+            if not process.wait(seconds * rng.uniform(0.05, 0.7 if kills == 0 else 1.0)):
+                process.send(signal.SIGKILL)
+                assert process.wait(20)
+                kills += 1
+                continue
+        assert process.completed().returncode == 0, process.completed()
         return folder, kills
 
 
