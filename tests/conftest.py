@@ -115,7 +115,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     write_coco(root / "data")
     raw = tiny_raw(root / "data", root / "run")
-    raw["train"]["epochs"] = 12
+    raw["train"] |= {"epochs": 12, "eval_every": 3}
     torch.manual_seed(0)
     assert run_training(parse_config(raw, "test"))
     return root / "run"

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, assert_clear_error, tiny_raw, write_coco
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection.checkpoint import read_checkpoint
 from detection.config import OptimConfig, load_config, parse_config
@@ -361,6 +362,14 @@ def test_a_run_leaves_pictures_of_what_it_saw_and_found(trained):
     # Boxes in the colours of their classes lie on the first, not on grey pictures alone.
     hue = cv2.cvtColor(cv2.imread(str(trained / "train_batch.jpg")), cv2.COLOR_BGR2HSV)
     assert (hue[..., 1] > 200).mean() > 0.005
+    # TensorBoard shows the same.
+    events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
+    for name in ("train_batch", "val_detections"):
+        shown = events.Images(name)
+        assert len(shown) > 1
+        picture = cv2.imread(str(trained / f"{name}.jpg"))
+        decoded = cv2.imdecode(np.frombuffer(shown[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        assert np.array_equal(decoded, picture) and (shown[-1].height, shown[-1].width) == picture.shape[:2]
 
 
 def test_pictures_of_detections_are_drawn_where_they_were_found(tiny_config):
