@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -332,6 +333,25 @@ def test_a_dropped_connection_does_not_end_a_run(tiny_file):
     process.wait(timeout=120)
     log = (run / "train.log").read_text()
     assert "the terminal has gone" in log and "done: 6 epochs" in log
+
+
+def test_detect_anomaly_names_the_operation(tiny_file, monkeypatch):
+    """A loss that is finite, and whose gradient is not."""
+    losses = Run.losses
+
+    def bad(run, images, targets):
+        found = losses(run, images, targets)
+        return {**found, "bad": torch.sqrt(0 * found["classification"])}
+
+    monkeypatch.setattr(Run, "losses", bad)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tiny_file), "--detect-anomaly"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="MulBackward0' returned nan"), pytest.warns(UserWarning, match="Traceback of forward"):
+            runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
+    finally:
+        torch.autograd.set_detect_anomaly(False)
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_wandb_is_an_extra(tiny_config):
