@@ -43,6 +43,8 @@ def keep_previous(path: Path) -> None:
         link.unlink(missing_ok=True)
         os.link(path, link)
         os.replace(link, path.with_name("previous.pt"))
+        # Where both are the same file already, as after a kill between this and the save, replacing does nothing.
+        link.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from detection.files import make_folder, remove_unfinished
 from detection.training.base import TrainingRun
 from detection.training.loop import Evaluate, optimizer_step, train, train_step
 from detection.training.monitor import Monitor, start_logging
+from detection.training.stop import lasting_console
 
 log = logging.getLogger("detection")
 
@@ -45,7 +46,7 @@ def launch(
     folder = Path(config.output_dir)
     if resume and not (folder / "last.pt").is_file():
         raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
-    with distributed.session(config.device) as device:
+    with lasting_console(), distributed.session(config.device) as device:
         start_logging()
         run = build(config, device)
         if distributed.is_main():

@@ -4,10 +4,47 @@ import contextlib
 import logging
 import os
 import signal
-import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
 log = logging.getLogger("detection")
+
+
+class _Lasting:
+    """A stream whose end may go away: what is written after that is lost, and is no error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError:
+            # What is left in its buffer has to go somewhere, too.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lasting_console() -> Iterator[None]:
+    """A terminal that is closed, or a pipe whose reader (`tee`) went with the connection, ends no training."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 class StopSignal:
@@ -46,11 +83,6 @@ class StopSignal:
             self._at_once = False
 
     def _pass_over(self, number: int, frame: object) -> None:
-        # Writing to a terminal that has gone, or to a pipe whose reader went with it, is an error. A file stays.
-        with open(os.devnull, "w") as nowhere:
-            for stream in (1, 2):
-                if not stat.S_ISREG(os.fstat(stream).st_mode):
-                    os.dup2(nowhere.fileno(), stream)
         log.warning("the terminal has gone; the training goes on, see train.log")
 
     def _handle(self, number: int, frame: object) -> None:

@@ -95,6 +95,15 @@ def test_the_checkpoint_before_the_last_is_kept_and_offered(tiny_config, tmp_pat
     assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+def test_the_previous_checkpoint_may_be_this_one_already(tmp_path):
+    """As a run finds them that was killed between the two steps of a save."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"a": torch.zeros(3)})
+    keep_previous(path)
+    keep_previous(path)
+    assert {left.name for left in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+
+
 @pytest.mark.parametrize("moment", ["in a write", "in a second name"])
 def test_what_a_kill_leaves_of_a_save_is_cleared_away(tmp_path, monkeypatch, moment):
     path = tmp_path / "last.pt"
