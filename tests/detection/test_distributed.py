@@ -60,7 +60,7 @@ def test_a_detector_trains_on_two_processes_and_resumes(tmp_path, tool):
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, tool, accumulate):
-    """Twenty steps: the same losses to 1e-4, the same weights and AP. Batch norms are frozen: each process has its
+    """Twenty steps: the same losses and weights to 1e-4, the same AP. Batch norms are frozen: each process has its
     own half of the batch, which SyncBatchNorm (CUDA alone) would put together."""
     write_coco(tmp_path / "data", images=8)
     torch.manual_seed(0)
@@ -73,7 +73,8 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     raw["model"]["backbone"] |= {"weights": str(tmp_path / "backbone.pth"), "freeze_bn": True}
     batch = 4 // accumulate
     raw["data"] |= {"batch_size": batch, "augment": {"scale": [0.8, 1.2], "mosaic": 0.3}}
-    raw["optim"] = {"name": "sgd", "lr": 0.01, "lr_batch": 4, "warmup_steps": 2, "clip_grad_norm": 10}
+    # Slow steps: fast ones let the last digit, in which sums of another order differ, grow a hundredfold in five steps.
+    raw["optim"] = {"name": "sgd", "lr": 0.003, "lr_batch": 4, "warmup_steps": 2, "clip_grad_norm": 10}
     raw["train"] = {"epochs": 10, "ema": 0.9, "eval_every": 5, "accumulate": accumulate}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
     assert tool("train", tmp_path / "config.yaml").returncode == 0
@@ -84,8 +85,7 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     assert one["progress"]["step"] == two["progress"]["step"] == 20
     for key, value in one["ema"].items():
-        # Weights feel the order of additions more than losses do; after 20 steps by up to 2e-4, once seen.
-        torch.testing.assert_close(two["ema"][key], value, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(two["ema"][key], value, rtol=1e-4, atol=1e-4)
     records = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
