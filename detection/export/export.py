@@ -241,7 +241,11 @@ def test_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
         pass
     blocks = np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)
     pictures.append(np.kron(blocks, np.ones((16, 16, 1), np.uint8)))
-    return [to_tensor(resize(picture, *size)[0]) for picture in pictures]
+    resized = [resize(picture, *size)[0] for picture in pictures]
+    if metadata.size is not None:
+        # Portrait does not fit into a landscape frame.
+        resized = [picture[: metadata.size[0], : metadata.size[1]] for picture in resized]
+    return [to_tensor(picture) for picture in resized]
 
 
 def describe(metadata: Metadata) -> list[str]:

@@ -129,12 +129,12 @@ def tidied(model: Any) -> Any:
         for value in graph.value_info
         if len(value.type.tensor_type.shape.dim) == 4
     }
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
-    constants |= {
-        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t).tolist()
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+
+    def constant(name: str) -> list[int] | None:
+        return onnx.numpy_helper.to_array(constants[name]).tolist() if name in constants else None
+
     passed_on: dict[str, str] = {}
     nodes = []
     for node in graph.node:
@@ -142,7 +142,7 @@ def tidied(model: Any) -> Any:
             node.input[i] = passed_on.get(name, name)
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "Slice":
-            starts, ends, axes, *steps = (constants.get(name) for name in node.input[1:])
+            starts, ends, axes, *steps = (constant(name) for name in node.input[1:])
             whole = channels.get(node.input[0], 0)
             if (starts, axes, steps or [[1]]) == ([0], [1], [[1]]) and ends and 0 < whole <= ends[0]:
                 passed_on[node.output[0]] = node.input[0]
