@@ -1,4 +1,4 @@
-"""Detectors for tests of exports: of random weights, but with the statistics and the decided answers of trained ones."""
+"""Detectors for tests of exports: of random weights, but with the statistics and decided answers of trained ones."""
 
 from functools import partial
 from pathlib import Path
