@@ -1,4 +1,4 @@
-"""Score a checkpoint, or an existing COCO results file, with pycocotools."""
+"""Score a checkpoint, an exported file, or an existing COCO results file, with pycocotools."""
 
 import argparse
 
@@ -9,6 +9,7 @@ EXAMPLE = """\
 examples:
   python tools/evaluate.py runs/demo/best.pt                                  (the val set of its config)
   python tools/evaluate.py best.pt --data coco/annotations/instances_val2017.json --images coco/val2017
+  python tools/evaluate.py runs/demo/best.onnx device=cpu                     (what tools/export.py made of it)
   python tools/evaluate.py --predictions predictions.json --data val.json     (no model needed)
 """
 
@@ -17,7 +18,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("arguments", nargs="*", metavar="CHECKPOINT key=value", help="checkpoint, and config overrides")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="FILE key=value", help="checkpoint or exported file, and config overrides"
+    )
     parser.add_argument("--data", metavar="JSON", help="COCO annotations (default: data.val of the checkpoint)")
     parser.add_argument("--images", metavar="DIR", help="their pictures (default: images/ beside --data)")
     parser.add_argument("--predictions", metavar="FILE", help="score this COCO results file, without a model")
@@ -30,7 +33,7 @@ def main() -> int:
     checkpoints = [a for a in args.arguments if "=" not in a]
     overrides = [a for a in args.arguments if "=" in a]
     if len(checkpoints) > 1:
-        parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
+        parser.error(f"one checkpoint or exported file is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
     if not checkpoints and (args.predictions is None or args.data is None):
         raise UserError("give a checkpoint, or both --predictions and --data")
 

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint or a results file, and print and write what comes out."""
+"""Evaluate a checkpoint, an exported file or a results file, and print and write what comes out."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detection import distributed
-from detection.checkpoint import Classes, config_of, read_checkpoint
+from detection.checkpoint import Classes
 from detection.config import Config, SourceConfig
 from detection.data.dataset import DetectionDataset, check_images
 from detection.data.index import AnnotationIndex, read_coco
@@ -15,7 +15,7 @@ from detection.evaluation.coco import Evaluation, check_results, evaluate_result
 from detection.evaluation.evaluate import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
 from detection.files import write_atomically
-from detection.inference.predict import load_detector
+from detection.inference.predict import detector_config, load_detector
 
 
 def score_checkpoint(
@@ -41,7 +41,7 @@ def score_checkpoint(
     Raises:
         UserError: unreadable input, or classes that the model does not know.
     """
-    config = config_of(read_checkpoint(checkpoint), checkpoint).with_overrides(overrides)
+    config = detector_config(checkpoint, overrides)
     source = _source(annotations, images, config.data.val)
     index = read_coco(source.annotations)
     check_images(index, source.images)
@@ -88,7 +88,7 @@ def score_file(
     """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given."""
     if annotations is None:
         assert checkpoint is not None
-        annotations = config_of(read_checkpoint(checkpoint), checkpoint).data.val.annotations
+        annotations = detector_config(checkpoint).data.val.annotations
     index = read_coco(annotations)
     print(index.report())
     results = read_results(predictions)

@@ -1,4 +1,4 @@
-"""`Predictor`: a checkpoint becomes a function from a picture to named boxes."""
+"""`Predictor`: a checkpoint or an exported file becomes a function from a picture to named boxes."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,7 @@ from detection.config import Config
 from detection.data.transforms import read_image, resize, to_original, to_tensor
 from detection.device import autocast, pick_device
 from detection.errors import UserError
+from detection.inference.exported import exported_config, is_exported, load_exported, read_metadata
 from detection.models import build_model
 from detection.models.neck import PyramidBackbone
 
@@ -22,14 +23,20 @@ Detections = dict[str, Any]
 def load_detector(
     path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
 ) -> tuple[torch.nn.Module, Config, Classes]:
-    """The model of a checkpoint (averaged weights where it has them), in evaluation mode on the device.
+    """The model of a checkpoint (averaged weights where it has them) or of an exported file, ready for inference.
 
-    A backbone that re-parameterises is fused: the model is for inference only.
+    A backbone that re-parameterises is fused: the model cannot be trained. Exported files are ONNX (`.onnx`), OpenVINO
+    (`.xml`), TorchScript (`.torchscript`) and torch.export (`.pt2`); see `detection.inference.exported`.
 
     Args:
         score_threshold: in place of the checkpoint's `eval.score_threshold`.
         overrides: `key=value` for its config, e.g. eval.nms_threshold=0.6.
+
+    Raises:
+        UserError: an unreadable file; of an exported one also overrides of what it cannot change any more.
     """
+    if is_exported(path):
+        return load_exported(path, device, score_threshold=score_threshold, overrides=overrides)
     content = read_checkpoint(path)
     classes = classes_of(content)
     config = config_of(content, path).with_overrides(overrides)
@@ -48,6 +55,13 @@ def load_detector(
     return model, config, classes
 
 
+def detector_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a checkpoint or an exported file, without its model. Raises UserError, see `load_detector`."""
+    if is_exported(path):
+        return exported_config(read_metadata(path), path, overrides)
+    return config_of(read_checkpoint(path), path).with_overrides(overrides)
+
+
 class Predictor:
     """Detects objects in pictures.
 
@@ -56,13 +70,13 @@ class Predictor:
     >>> found["names"], found["boxes"]
 
     Args:
-        path: a checkpoint (best.pt or last.pt).
+        path: a checkpoint (best.pt or last.pt), or a file that tools/export.py made of one.
         device: "cpu", "cuda", "cuda:N", or None for CUDA where there is one.
         score_threshold: detections below it are not returned.
         classes: names to keep; None keeps all.
 
     Raises:
-        UserError: unreadable checkpoint, absent device, unknown class name.
+        UserError: unreadable file, absent device, unknown class name.
     """
 
     def __init__(

@@ -1,0 +1,277 @@
+"""What tools/export.py does: a checkpoint becomes a file of another format, which is run at once and compared."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from detection.config import Config
+from detection.data.index import read_coco
+from detection.data.transforms import read_image, resize, to_tensor
+from detection.errors import UserError
+from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads
+from detection.export.metadata import FORMS, Metadata
+from detection.export.parity import Parity, compare
+from detection.export.two_stage import FasterRCNNDetector
+from detection.files import make_folder
+from detection.inference.exported import ExportedDetector, open_exported
+from detection.inference.predict import load_detector
+from detection.models.retinanet import GhostRetinaNet
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript", "torch_export": ".pt2"}
+"""Format -> how its files' names end."""
+OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
+EXACT = (0.05, 1e-3)
+"""Pixels and score by which a file may differ from PyTorch."""
+
+
+@dataclass
+class Prepared:
+    """A detector ready to be exported.
+
+    Attributes:
+        model: the PyTorch detector, on the CPU, in evaluation mode, fused.
+        network: (images uint8 [N, H, W, 3], sizes int64 [N, 2]) -> the outputs of the form, as a tuple. The end-to-end
+            form's attribute `keep` is how it suppresses boxes; a format may put its own in its place.
+        metadata: of the file to be.
+        example: inputs of a size and number that fit.
+    """
+
+    model: Any
+    network: nn.Module
+    metadata: Metadata
+    example: tuple[Tensor, Tensor]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS[self.metadata.form]
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    file_format: str,
+    *,
+    form: str = "end_to_end",
+    batch: int | None = None,
+    size: tuple[int, int] | None = None,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Export, run the file, compare it with PyTorch.
+
+    Args:
+        file_format: one of `FORMATS`.
+        batch, size: see `prepare`.
+        out: default: beside the checkpoint, with the format's ending.
+
+    Returns:
+        Lines that tell what was made.
+
+    Raises:
+        UserError: unreadable checkpoint, what the format or the detector cannot do, a missing extra, a path
+            that cannot be written to; or the file does not compute what PyTorch does.
+    """
+    out = _out_path(checkpoint, file_format, out)
+    prepared = prepare(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
+    if file_format == "onnx":
+        from detection.export.onnx_file import export_onnx
+
+        notes = export_onnx(prepared, out)
+    elif file_format == "openvino":
+        from detection.export.openvino import export_openvino
+
+        notes = export_openvino(prepared, out)
+    elif file_format == "torchscript":
+        from detection.export.torchscript import export_torchscript
+
+        notes = export_torchscript(prepared, out)
+    else:
+        from detection.export.torch_export import export_torch_export
+
+        notes = export_torch_export(prepared, out)
+    parity = verify(out, prepared)
+    return [*notes, *describe(prepared.metadata), f"parity    with PyTorch, {parity}"]
+
+
+def prepare(
+    checkpoint: str | Path,
+    *,
+    form: str = "end_to_end",
+    batch: int | None = None,
+    size: tuple[int, int] | None = None,
+    overrides: Sequence[str] = (),
+) -> Prepared:
+    """A checkpoint's detector as an exporter wants it.
+
+    Args:
+        form: "end_to_end" or "raw".
+        batch: pictures in a batch; None: any number.
+        size: (height, width) of the frame, multiples of 32; None: any. Pictures are then resized to fill the
+            frame, unless the config's own size does.
+        overrides: `key=value` for the config, e.g. eval.score_threshold=0.05.
+    """
+    if form not in FORMS:
+        raise UserError(f"form {form!r} is not known; there are {', '.join(FORMS)}")
+    if size is not None and any(side < STRIDE or side % STRIDE for side in size):
+        raise UserError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {STRIDE}")
+    model, config, classes = load_detector(checkpoint, torch.device("cpu"), overrides=overrides)
+    if isinstance(model, ExportedDetector):
+        raise UserError(
+            f"{checkpoint} is an exported detector; export from the checkpoint (best.pt) that it was made of"
+        )
+    # Exporters do not know channels_last, and write transpositions for it.
+    model = model.to(memory_format=torch.contiguous_format)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if isinstance(model, GhostRetinaNet):
+        network: nn.Module = RetinaNetHeads(model) if form == "raw" else RetinaNetDetector(model, size)
+    elif form == "raw":
+        raise UserError(
+            "the two stages of Faster R-CNN have no raw form: its second stage looks at what the first one found; "
+            "use --form end_to_end"
+        )
+    else:
+        network = FasterRCNNDetector(model, size)  # type: ignore[arg-type]
+    short, long = sides_for(config, size)
+    body: Any = model.backbone.body  # type: ignore[union-attr]
+    metadata = Metadata(
+        form=form,
+        detector=config.model.detector,
+        names=classes.names,
+        ids=classes.ids,
+        mean=tuple(body.mean),
+        std=tuple(body.std),
+        short_side=short,
+        long_side=long,
+        stride=STRIDE,
+        batch=batch,
+        size=size,
+        score_threshold=config.eval.score_threshold,
+        nms_threshold=config.eval.nms_threshold,
+        max_detections=config.eval.max_detections,
+        anchors=anchor_spec(model) if isinstance(model, GhostRetinaNet) else {},
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        config=config.model_dump(mode="json"),
+    )
+    # Sides that differ, so that exporters do not take one for the other; two pictures, as one is special to some.
+    height, width = size or (_rounded_up(short), _rounded_up(short) + STRIDE)
+    count = batch or 2
+    images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[height - 7 * (i % 2), width - 9 * (i % 3)] for i in range(count)])
+    return Prepared(model, network.eval(), metadata, (images, sizes))
+
+
+def sides_for(config: Config, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(short_side, long_side) to which pictures are resized for a frame of `size` (None: any)."""
+    own = config.data.short_side, config.data.long_side
+    if size is None or (_rounded_up(own[1]) == max(size) and _rounded_up(own[0]) <= min(size)):
+        return own
+    return min(size), max(size)
+
+
+def anchor_spec(model: GhostRetinaNet) -> dict[str, Any]:
+    """What `detection.export.decode` needs."""
+    cells = [cell.tolist() for cell in model.anchor_generator.cell_anchors]
+    coder = model.head.regression_head.box_coder
+    return {
+        "strides": [8 * 2**level for level in range(len(cells))],
+        "cells": cells,
+        "weights": list(coder.weights),
+        "limit": coder.bbox_xform_clip,
+        "candidates": model.topk_candidates,
+    }
+
+
+def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) -> Parity:
+    """Run a file on pictures and compare what it finds with PyTorch.
+
+    Args:
+        limits: pixels and score by which they may differ.
+
+    Raises:
+        UserError: they differ by more.
+    """
+    metadata = prepared.metadata
+    run, written = open_exported(path, torch.device("cpu"), torch.get_num_threads())
+    detector = ExportedDetector(run, written, path)
+    prepared.model.transform.frame = metadata.size
+    parity = Parity()
+    pictures = test_pictures(metadata)
+    # As many at a time as the file takes: how much is padded changes results a little.
+    count = metadata.batch or len(pictures)
+    with torch.inference_mode():
+        for start in range(0, len(pictures), count):
+            some = pictures[start : start + count]
+            parity = parity + compare(
+                detector(some),
+                prepared.model(some),
+                score_threshold=metadata.score_threshold,
+                max_detections=metadata.max_detections,
+                tolerance=limits[1],
+            )
+    prepared.model.transform.frame = None
+    if not parity.within(*limits):
+        raise UserError(
+            f"{path} does not compute what PyTorch does ({parity}; allowed are {limits[0]:g} px and {limits[1]:g}): "
+            "do not use it. Another --form, a fixed --size or other versions of the libraries may help"
+        )
+    return parity
+
+
+def test_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
+    """Pictures as the file takes them: of the config's val set where it can be read, and one of random blocks."""
+    size = (metadata.short_side, metadata.long_side)
+    pictures = []
+    val = metadata.config["data"]["val"]
+    try:
+        index = read_coco(val["annotations"])
+        names = [index.file_names[i] for i in range(0, len(index.file_names), max(1, len(index.file_names) // count))]
+        pictures = [read_image(Path(val["images"]) / name) for name in names[:count]]
+    except UserError:
+        pass
+    blocks = np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)
+    pictures.append(np.kron(blocks, np.ones((16, 16, 1), np.uint8)))
+    return [to_tensor(resize(picture, *size)[0]) for picture in pictures]
+
+
+def describe(metadata: Metadata) -> list[str]:
+    """What goes in and what comes out, for the user."""
+    batch = metadata.batch or "batch"
+    height, width = metadata.size or ("height", "width")
+    most, classes = metadata.max_detections, len(metadata.names)
+    outputs = (
+        f"boxes float32 [{batch}, {most}, 4], labels int64 [{batch}, {most}], scores float32 [{batch}, {most}]"
+        if metadata.form == "end_to_end"
+        else f"cls_logits float32 [{batch}, anchors, {classes}], bbox_regression float32 [{batch}, anchors, 4]"
+    )
+    names = ", ".join(metadata.names[:5]) + (", …" if classes > 5 else "")
+    return [
+        f"inputs    images uint8 [{batch}, {height}, {width}, 3] (RGB), sizes int64 [{batch}, 2] (height, width)",
+        f"outputs   {outputs}",
+        f"pictures  resized to a short side of {metadata.short_side}, at most {metadata.long_side}; in frames of "
+        f"multiples of {metadata.stride}",
+        f"classes   {classes}: {names}; scores above {metadata.score_threshold:g}",
+    ]
+
+
+def _out_path(checkpoint: str | Path, file_format: str, out: str | Path | None) -> Path:
+    suffix = FORMATS[file_format]
+    path = Path(checkpoint).with_suffix(suffix) if out is None else Path(out)
+    if path.suffix.lower() != suffix:
+        raise UserError(f"--out {path}: a file of format {file_format} must end in {suffix}, by which it is known")
+    make_folder(path.parent, "output folder")
+    return path
+
+
+def _rounded_up(side: int) -> int:
+    return -(-side // STRIDE) * STRIDE

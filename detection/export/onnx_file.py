@@ -1,0 +1,131 @@
+"""ONNX: translate, simplify, check, write with metadata."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detection.errors import UserError
+from detection.export.export import Prepared
+from detection.export.graph import keep_mask
+from detection.export.metadata import KEY
+from detection.files import write_atomically
+
+OPSET = 17
+"""Of 2022: ONNX Runtime 1.12, its web build, OpenVINO 2022.3 and TensorRT 8.6 have it."""
+LIMIT = 2 * 1024**3
+"""What a protobuf message may weigh."""
+
+
+class OnnxKeepMask(torch.autograd.Function):
+    """`detection.export.graph.keep_mask`; in the file one NonMaxSuppression, and its choice scattered into a mask."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
+    ) -> Tensor:
+        return keep_mask(boxes, scores, nms_threshold, score_threshold, most)
+
+    @staticmethod
+    def symbolic(g: Any, boxes: Any, scores: Any, nms_threshold: float, score_threshold: float, most: int) -> Any:
+        def constant(value: Any, dtype: torch.dtype) -> Any:
+            return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))
+
+        # Rows of (picture, group, place).
+        selected = g.op(
+            "NonMaxSuppression",
+            boxes,
+            scores,
+            constant([most], torch.int64),
+            constant([nms_threshold], torch.float32),
+            constant([score_threshold], torch.float32),
+        )
+        count = g.op("Shape", selected, start_i=0, end_i=1)
+        ones = g.op("ConstantOfShape", count, value_t=torch.ones(1))
+        nothing = g.op("ConstantOfShape", g.op("Shape", scores), value_t=torch.zeros(1))
+        return g.op("ScatterND", nothing, selected, ones).setType(scores.type())
+
+
+def export_onnx(prepared: Prepared, path: Path) -> list[str]:
+    """Write a detector as ONNX.
+
+    Returns:
+        A line that tells of the file.
+
+    Raises:
+        UserError: the libraries are not installed, the network has what ONNX cannot say, or the path cannot be
+            written to.
+    """
+    try:
+        import onnx
+        import onnxslim
+    except ImportError as error:
+        raise UserError(f"ONNX export needs {error.name}: pip install -e '.[onnx]'") from None
+    model = onnxslim.slim(onnx.load_from_string(translate(prepared)))
+    versions = {**prepared.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}
+    metadata = dataclasses.replace(prepared.metadata, versions=versions)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    model.producer_name = "ghostnet-detection"
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise UserError(f"the ONNX file would be invalid: {str(error).splitlines()[0]}") from error
+    data = model.SerializeToString()
+    write_atomically(path, lambda file: file.write(data))
+    return [f"{path}  {len(data) / 1e6:.1f} MB, {metadata.form}, ONNX opset {OPSET}, {len(model.graph.node)} operators"]
+
+
+def translate(prepared: Prepared) -> bytes:
+    """The network as an ONNX model, as PyTorch's exporter writes it.
+
+    Raises:
+        UserError: the network has an operation that ONNX lacks.
+    """
+    metadata = prepared.metadata
+    if hasattr(prepared.network, "keep"):
+        prepared.network.keep = OnnxKeepMask.apply
+    frame = {} if metadata.size else {1: "height", 2: "width"}
+    pictures = {} if metadata.batch else {0: "batch"}
+    axes = {"images": {**pictures, **frame}, "sizes": pictures, **{name: dict(pictures) for name in prepared.outputs}}
+    if metadata.form == "raw" and not metadata.size:
+        for name in prepared.outputs:
+            axes[name][1] = "anchors"
+    buffer = io.BytesIO()
+    try:
+        with torch.no_grad(), _silence():
+            torch.onnx.export(
+                prepared.network,
+                prepared.example,
+                buffer,
+                input_names=["images", "sizes"],
+                output_names=list(prepared.outputs),
+                dynamic_axes={name: named for name, named in axes.items() if named},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(f"the network cannot be written as ONNX: {str(error).splitlines()[0]}") from error
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporter's warnings on what it always does; what goes wrong is an error, or seen when the file is
+    compared with PyTorch."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

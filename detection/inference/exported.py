@@ -1,0 +1,247 @@
+"""Exported detectors, whatever runs them, with the calling protocol of the PyTorch model."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detection.checkpoint import Classes
+from detection.config import Config, parse_config
+from detection.errors import UserError
+from detection.export.decode import decode
+from detection.export.metadata import KEY, Metadata, parse_metadata
+
+log = logging.getLogger("detection")
+
+SUFFIXES = (".onnx", ".xml", ".torchscript", ".pt2")
+"""ONNX, OpenVINO, TorchScript, torch.export."""
+
+Run = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+"""images uint8 [N, H, W, 3], sizes int64 [N, 2] -> output name -> array; see detection/export/graph.py."""
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file is an exported detector, by its name's ending; checkpoints are the rest."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def load_exported(
+    path: str | Path,
+    device: torch.device,
+    *,
+    score_threshold: float | None = None,
+    overrides: Sequence[str] = (),
+    threads: int | None = None,
+) -> tuple["ExportedDetector", Config, Classes]:
+    """As `detection.inference.predict.load_detector`, which calls it, for an exported file.
+
+    Args:
+        device: the CPU, or CUDA where the runtime has it; if not, a warning is logged and the CPU does it.
+        threads: of the runtime; None: as many as PyTorch has (`torch.set_num_threads`, OMP_NUM_THREADS).
+
+    Raises:
+        UserError: absent, corrupt or foreign file; its runtime is not installed; `overrides` of what the file
+            cannot change any more, like the model or a threshold below the file's own.
+    """
+    run, metadata = open_exported(path, device, threads or torch.get_num_threads())
+    config = exported_config(metadata, path, overrides)
+    limits = config.eval
+    detector = ExportedDetector(
+        run,
+        metadata,
+        path,
+        score_threshold=limits.score_threshold if score_threshold is None else score_threshold,
+        nms_threshold=limits.nms_threshold,
+        max_detections=limits.max_detections,
+    )
+    return detector, config, Classes(metadata.names, metadata.ids)
+
+
+def open_exported(path: str | Path, device: torch.device, threads: int) -> tuple[Run, Metadata]:
+    """The function that a file holds, and what it says about itself. Raises UserError, see `load_exported`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"exported detector {path} does not exist")
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return open_onnx(path, device, threads)
+    if suffix == ".xml":
+        from detection.inference.openvino import open_openvino
+
+        return open_openvino(path, device, threads)
+    if suffix == ".torchscript":
+        from detection.inference.torch_files import open_torchscript
+
+        return open_torchscript(path, device)
+    if suffix == ".pt2":
+        from detection.inference.torch_files import open_torch_export
+
+        return open_torch_export(path, device)
+    raise UserError(f"{path} is no exported detector, those end in {', '.join(SUFFIXES)}")
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """What an exported file says about itself. Raises UserError, see `load_exported`."""
+    return open_exported(path, torch.device("cpu"), 1)[1]
+
+
+def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of the training, with the sizes and limits of the file, and overrides that it can still follow.
+
+    Raises:
+        UserError: an override of what is fixed in the file.
+    """
+    raw: dict[str, Any] = {**metadata.config}
+    raw["data"] = {**raw["data"], "short_side": metadata.short_side, "long_side": metadata.long_side}
+    limits = {name: getattr(metadata, name) for name in ("score_threshold", "nms_threshold", "max_detections")}
+    raw["eval"] = {**raw["eval"], **limits}
+    plain = parse_config(raw, f"config in {path}")
+    config = plain.with_overrides(overrides)
+    fixed = ["model"] if config.model != plain.model else []
+    if metadata.form == "end_to_end":
+        fixed += [
+            f"eval.{name}"
+            for name in ("nms_threshold", "max_detections")
+            if getattr(config.eval, name) != getattr(plain.eval, name)
+        ]
+    if fixed:
+        raise UserError(f"{', '.join(fixed)} cannot be changed in {path}; export the checkpoint again with it")
+    return config
+
+
+class ExportedDetector(nn.Module):
+    """torchvision's calling protocol around the function of an exported file.
+
+    forward: list of uint8 tensors [3, H, W] of any sizes -> list of {boxes float32 [n, 4], labels int64 [n],
+    scores float32 [n]} on the CPU.
+
+    Args:
+        run: what the file computes.
+        path: of the file, for messages.
+        score_threshold, nms_threshold, max_detections: None: as the metadata say. A file of the end-to-end
+            form has the last two inside; its score threshold can be raised.
+
+    Raises:
+        UserError: a score threshold below that of the end-to-end form.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        metadata: Metadata,
+        path: str | Path = "the exported detector",
+        *,
+        score_threshold: float | None = None,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.run, self.metadata, self.path = run, metadata, path
+        self.score_threshold = metadata.score_threshold if score_threshold is None else score_threshold
+        self.nms_threshold = metadata.nms_threshold if nms_threshold is None else nms_threshold
+        self.max_detections = metadata.max_detections if max_detections is None else max_detections
+        if metadata.form == "end_to_end" and self.score_threshold < metadata.score_threshold:
+            raise UserError(
+                f"{path} was exported with eval.score_threshold={metadata.score_threshold:g} and has no detections "
+                f"below that; a threshold of {self.score_threshold:g} needs a new export"
+            )
+        self.eval()
+
+    def forward(self, images: Sequence[Tensor], targets: Any = None) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = []
+        chunk = self.metadata.batch or max(len(images), 1)
+        for start in range(0, len(images), chunk):
+            pictures = [picture_of(image) for image in images[start : start + chunk]]
+            frames, sizes = self.put_into_frames(pictures)
+            found += self.detections(self.run(frames, sizes), frames, sizes)[: len(pictures)]
+        return found
+
+    def put_into_frames(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [h, w, 3] each -> uint8 [N, H, W, 3], int64 [N, 2]; a file's fixed batch is filled up with nothing.
+
+        Raises:
+            UserError: a picture does not fit into the file's fixed frame.
+        """
+        sizes = np.array([picture.shape[:2] for picture in pictures], np.int64)
+        height, width = (int(side) for side in sizes.max(axis=0))
+        if self.metadata.size is None:
+            stride = self.metadata.stride
+            frame = (-(-height // stride) * stride, -(-width // stride) * stride)
+        else:
+            frame = self.metadata.size
+            if height > frame[0] or width > frame[1]:
+                raise UserError(
+                    f"a picture of {height}x{width} pixels (height x width, resized) does not fit into the fixed "
+                    f"{frame[0]}x{frame[1]} of {self.path}; export with --size dynamic, or one that fits"
+                )
+        batch = self.metadata.batch or len(pictures)
+        frames = np.zeros((batch, *frame, 3), np.uint8)
+        for slot, picture in zip(frames, pictures, strict=False):
+            slot[: picture.shape[0], : picture.shape[1]] = picture
+        unused = np.ones((batch - len(pictures), 2), np.int64)
+        return frames, np.concatenate([sizes, unused])
+
+    def detections(
+        self, outputs: dict[str, np.ndarray], frames: np.ndarray, sizes: np.ndarray
+    ) -> list[dict[str, Tensor]]:
+        """What the file put out, as one dict of tensors for each picture."""
+        if self.metadata.form == "raw":
+            found = decode(
+                outputs["cls_logits"],
+                outputs["bbox_regression"],
+                sizes,
+                frames.shape[1:3],
+                vars(self.metadata),
+                score_threshold=self.score_threshold,
+                nms_threshold=self.nms_threshold,
+                max_detections=self.max_detections,
+            )
+        else:
+            names = ("boxes", "labels", "scores")
+            # Unused rows score zero.
+            used = outputs["scores"] > max(self.score_threshold, 0)
+            found = [{name: outputs[name][i][row] for name in names} for i, row in enumerate(used)]
+        return [{name: torch.from_numpy(value) for name, value in picture.items()} for picture in found]
+
+
+def picture_of(image: Tensor) -> np.ndarray:
+    """uint8 [3, H, W] -> uint8 [H, W, 3], without a copy where it is on the CPU."""
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"an exported detector takes uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def open_onnx(path: Path, device: torch.device, threads: int) -> tuple[Run, Metadata]:
+    """ONNX Runtime: on CUDA where the device says so and the installed build has it, else on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{path} needs ONNX Runtime: pip install -e '.[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        else:
+            log.warning("%s runs on the CPU: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)", path)
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    # Its errors share no class but Exception.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {reason[:200]}"
+        ) from error
+    metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    outputs = [output.name for output in session.get_outputs()]
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(outputs, session.run(outputs, {"images": images, "sizes": sizes}), strict=True))
+
+    return run, metadata

@@ -1,0 +1,77 @@
+"""Turn a checkpoint into a file for ONNX Runtime, OpenVINO or plain PyTorch, and check it against the checkpoint."""
+
+import argparse
+
+from detection.cli import run_tool
+from detection.errors import UserError
+
+FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
+EXAMPLE = """\
+examples:
+  python tools/export.py runs/mine/best.pt --format onnx                          (any batch, any size)
+  python tools/export.py runs/mine/best.pt --format onnx --batch 1 --size 320 eval.score_threshold=0.05
+  python tools/export.py runs/mine/best.pt --format onnx --form raw --out heads.onnx
+  python tools/detect.py runs/mine/best.onnx photo.jpg                            (the file in the checkpoint's place)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("arguments", nargs="+", metavar="CHECKPOINT key=value", help="best.pt, and config overrides")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="of the file")
+    parser.add_argument(
+        "--form",
+        choices=("end_to_end", "raw"),
+        default="end_to_end",
+        help="boxes, labels and scores; or the heads' outputs, see detection/export/decode.py (default: %(default)s)",
+    )
+    parser.add_argument("--batch", default="dynamic", help="pictures in a batch, or dynamic (default)")
+    parser.add_argument(
+        "--size",
+        default="dynamic",
+        metavar="S|HxW",
+        help="frame in pixels, multiples of 32, which pictures are resized to fill; or dynamic (default)",
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, named like it")
+    args = parser.parse_intermixed_args()
+    checkpoints = [a for a in args.arguments if "=" not in a]
+    if len(checkpoints) != 1:
+        parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
+    batch, size = _batch(args.batch), _size(args.size)
+
+    from detection.export.export import export_checkpoint
+
+    lines = export_checkpoint(
+        checkpoints[0],
+        args.format,
+        form=args.form,
+        batch=batch,
+        size=size,
+        out=args.out,
+        overrides=[a for a in args.arguments if "=" in a],
+    )
+    print("\n".join(lines))
+    return 0
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--batch {text}: a number of pictures or 'dynamic' is expected")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if text == "dynamic":
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise UserError(f"--size {text}: pixels (320), height x width (384x640) or 'dynamic' is expected")
+    return int(sides[0]), int(sides[-1])
+
+
+if __name__ == "__main__":
+    run_tool(main)
