@@ -21,7 +21,7 @@ def peak_memory(measure: Callable[..., list[int | None]], *arguments: Any) -> li
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         # The imports, which take seconds, are made once for all such processes.
-        context.set_forkserver_preload(["detection.benchmark.contenders"])
+        context.set_forkserver_preload(["detection.benchmark.latency"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(theirs, measure, *arguments))
     process.start()

@@ -13,9 +13,7 @@ from detection.files import write_atomically
 MARKERS = "osD^vPX*<>"
 
 
-NO_AP = (
-    "--plot shows AP against latency, and no AP is known: a best.pt knows its own, others are given as --ap NETWORK=AP"
-)
+NO_AP = "--plot needs an AP: a best.pt knows its own, those of others are given as --ap NETWORK=AP"
 
 
 def check_plot(path: str | Path, settings: Settings) -> None:
@@ -37,7 +35,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
     A network has a colour, a backend has a marker. Latency is logarithmic: what counts is by how many times.
 
     Raises:
-        UserError: no AP is known, or the file cannot be written.
+        UserError: no row has an AP, or the file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -529,7 +529,7 @@ def test_plot(tmp_path):
     assert (tmp_path / "x.svg").read_text().startswith("<?xml")
     plot_latency(report, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match="no AP is known"):
+    with pytest.raises(UserError, match="--plot needs an AP"):
         plot_latency(LatencyReport(rows[3:], {}), tmp_path / "x.png")
 
 
@@ -539,7 +539,7 @@ def test_plot_mistakes_are_told_before_measuring(tmp_path, monkeypatch):
         check_plot(tmp_path / "x.jpeg", settings)
     with pytest.raises(UserError, match="there is no folder"):
         check_plot(tmp_path / "no" / "x.png", settings)
-    with pytest.raises(UserError, match="no AP is known"):
+    with pytest.raises(UserError, match="--plot needs an AP"):
         check_plot(tmp_path / "x.png", Settings((SMALL,)))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[plot\]'"):
