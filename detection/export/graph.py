@@ -101,11 +101,9 @@ class Anchors(nn.Module):
         shapes: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
-        self.levels = len(cells)
         for level, cell in enumerate(cells):
             extent = cell[:, 2:] - cell[:, :2]
-            self.register_buffer(f"centre{level}", cell[:, :2] + 0.5 * extent)
-            self.register_buffer(f"extent{level}", extent)
+            self.register_buffer(f"cell{level}", torch.cat([cell[:, :2] + 0.5 * extent, extent], dim=1))
         self.fixed = size is not None
         if size is not None:
             assert shapes is not None
@@ -120,13 +118,13 @@ class Anchors(nn.Module):
     def _compute(self, height: Any, width: Any, shapes: Sequence[tuple[Any, Any]]) -> Tensor:
         tables = []
         for level, (rows, columns) in enumerate(shapes):
-            centre, extent = self.get_buffer(f"centre{level}"), self.get_buffer(f"extent{level}")
+            cell = self.get_buffer(f"cell{level}")
             # As torchvision: whole pixels, also where the frame is no multiple of the map (320 // 3 = 106 on P7).
-            x = (torch.arange(columns, device=centre.device) * (width // columns)).float()
-            y = (torch.arange(rows, device=centre.device) * (height // rows)).float()
-            shifts = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)
-            centres = shifts[:, :, None] + centre
-            tables.append(torch.cat([centres, (extent + torch.zeros_like(centres))], dim=-1).reshape(-1, 4))
+            x = (torch.arange(columns, device=cell.device) * (width // columns)).float()
+            y = (torch.arange(rows, device=cell.device) * (height // rows)).float()
+            x = x[:, None, None] * cell.new_tensor([1.0, 0, 0, 0])
+            y = y[:, None, None, None] * cell.new_tensor([0, 1.0, 0, 0])
+            tables.append((y + (x + cell)).reshape(-1, 4))
         return torch.cat(tables)
 
 

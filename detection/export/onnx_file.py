@@ -15,7 +15,7 @@ from torch import Tensor
 from detection.errors import UserError
 from detection.export.export import Prepared
 from detection.export.graph import keep_mask
-from detection.export.metadata import KEY
+from detection.export.metadata import KEY, Metadata
 from detection.files import write_atomically
 
 OPSET = 17
@@ -68,7 +68,8 @@ def export_onnx(prepared: Prepared, path: Path) -> list[str]:
         import onnxslim
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}: pip install -e '.[onnx]'") from None
-    model = onnxslim.slim(onnx.load_from_string(translate(prepared)))
+    model = onnxslim.slim(tidied(onnx.load_from_string(translate(prepared))))
+    _tell_shapes(model, prepared.metadata)
     versions = {**prepared.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}
     metadata = dataclasses.replace(prepared.metadata, versions=versions)
     del model.metadata_props[:]
@@ -114,6 +115,56 @@ def translate(prepared: Prepared) -> bytes:
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"the network cannot be written as ONNX: {str(error).splitlines()[0]}") from error
     return buffer.getvalue()
+
+
+def tidied(model: Any) -> Any:
+    """What keeps runtimes from working in their own layout of maps, and simplifiers leave: slices that take all
+    channels (ghost modules have them), and means over a map that are no pooling."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    channels = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in graph.value_info
+        if len(value.type.tensor_type.shape.dim) == 4
+    }
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
+    constants |= {
+        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t).tolist()
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    passed_on: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = passed_on.get(name, name)
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type == "Slice":
+            starts, ends, axes, *steps = (constants.get(name) for name in node.input[1:])
+            whole = channels.get(node.input[0], 0)
+            if (starts, axes, steps or [[1]]) == ([0], [1], [[1]]) and ends and 0 < whole <= ends[0]:
+                passed_on[node.output[0]] = node.input[0]
+                continue
+        if node.op_type == "ReduceMean" and attributes.get("keepdims", 1) and node.input[0] in channels:
+            if sorted(axis % 4 for axis in attributes.get("axes", ())) == [2, 3]:
+                node = onnx.helper.make_node("GlobalAveragePool", node.input, node.output, name=node.name)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
+def _tell_shapes(model: Any, metadata: Metadata) -> None:
+    """Sizes of the outputs that the exporter could not know."""
+    most, classes = metadata.max_detections, len(metadata.names)
+    known = {"boxes": (None, most, 4), "labels": (None, most), "scores": (None, most)}
+    known |= {"cls_logits": (None, None, classes), "bbox_regression": (None, None, 4)}
+    for value in model.graph.output:
+        for dim, size in zip(value.type.tensor_type.shape.dim, known[value.name], strict=True):
+            if size is not None:
+                dim.dim_value = size
 
 
 @contextlib.contextmanager
