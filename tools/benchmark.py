@@ -31,7 +31,7 @@ NMS are inside, reading and resizing are not. Columns:
   memory            what a process of its own grew by at most while it ran (CUDA: what PyTorch's tensors took)
   file              the size of what is run: checkpoint, ONNX file, …
 Networks with random weights (configs, torchvision's of --peers) do the work of trained ones: their score thresholds
-let as many boxes through to NMS as those of the first checkpoint named do, or 300.
+let as many boxes through to NMS as that of the first checkpoint named does (see --score-threshold), or 1000.
 
 Columns of --cost, all for one picture:
   parameters     learned numbers

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ from detection.data.demo import draw_scene
 from detection.data.transforms import read_image, resize_to, to_tensor
 from detection.device import progress_interval
 from detection.errors import UserError
-from detection.export.export import export_checkpoint
+from detection.export.export import prepare, verify
 from detection.export.metadata import KEY
+from detection.export.onnx_file import export_onnx
+from detection.export.openvino import export_openvino
 from detection.inference.exported import exported_config, read_metadata
 from detection.inference.predict import load_detector
 from detection.models import build_model
 
 CLASSES = 80
 SIDE = 320
-EXPORTS = {"onnxruntime": ("onnx", ".onnx"), "openvino": ("openvino", ".xml")}
-"""Backend -> the format that it runs, and how its file's name ends."""
 
 
 @dataclass
@@ -59,6 +60,22 @@ def make_pictures(settings: Settings) -> list[np.ndarray]:
 def batch_of(pictures: Sequence[np.ndarray], size: tuple[int, int], batch: int) -> list[Tensor]:
     """So many uint8 [3, H, W] of `size`, the whole picture squeezed; in turns, where there are fewer."""
     return [to_tensor(resize_to(picture, *size)) for picture in itertools.islice(itertools.cycle(pictures), batch)]
+
+
+def export_for(contender: Contender, path: Path) -> None:
+    """Write the checkpoint of a contender as its backend runs it, for its size and any batch.
+
+    Raises:
+        UserError: a missing extra; or the file does not find what PyTorch does. Of random weights that is not asked:
+            their neighbouring boxes have nearly the same scores, and rounding decides which of them is kept.
+    """
+    prepared = prepare(contender.path, size=contender.size, overrides=contender.overrides)
+    if contender.backend == "onnxruntime":
+        export_onnx(prepared, path)
+    else:
+        export_openvino(prepared, path)
+    if kind_of(contender.network) == "checkpoint":
+        verify(path, prepared)
 
 
 class FieldMaker:
@@ -105,10 +122,10 @@ class FieldMaker:
                 random.append(name)
                 (self._add_config if kind == "config" else self._add_peer)(name)
         if random:
-            like = f", as many as in {self.checkpoint}" if self.checkpoint else ""
+            like = f" as many as {self.checkpoint} does" if self.checkpoint else f" {self._candidates}"
             self.field.remarks.append(
-                f"Random weights, {self.num_classes} classes: {', '.join(random)}; "
-                f"their score thresholds let {self._candidates} boxes of a picture pass to NMS{like}."
+                f"Random weights, {self.num_classes} classes: {', '.join(random)}. Of the (box, class) pairs of a "
+                f"picture they let{like} pass to NMS, where they have so many."
             )
         return self.field
 
@@ -144,18 +161,9 @@ class FieldMaker:
 
     def _exported(self, contender: Contender) -> Contender:
         """A checkpoint as a file for a backend that runs its own: of a fixed size, for any batch."""
-        path = self._new_file(EXPORTS[contender.backend][1])
+        path = self._new_file(".onnx" if contender.backend == "onnxruntime" else ".xml")
         exported = replace(contender, path=path, overrides=())
-        self._try(
-            exported,
-            lambda: export_checkpoint(
-                contender.path,
-                EXPORTS[contender.backend][0],
-                size=contender.size,
-                out=path,
-                overrides=contender.overrides,
-            ),
-        )
+        self._try(exported, partial(export_for, contender, path))
         return exported
 
     def _add_exported(self, target: str) -> None:
@@ -184,7 +192,7 @@ class FieldMaker:
             contender = replace(base, backend=backend)
             if backend == "onnxruntime":
                 contender = replace(contender, path=self._new_file(".onnx"))
-                self._try(contender, lambda path=contender.path: export_peer(model, path, pictures[0]))
+                self._try(contender, partial(export_peer, model, contender.path, pictures[0]))
             elif backend not in PYTORCH:
                 self.field.failed[contender] = f"torchvision's detectors are not measured in {backend}"
             self.field.contenders.append(contender)

@@ -106,6 +106,7 @@ class ForeignModel:
     def _shape(self, name: str, shape: Sequence[int | str | None], batch: int) -> tuple[int, ...]:
         """The declared shape with `batch`, three channels and the asked size in place of what is open."""
         height, width = self.asked_size
+        defaults: tuple[int, ...]
         if len(shape) == 4:
             defaults = (batch, height, width, 3) if _is_channels_last(shape) else (batch, 3, height, width)
         elif all(isinstance(side, int) for side in shape[1:]):

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def open_all(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> None:
             continue
         try:
             if contender not in runs:
-                runs[contender] = _told(contender, lambda c=contender: open_contender(c))
+                runs[contender] = _told(contender, partial(open_contender, contender))
             _warm_up(entry, runs[contender], pictures)
         except UserError as error:
             if not contender.optional:

@@ -58,7 +58,7 @@ def save_peer(
     """Write a peer that does a trained network's work (see `untrained`) to a file for `open_peer`."""
     model, threshold = like_trained(lambda: build_peer(name, num_classes, size), pictures, candidates, seed)
     torch.save({"weights": model.state_dict(), "score_threshold": threshold}, path)
-    return model
+    return _with_threshold(model, threshold)
 
 
 def open_peer(name: str, path: Path, num_classes: int, size: tuple[int, int]) -> nn.Module:
@@ -66,9 +66,13 @@ def open_peer(name: str, path: Path, num_classes: int, size: tuple[int, int]) ->
     model = build_peer(name, num_classes, size)
     content = torch.load(path, weights_only=True)
     model.load_state_dict(content["weights"])
+    return _with_threshold(model.eval(), content["score_threshold"])
+
+
+def _with_threshold(model: nn.Module, threshold: float) -> nn.Module:
     holder: Any = model.roi_heads if isinstance(model, FasterRCNN) else model
-    holder.score_thresh = content["score_threshold"]
-    return model.eval()
+    holder.score_thresh = threshold
+    return model
 
 
 def export_peer(model: nn.Module, path: Path, picture: Tensor) -> None:

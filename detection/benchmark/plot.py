@@ -38,6 +38,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
         UserError: no row has an AP, or the file cannot be written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rows = plotted_rows(report.rows)
     if not rows:
@@ -73,11 +74,15 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
             )
         axes.plot([], [], color=color, marker="o", label=network)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15, y=0.3)
     axes.set_xlabel(f"median latency at batch {rows[0].batch} (ms, logarithmic)")
     axes.set_ylabel("AP")
     axes.grid(True, which="both", alpha=0.25)
-    axes.legend(loc="best", fontsize=8)
+    # Beside the points, wherever they lie.
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     hardware, threads = report.environment.get("hardware", ""), report.environment.get("threads", "")
     axes.set_title(f"{hardware}; threads: {threads}", fontsize=9)
     picture = io.BytesIO()

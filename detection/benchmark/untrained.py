@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 
-CANDIDATES = 300
-"""Of a picture, where no trained network in the table tells."""
+CANDIDATES = 1000
+"""Of a picture, where no trained network in the table tells. configs/retina_ghost_320.yaml trained on bccd has,
+of 57 618, some 57 500 above 0.001 (the threshold of evaluations), 2400 above 0.05, 1100 above 0.1 and 100 above 0.3."""
 
 
 @torch.no_grad()

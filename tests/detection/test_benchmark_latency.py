@@ -264,9 +264,9 @@ def test_peers_do_a_trained_networks_work(tmp_path, name):
     opened = peers.open_peer(name, tmp_path / "peer.pth", 3, size)
     unit = pictures[0].float() / 255
     scores = candidate_scores(opened, unit)
-    holder = getattr(opened, "roi_heads", opened)
     assert torch.equal(scores, candidate_scores(model, unit))
-    assert int((scores > holder.score_thresh).sum()) == 40
+    for each in (model, opened):
+        assert int((scores > getattr(each, "roi_heads", each).score_thresh).sum()) == 40
     # Three classes and the background.
     classes = opened.roi_heads.box_predictor.cls_score.out_features if hasattr(opened, "roi_heads") else None
     assert classes in (None, 4)
@@ -394,7 +394,7 @@ def test_a_checkpoint_and_a_config_in_pytorch(trained, tiny_yaml):
     assert {(r.parameters, r.macs) for r in report.rows} == {(total.parameters, total.macs)}
     assert [r.ap for r in report.rows] == [read_checkpoint(best)["numbers"]["AP"]] * 4 + [None] * 4
     (remark,) = report.remarks
-    assert remark.startswith(f"Random weights, 2 classes: {tiny_yaml};") and f"as many as in {best}" in remark
+    assert remark.startswith(f"Random weights, 2 classes: {tiny_yaml}.") and f"as many as {best} does" in remark
     assert report.environment["threads"].startswith("1,") and report.environment["seed"] == "0"
     assert f"torch {torch.__version__.split('+')[0]}" in report.environment["versions"]
 
@@ -427,7 +427,7 @@ def test_a_missing_extra_is_a_row_or_an_error(trained, tmp_path, monkeypatch):
     def missing(*args, **options):
         raise UserError("OpenVINO is not installed: pip install -e '.[openvino]'")
 
-    monkeypatch.setattr(field, "export_checkpoint", missing)
+    monkeypatch.setattr(field, "export_openvino", missing)
     monkeypatch.setattr(field, "BACKENDS", ("eager", "openvino"))
     best = str(trained / "best.pt")
     eager, openvino = measure_latency(Settings((best,), runs=1, memory=False)).rows
