@@ -95,6 +95,7 @@ class FieldMaker:
         self.field = Field()
         self._files = itertools.count()
         self._candidates: int | None = None
+        self._contents: dict[str, dict[str, Any]] = {}
         self.overrides: tuple[str, ...] = ()
         if settings.score_threshold is not None:
             self.overrides = (f"eval.score_threshold={settings.score_threshold}",)
@@ -104,7 +105,7 @@ class FieldMaker:
         self.size = settings.size or (SIDE, SIDE) if first is None else self._size_of(self._config_of(first))
         self.num_classes = settings.num_classes or CLASSES
         if settings.num_classes is None and self.checkpoint is not None:
-            self.num_classes = len(classes_of(read_checkpoint(self.checkpoint)).names)
+            self.num_classes = len(classes_of(self._content_of(self.checkpoint)).names)
 
     def make(self) -> Field:
         """Raises UserError for what the user named and is not there, cannot be read or cannot be exported."""
@@ -113,7 +114,7 @@ class FieldMaker:
         for name in tqdm(names, "preparing", leave=False, mininterval=progress_interval()):
             kind = "peer" if name in PEERS else kind_of(name)
             if kind == "checkpoint":
-                ap = (read_checkpoint(name).get("numbers") or {}).get("AP")
+                ap = (self._content_of(name).get("numbers") or {}).get("AP")
                 size = self._size_of(self._config_of(name))
                 self._add_detector(name, Path(name), size, self.overrides, ap)
             elif kind == "exported":
@@ -238,7 +239,12 @@ class FieldMaker:
         if kind_of(target) == "config":
             # The weights' file need not be here, as they are made up.
             return load_config(target, ["model.backbone.weights=null"])
-        return config_of(read_checkpoint(target), target)
+        return config_of(self._content_of(target), target)
+
+    def _content_of(self, checkpoint: str) -> dict[str, Any]:
+        if checkpoint not in self._contents:
+            self._contents[checkpoint] = read_checkpoint(checkpoint)
+        return self._contents[checkpoint]
 
     def _size_of(self, config: Config) -> tuple[int, int]:
         """The asked size, or the config's sides as a landscape picture has them, padded."""
