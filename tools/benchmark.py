@@ -1,22 +1,39 @@
-"""What networks cost: parameters, multiply-adds, activations and memory; and how fast a training is."""
+"""How fast detectors are, beside others; what networks cost; and how fast a training is."""
 
 import argparse
+import sys
 from pathlib import Path
 
+from detection.benchmark.latency_report import LatencyReport, parse_aps
 from detection.benchmark.report import format_rows, parse_size
+from detection.benchmark.settings import BACKENDS, Settings
 from detection.cli import run_tool
 from detection.config import load_config
 from detection.errors import UserError
 
 EXAMPLE = """\
 examples:
-  python tools/benchmark.py --cost configs/retina_ghost.yaml configs/faster_rcnn_ghost.yaml
-  python tools/benchmark.py --cost ghostnet@0.5 ghostnet@1.1 mobilenet_v3_large --size 320 --format markdown
+  python tools/benchmark.py runs/mine/best.pt --peers --threads 2
+  python tools/benchmark.py configs/retina_ghost_320.yaml mine.onnx theirs.onnx --batch 1 8 --image photo.jpg
+  python tools/benchmark.py runs/mine/best.pt --backends eager onnxruntime --plot speed.png --out speed.csv --format csv
+  python tools/benchmark.py --cost configs/retina_ghost.yaml ghostnet@1.1 --size 800x1333
   python tools/benchmark.py --cost ghostnet --layers --format csv --out layers.csv
   python tools/benchmark.py --train configs/retina_ghost_320.yaml data.batch_size=8 …
   python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
 
-the columns, all for one picture:
+A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
+.pt2). An ONNX file of others gets random inputs of its own kind, and its raw session time is told. All are timed by
+turns, in one process, from uint8 pictures of the network's size in memory to boxes: normalisation, box decoding and
+NMS are inside, reading and resizing are not. Columns:
+  median, p95       of the calls; pictures a second are batch / median
+  times as fast     as the first row of the same batch
+  boxes             that came out, a picture
+  memory            what a process of its own grew by at most while it ran (CUDA: what PyTorch's tensors took)
+  file              the size of what is run: checkpoint, ONNX file, …
+Networks with random weights (configs, torchvision's of --peers) do the work of trained ones: their score thresholds
+let as many boxes through to NMS as that of the first checkpoint named does (see --score-threshold), or 1000.
+
+Columns of --cost, all for one picture:
   parameters     learned numbers
   multiply-adds  of convolutions and matrix products ("FLOPs" in the papers of light networks)
   activations    numbers that convolutions and linear layers put out
@@ -30,10 +47,48 @@ of 32. Nothing is computed (meta device), so that it takes seconds at any size.
 
 
 def main() -> int:
+    args = parse_arguments()
+    size = None if args.size is None else parse_size(args.size)
+    if args.train is not None:
+        config = load_config(args.train[0], args.train[1:])
+        from detection.benchmark.training import compare_training
+
+        print(compare_training(config, max(1, args.steps)))
+        return 0
+
+    if args.tables is not None:
+        from detection.benchmark.tables import FILES, update_tables
+
+        print("\n".join(update_tables(args.tables or FILES)))
+        return 0
+
+    if args.out is not None and not Path(args.out).parent.is_dir():
+        raise UserError(f"{args.out} cannot be written: there is no folder {Path(args.out).parent}")
+    if args.cost is not None:
+        from detection.benchmark.cost import network_costs
+
+        rows = []
+        for network in args.cost:
+            rows += network_costs(network, size, num_classes=args.num_classes or 80, layers=args.layers)
+        write(format_rows(rows, args.format), args.out, len(rows))
+        return 0
+
+    report = measure(args, size)
+    write(report.format(args.format), args.out, len(report.rows))
+    if args.plot is not None:
+        from detection.benchmark.plot import plot_latency
+
+        plot_latency(report, args.plot)
+        print(f"picture written to {args.plot}", file=sys.stderr)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help="to be timed, see below")
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--cost", nargs="+", metavar="NETWORK", help="config (path of a YAML file) or backbone (NAME or NAME@WIDTH)"
     )
@@ -46,45 +101,83 @@ def main() -> int:
         metavar=("CONFIG", "key=value"),
         help="time training steps and loading against torchvision's",
     )
-    parser.add_argument("--steps", type=int, default=20, help="of --train, each way (default: %(default)s)")
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
-    parser.add_argument("--num-classes", type=int, default=80, help="of the detector's head (default: %(default)s)")
-    parser.add_argument("--layers", action="store_true", help="a row for every layer, too")
+    parser.add_argument(
+        "--num-classes", type=count, help="of random weights (default: those of the first checkpoint; 80)"
+    )
     parser.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     parser.add_argument("--out", metavar="FILE", help="write the table to this file instead of printing it")
+    timing = parser.add_argument_group("timing")
+    timing.add_argument("--peers", action="store_true", help="torchvision's detectors, too (random weights)")
+    timing.add_argument(
+        "--backends", nargs="+", metavar="NAME", help=f"of {', '.join(BACKENDS)} (default: all that can run here)"
+    )
+    timing.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="pictures in a call")
+    timing.add_argument("--threads", type=count, help="on the CPU (default: PyTorch's)")
+    timing.add_argument("--runs", type=count, default=50, help="timed calls of each row (default: %(default)s)")
+    timing.add_argument("--image", nargs="+", default=[], metavar="FILE", help="detect in these (default: a drawn one)")
+    timing.add_argument("--score-threshold", type=float, help="of checkpoints, in place of their own")
+    timing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    timing.add_argument("--seed", type=int, default=0)
+    timing.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes some seconds a row")
+    timing.add_argument("--ap", nargs="+", default=[], metavar="NETWORK=AP", help="where its file does not know it")
+    timing.add_argument("--plot", metavar="FILE", help="write a picture of AP against latency (.png, .svg, .pdf)")
+    others = parser.add_argument_group("cost and training")
+    others.add_argument("--layers", action="store_true", help="--cost: a row for every layer, too")
+    others.add_argument("--steps", type=int, default=20, help="of --train, each way (default: %(default)s)")
     args = parser.parse_args()
-    if args.num_classes < 1:
-        parser.error("--num-classes must be at least 1")
-    size = None if args.size is None else parse_size(args.size)
+    named = [args.cost, args.tables, args.train]
+    if not (args.networks or args.peers) and all(value is None for value in named):
+        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train")
+    if (args.networks or args.peers) and any(value is not None for value in named):
+        parser.error("--cost, --tables and --train are not done together with timing")
+    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
+        parser.error("--score-threshold must be between 0 and 1")
+    return args
 
-    if args.train is not None:
-        config = load_config(args.train[0], args.train[1:])
-        from detection.benchmark.training import compare_training
 
-        print(compare_training(config, max(1, args.steps)))
-        return 0
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
-    if args.cost is None:
-        from detection.benchmark.tables import FILES, update_tables
 
-        print("\n".join(update_tables(args.tables or FILES)))
-        return 0
+def measure(args: argparse.Namespace, size: tuple[int, int] | None) -> LatencyReport:
+    settings = Settings(
+        targets=tuple(dict.fromkeys(args.networks)),
+        peers=args.peers,
+        backends=None if args.backends is None else tuple(dict.fromkeys(args.backends)),
+        batches=tuple(dict.fromkeys(args.batch)),
+        threads=args.threads,
+        runs=args.runs,
+        size=size,
+        images=tuple(args.image),
+        num_classes=args.num_classes,
+        score_threshold=args.score_threshold,
+        device=args.device,
+        aps=parse_aps(args.ap),
+        seed=args.seed,
+        memory=not args.no_memory,
+    )
+    # Before minutes are spent on measuring.
+    if args.plot is not None:
+        from detection.benchmark.plot import check_plot
 
-    from detection.benchmark.cost import network_costs
+        check_plot(args.plot, settings)
+    from detection.benchmark.latency import measure_latency
 
-    rows = []
-    for network in args.cost:
-        rows += network_costs(network, size, num_classes=args.num_classes, layers=args.layers)
-    table = format_rows(rows, args.format)
-    if args.out is None:
+    return measure_latency(settings)
+
+
+def write(table: str, out: str | None, rows: int) -> None:
+    if out is None:
         print(table)
-        return 0
+        return
     try:
-        Path(args.out).write_text(table + "\n", encoding="utf-8")
+        Path(out).write_text(table + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{args.out} cannot be written: {error.strerror}") from error
-    print(f"table of {len(rows)} rows written to {args.out}")
-    return 0
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+    print(f"table of {rows} rows written to {out}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The cost of a backbone or a whole detector, part by part, on the meta device: seconds, at any input size."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -7,14 +8,13 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from backbones import build_backbone
-from backbones.cost import measure_cost, measure_memory
+from backbones.cost import Cost, measure_cost, measure_memory
 from detection.benchmark.report import CostRow
+from detection.benchmark.settings import DIVISOR
 from detection.config import load_config
 from detection.errors import UserError
 from detection.models import build_model
 
-DIVISOR = 32
-"""Detectors pad pictures to multiples of this (`NormalizeAndBatch`)."""
 PARTS = {"backbone": "pyramid.body", "neck": "pyramid.fpn", "head": "head", "total": ""}
 """Part -> its module in `DetectorParts`."""
 
@@ -92,13 +92,29 @@ def detector_costs(name: str, model: nn.Module, size: tuple[int, int], layers: b
         size: height and width of the padded picture.
     """
     model.eval()
+    tested = trained = inference_parts(model)
     if isinstance(model, FasterRCNN):
-        tested = DetectorParts(model.backbone, TwoStageHead(model, model.rpn.post_nms_top_n()))
         proposals = model.roi_heads.fg_bg_sampler.batch_size_per_image
         trained = DetectorParts(model.backbone, TwoStageHead(model, proposals))
-    else:
-        tested = trained = DetectorParts(model.get_submodule("backbone"), model.get_submodule("head"))
     return _rows(name, size, tested, trained, PARTS, layers)
+
+
+def detector_total(model: nn.Module, size: tuple[int, int]) -> Cost:
+    """What a detector with torchvision's parts (its SSD is one, too) costs for one picture, all together.
+
+    Args:
+        model: in evaluation mode, on any device; it is left alone.
+        size: height and width of the padded picture.
+    """
+    parts = inference_parts(copy.deepcopy(model).to("meta"))
+    return measure_cost(parts, torch.zeros(1, 3, *size, device="meta"))[""]
+
+
+def inference_parts(model: nn.Module) -> DetectorParts:
+    """A Faster R-CNN's second stage gets as many boxes as in detection."""
+    if isinstance(model, FasterRCNN):
+        return DetectorParts(model.backbone, TwoStageHead(model, model.rpn.post_nms_top_n()))
+    return DetectorParts(model.get_submodule("backbone"), model.get_submodule("head"))
 
 
 def is_config(target: str) -> bool:

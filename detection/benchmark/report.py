@@ -59,13 +59,16 @@ def format_rows(rows: Sequence[CostRow], style: str) -> str:
         )
         for row in rows
     ]
-    if style == "markdown":
-        return markdown(HEADER, cells, left=3)
-    widths = [max(len(line[i]) for line in (HEADER, *cells)) for i in range(len(HEADER))]
+    return (markdown if style == "markdown" else aligned)(HEADER, cells, left=3)
+
+
+def aligned(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:
+    """A table in plain text; the first `left` columns are aligned to the left, all others to the right."""
+    widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
     lines = []
-    for line in (HEADER, *cells):
+    for line in (header, *cells):
         padded = zip(line, widths, strict=True)
-        columns = [cell.ljust(width) if i < 3 else cell.rjust(width) for i, (cell, width) in enumerate(padded)]
+        columns = [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(padded)]
         lines.append("  ".join(columns).rstrip())
     return "\n".join(lines)
 

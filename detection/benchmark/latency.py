@@ -1,0 +1,273 @@
+"""How long detectors take, whole: from uint8 pictures of the network's size to boxes, in several backends at once.
+
+All contenders are timed by turns, so that whatever else the machine does hits them alike. In a turn a contender
+makes one call that is not timed – the others have had caches and threads meanwhile – and a few that are.
+"""
+
+import importlib.metadata
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from detection.benchmark.contenders import Contender, Run, open_contender
+from detection.benchmark.field import FieldMaker, batch_of, make_pictures
+from detection.benchmark.latency_report import LatencyReport, LatencyRow
+from detection.benchmark.memory import Growth, peak_memory
+from detection.benchmark.settings import PYTORCH, Settings
+from detection.device import pick_device, progress_interval
+from detection.errors import UserError
+
+WARM_UP = 3
+"""Calls before the first timed one: they prepare kernels, compile, and record graphs."""
+TURN = 5
+"""Timed calls of a turn."""
+PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
+
+
+@dataclass
+class Entry:
+    """A row in the making: a contender at one batch.
+
+    Attributes:
+        call: runs it on its pictures; None where it cannot.
+    """
+
+    contender: Contender
+    batch: int
+    call: Callable[[], Any] | None = None
+    seconds: list[float] = field(default_factory=list)
+    boxes: float | None = None
+    memory: int | None = None
+    reason: str = ""
+
+    def row(self) -> LatencyRow:
+        c = self.contender
+        return LatencyRow(
+            network=c.network,
+            backend=c.backend,
+            size=c.size,
+            batch=self.batch,
+            seconds=tuple(self.seconds),
+            boxes=self.boxes,
+            memory=self.memory,
+            file_bytes=c.file_bytes(),
+            parameters=c.parameters,
+            macs=c.macs,
+            ap=c.ap,
+            reason=self.reason,
+        )
+
+
+def measure_latency(settings: Settings) -> LatencyReport:
+    """Time everything that `settings` names.
+
+    Raises:
+        UserError: anything wrong with a file, a backend named by the user, the device or a picture.
+    """
+    device = pick_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    environment = describe(settings, device)
+    pictures = make_pictures(settings)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        found = FieldMaker(settings, device, Path(folder), pictures).make()
+        entries = [Entry(c, batch) for c in found.contenders for batch in settings.batches]
+        for entry in entries:
+            entry.reason = found.failed.get(entry.contender, "")
+        open_all(entries, pictures)
+        for batch in settings.batches:
+            ready = [entry for entry in entries if entry.batch == batch and entry.call is not None]
+            with tqdm(total=len(ready) * settings.runs, desc=f"timing, batch {batch}", **_bar()) as bar:
+                take_turns(ready, settings.runs, clock_of, bar.update)
+        if settings.memory:
+            found.remarks += measure_memory([entry for entry in entries if entry.call is not None], pictures)
+        # While the files are there.
+        rows = tuple(entry.row() for entry in entries)
+    return LatencyReport(rows, environment, tuple(found.remarks))
+
+
+def open_all(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> None:
+    """Give each entry its `call` and warm it up; one that cannot run and is optional gets the reason instead."""
+    runs: dict[Contender, Run] = {}
+    for entry in tqdm(entries, "loading", **_bar()):
+        contender = entry.contender
+        if entry.reason:
+            continue
+        try:
+            if contender not in runs:
+                runs[contender] = _told(contender, partial(open_contender, contender))
+            _warm_up(entry, runs[contender], pictures)
+        except UserError as error:
+            if not contender.optional:
+                raise
+            entry.reason = str(error)
+
+
+def _warm_up(entry: Entry, run: Run, pictures: Sequence[np.ndarray]) -> None:
+    fixed = getattr(run, "fixed_batch", None)
+    if fixed not in (None, entry.batch):
+        entry.reason = f"the file takes {fixed} picture{'s' if fixed > 1 else ''} a call, not {entry.batch}"
+        return
+    batch = batch_of(pictures, entry.contender.size, entry.batch)
+
+    def call() -> Any:
+        return run(batch)
+
+    for _ in range(WARM_UP):
+        found = _told(entry.contender, call)
+    entry.call = call
+    if found is not None:
+        entry.boxes = sum(len(detections["boxes"]) for detections in found) / len(found)
+
+
+def _told(contender: Contender, action: Callable[[], Any]) -> Any:
+    """`action()`; what goes wrong in torch.compile and on the device is told as the user's to mend."""
+    try:
+        return action()
+    except torch.OutOfMemoryError:
+        raise UserError(f"{contender.network}, {contender.backend}: out of memory; choose a smaller --batch") from None
+    except (RuntimeError, ImportError, OSError) as error:
+        if contender.backend != "compile":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{contender.network}: torch.compile does not work here (a C++ compiler?): {reason}") from error
+
+
+def take_turns(
+    entries: Sequence[Entry],
+    runs: int,
+    clock_of: Callable[[Contender], Callable[[Callable[[], Any]], float]],
+    progress: Callable[[int], Any] = lambda calls: None,
+) -> None:
+    """Time `runs` calls of each entry, a turn after the other; the first of a round is another in each round.
+
+    Args:
+        clock_of: gives what times one call of a contender, in seconds.
+        progress: is told how many calls were timed.
+    """
+    done = rounds = 0
+    while done < runs:
+        turn = min(TURN, runs - done)
+        start = rounds % max(1, len(entries))
+        for entry in (*entries[start:], *entries[:start]):
+            assert entry.call is not None
+            clock = clock_of(entry.contender)
+            entry.call()
+            entry.seconds += [clock(entry.call) for _ in range(turn)]
+            progress(turn)
+        done, rounds = done + turn, rounds + 1
+
+
+def clock_of(contender: Contender) -> Callable[[Callable[[], Any]], float]:
+    """PyTorch on a GPU is timed by the GPU's own events. Other backends return when all is done, as the CPU does."""
+    return cuda_seconds if contender.device != "cpu" and contender.backend in PYTORCH else wall_seconds
+
+
+def wall_seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def cuda_seconds(call: Callable[[], Any]) -> float:
+    """From the first kernel to the last, synchronised before and after."""
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def measure_memory(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> list[str]:
+    """Set each entry's `memory`; one process for each contender does all its batches. Returns what went wrong."""
+    wrong = []
+    contenders = list(dict.fromkeys(entry.contender for entry in entries))
+    for contender in tqdm(contenders, "memory", **_bar()):
+        own = sorted((entry for entry in entries if entry.contender == contender), key=lambda entry: entry.batch)
+        try:
+            peaks = peak_memory(contender_memory, contender, list(pictures), [entry.batch for entry in own])
+        except UserError as error:
+            # The times, which took minutes, are there.
+            wrong.append(f"{contender.network}, {contender.backend}: memory was not measured: {error}")
+            continue
+        for entry, peak in zip(own, peaks, strict=True):
+            entry.memory = peak
+    return wrong
+
+
+def contender_memory(contender: Contender, pictures: Sequence[np.ndarray], batches: Sequence[int]) -> list[int | None]:
+    """The peak of running it at each of these ascending batches, in bytes, in this process, which has run nothing yet.
+
+    On the CPU what the process grows by once libraries are imported: weights, maps, and what backends keep. What
+    loading and compiling need for a while is left out. PyTorch on a GPU: what tensors take there. None where
+    neither is known.
+    """
+    on_gpu = contender.device != "cpu"
+    for package in PACKAGES:
+        if package.startswith(contender.backend) or contender.kind == "foreign":
+            importlib.import_module(package)
+    growth = Growth()
+    run = open_contender(contender)
+    peaks: list[int | None] = []
+    for batch in batches:
+        images = batch_of(pictures, contender.size, batch)
+        for _ in range(2):
+            run(images)
+        growth.forget_peak()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            run(images)
+        if on_gpu:
+            peaks.append(torch.cuda.max_memory_allocated() if contender.backend in PYTORCH else None)
+        else:
+            peaks.append(growth.peak())
+    return peaks
+
+
+def describe(settings: Settings, device: torch.device) -> dict[str, str]:
+    """What has to be known to judge the numbers."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    hardware = f"{_processor()}, {os.cpu_count()} cores"
+    if device.type == "cuda":
+        hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    pictures = ", ".join(settings.images) or "drawn"
+    return {
+        "hardware": hardware,
+        "threads": f"{torch.get_num_threads()}{load}",
+        "versions": ", ".join(versions),
+        "seed": str(settings.seed),
+        "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",
+        "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _bar() -> dict[str, Any]:
+    return {"leave": False, "mininterval": progress_interval()}
