@@ -2,9 +2,11 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -46,6 +48,18 @@ def load_detector(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model, config, classes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the network takes it: uint8 [3, H', W'] RGB, resized by `scale` (x, y).
+
+    `size` is the original's (height, width).
+    """
+
+    image: torch.Tensor
+    scale: tuple[float, float]
+    size: tuple[int, int]
 
 
 class Predictor:
@@ -95,17 +109,25 @@ class Predictor:
         """
         return self.predict_batch([image])[0]
 
-    @torch.inference_mode()
     def predict_batch(self, images: Sequence[Any]) -> list[Detections]:
         """As `predict`, for several pictures of any sizes in one pass of the network."""
-        arrays = [as_rgb(image) for image in images]
-        short, long = self.config.data.short_side, self.config.data.long_side
-        resized = [resize(array, short, long) for array in arrays]
+        return self.detect([self.prepare(as_rgb(image)) for image in images])
+
+    def prepare(self, image: np.ndarray, *, bgr: bool = False) -> Prepared:
+        """An uint8 [H, W, 3] picture, RGB or BGR, made ready for `detect`; meanwhile others can be detected in."""
+        resized, scale = resize(image, self.config.data.short_side, self.config.data.long_side)
+        if bgr:
+            resized = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
+        return Prepared(to_tensor(resized), scale, (image.shape[0], image.shape[1]))
+
+    @torch.inference_mode()
+    def detect(self, pictures: Sequence[Prepared]) -> list[Detections]:
+        """One pass of the network over prepared pictures; results are on the host and in pixels of the originals."""
         with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
-            outputs = self.model([to_tensor(array).to(self.device) for array, _ in resized])
+            outputs = self.model([picture.image.to(self.device) for picture in pictures])
         found = []
-        for output, array, (_, scale) in zip(outputs, arrays, resized, strict=True):
-            boxes = to_original(output["boxes"].float().cpu(), scale, array.shape[:2])
+        for output, picture in zip(outputs, pictures, strict=True):
+            boxes = to_original(output["boxes"].float().cpu(), picture.scale, picture.size)
             labels, scores = output["labels"].cpu().numpy(), output["scores"].float().cpu().numpy()
             order = np.argsort(-scores, kind="stable")
             if self.keep is not None:
