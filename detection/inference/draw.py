@@ -59,17 +59,12 @@ def _sizes(canvas: np.ndarray) -> tuple[int, float, int]:
 
 
 def _rectangle(canvas: np.ndarray, box: list[int], color: tuple[int, ...], line: int) -> None:
-    """Filled slices: OpenCV's thick lines take many times as long on large pictures."""
     height, width = canvas.shape[:2]
     # Edges that lie on the picture's own, or outside of it, are to be seen.
     x1, x2 = (min(max(x, 0), width - 1) for x in box[0::2])
     y1, y2 = (min(max(y, 0), height - 1) for y in box[1::2])
-    low, high = line // 2, line - line // 2
-    left, top, right, bottom = max(x1 - low, 0), max(y1 - low, 0), x2 + high, y2 + high
-    canvas[top : y1 + high, left:right] = color
-    canvas[max(y2 - low, 0) : bottom, left:right] = color
-    canvas[top:bottom, left : x1 + high] = color
-    canvas[top:bottom, max(x2 - low, 0) : right] = color
+    # Not anti-aliased: straight lines gain nothing by it, and take three times as long on a 4K picture.
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
 
 
 def _label(
@@ -86,7 +81,8 @@ def _label(
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
     top = box[1] - text_height - below if box[1] - text_height - below >= 0 else max(box[1], 0)
     left = max(0, min(box[0], width - text_width))
-    canvas[top : top + text_height + below, left : left + text_width] = color[::-1] if bgr else color
+    corner = (left + text_width, top + text_height + below)
+    cv2.rectangle(canvas, (left, top), corner, color[::-1] if bgr else color, cv2.FILLED)
     bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     ink = (0, 0, 0) if bright else (255, 255, 255)
     cv2.putText(canvas, text, (left, top + text_height + below // 2), FONT, scale, ink, weight, cv2.LINE_AA)
