@@ -46,14 +46,20 @@ def main() -> int:
         parser.error("--batch-size and --max-frames must be at least 1")
 
     from detection import distributed
-    from detection.inference.detect import detect
+    from detection.inference.detect import detect, lanes_for
     from detection.inference.predict import Predictor
     from detection.inference.sources import find_items
     from detection.inference.tiles import TiledPredictor
 
     items = find_items(args.sources)
     with distributed.session(args.device or "auto") as device:
-        plain = Predictor(args.checkpoint, str(device), score_threshold=args.threshold, classes=args.classes)
+        plain = Predictor(
+            args.checkpoint,
+            str(device),
+            score_threshold=args.threshold,
+            classes=args.classes,
+            lanes=lanes_for(items, device),
+        )
         predictor = plain if args.tile is None else TiledPredictor(plain, args.tile, args.overlap, args.batch_size)
         summary = detect(
             predictor,

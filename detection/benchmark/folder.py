@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import torch
 
 from detection.data.transforms import read_image
 from detection.device import pick_device
-from detection.inference.detect import detect
+from detection.inference.detect import detect, lanes_for
 from detection.inference.draw import draw_detections
 from detection.inference.pictures import find_pictures
 from detection.inference.predict import Predictor
@@ -46,10 +47,12 @@ def compare_folder(
         UserError: no pictures, an unreadable checkpoint or export, an absent device.
     """
     place = str(pick_device(device))
-    plain = Predictor(checkpoint, place)
-    quick = plain if exported is None else Predictor(exported, place)
     paths = find_pictures([folder], count)
     items = [Item("image", path, str(number)) for number, path in enumerate(paths)]
+    threads = torch.get_num_threads()
+    plain = Predictor(checkpoint, place)
+    quick = Predictor(exported or checkpoint, place, lanes=lanes_for(items, torch.device(place)))
+    shared = torch.get_num_threads()
     seconds = 0.0
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory() as name:
@@ -62,10 +65,12 @@ def compare_folder(
             # Who goes first finds the files cold.
             for way in ("plain", "quick") if start // CHUNK % 2 == 0 else ("quick", "plain"):
                 if way == "plain":
+                    torch.set_num_threads(threads)
                     began = time.perf_counter()
                     plain_loop(plain, chunk, out)
                     seconds += time.perf_counter() - began
                 else:
+                    torch.set_num_threads(shared)
                     summary: Summary = detect(quick, chunk, out, batch_size=batch_size)
                     timings.append(summary.pictures)
     timing = in_turn(timings)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from detection import distributed
 from detection.errors import UserError
 from detection.files import make_folder
@@ -68,6 +70,17 @@ def detect(
     except KeyboardInterrupt:
         summary.interrupted = True
     return together(distributed.gather(summary))
+
+
+def lanes_for(items: Sequence[Item], device: torch.device) -> int:
+    """How many passes of the network at the same time (`Predictor`'s lanes) are best for these items.
+
+    On a CPU as many as threads, at most four; for few pictures and for live sources one, which is done sooner. A GPU
+    is busy with one.
+    """
+    live = any(item.kind in ("camera", "stream") for item in items)
+    few = len(items) < 8 and all(item.kind == "image" for item in items)
+    return 1 if live or few or device.type != "cpu" else min(4, torch.get_num_threads())
 
 
 def _is_done(item: Item, out: Path, pictures: bool) -> bool:

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from detection.inference.draw import draw_on
 from detection.inference.predict import Detections, Predictor, Prepared
 from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
-from detection.inference.threads import WriteBehind, read_ahead
+from detection.inference.threads import WriteBehind, ahead
 from detection.inference.tiles import TiledPicture, TiledPredictor
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE
 
@@ -65,6 +66,10 @@ def detect_images(
             write_atomically(path, lambda file: file.write(text))
         summary.add(timing, detections)
 
+    def look(batch: list[Picture]) -> list[Detections]:
+        with timing.stage(NETWORK):
+            return predictor.detect([prepared for _, _, prepared in batch])  # type: ignore[arg-type]
+
     # Of several processes the first one tells how far its share is; theirs are as large.
     bar = tqdm(
         total=len(items),
@@ -74,27 +79,36 @@ def detect_images(
         leave=False,
         disable=not distributed.is_main(),
     )
+    lanes = predictor.lanes
     with (
         bar,
         timing.running(),
         WriteBehind(threads=threads, depth=2 * batch_size) as writing,
-        contextlib.closing(read_ahead(read, items, threads=threads, depth=2 * batch_size)) as reading,
+        contextlib.closing(ahead(read, items, threads=threads, depth=2 * batch_size)) as reading,
     ):
-        batch: list[Picture] = []
-        for number, future in enumerate(reading, 1):
-            try:
-                with timing.stage(WAIT_READ):
-                    batch.append(future.result())
-            except UserError as error:
-                summary.failed.append(str(error))
-            if len(batch) == batch_size or (number == len(items) and batch):
-                with timing.stage(NETWORK):
-                    found = predictor.detect([prepared for _, _, prepared in batch])  # type: ignore[arg-type]
-                with timing.stage(WAIT_WRITE):
-                    for (item, image, _), detections in zip(batch, found, strict=True):
+        batches = _batches(reading, len(items), batch_size, summary)
+        with contextlib.closing(ahead(look, batches, threads=lanes, depth=lanes)) as looking:
+            for batch, future in looking:
+                for (item, image, _), detections in zip(batch, future.result(), strict=True):
+                    with timing.stage(WAIT_WRITE):
                         writing.submit(write, item, image, detections)
-                batch = []
-            bar.update()
+                bar.update(len(batch))
+
+
+def _batches(
+    reading: Iterator[tuple[Item, Future[Picture]]], count: int, size: int, summary: Summary
+) -> Iterator[list[Picture]]:
+    """What was read, `size` at a time; what cannot be read is passed over and noted."""
+    batch: list[Picture] = []
+    for number, (_, future) in enumerate(reading, 1):
+        try:
+            with summary.pictures.stage(WAIT_READ):
+                batch.append(future.result())
+        except UserError as error:
+            summary.failed.append(str(error))
+        if batch and (len(batch) == size or number == count):
+            yield batch
+            batch = []
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -74,6 +74,9 @@ class Predictor:
         device: "cpu", "cuda", "cuda:N", or None for CUDA where there is one.
         score_threshold: detections below it are not returned.
         classes: names to keep; None keeps all.
+        lanes: passes of the network that `detect` may be called for at the same time, in threads. They share the CPU's
+            threads (`torch.set_num_threads`, for the whole process). Two of one thread each do more pictures per
+            second than one of two threads, which is the sooner done with a single picture.
 
     Raises:
         UserError: unreadable checkpoint, absent device, unknown class name.
@@ -86,7 +89,11 @@ class Predictor:
         *,
         score_threshold: float = 0.3,
         classes: Iterable[str] | None = None,
+        lanes: int = 1,
     ) -> None:
+        self.lanes = lanes
+        if lanes > 1:
+            torch.set_num_threads(max(1, torch.get_num_threads() // lanes))
         self.device = pick_device(device or "auto")
         self.model, self.config, self.classes = load_detector(path, self.device, score_threshold=score_threshold)
         self.keep = None if classes is None else {self._label(name) for name in classes}

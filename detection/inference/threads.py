@@ -1,4 +1,4 @@
-"""Reading before it is needed, writing after it was done: OpenCV works without Python's lock, beside the network."""
+"""Work before it is needed and after it was asked for: OpenCV and networks run without Python's lock."""
 
 import threading
 from collections import deque
@@ -11,17 +11,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_ahead(read: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int) -> Iterator[Future[R]]:
-    """Call `read` on each of `items` in `threads` threads, `depth` of them ahead of who takes the results.
+def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int) -> Iterator[tuple[T, Future[R]]]:
+    """Call `work` on each of `items` in `threads` threads, `depth` items ahead of who takes the results.
 
-    Yields the futures in the order of the items. What `read` raises is raised by `Future.result`, so that one item that
-    cannot be read need not end the others. Leave early by `contextlib.closing`: reads that have not begun are dropped.
+    Yields each item with its future, in the order of the items. What `work` raises is raised by `Future.result`, so
+    that one item that fails need not end the others. Leave early by `contextlib.closing`: what has not begun is left.
     """
-    pool = ThreadPoolExecutor(threads, "read")
-    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, "ahead")
+    waiting: deque[tuple[T, Future[R]]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(read, item))
+            waiting.append((item, pool.submit(work, item)))
             if len(waiting) > depth:
                 yield waiting.popleft()
         while waiting:
@@ -39,7 +39,7 @@ class WriteBehind:
 
     def __init__(self, *, threads: int, depth: int) -> None:
         self.depth = depth
-        self._pool = ThreadPoolExecutor(threads, "write")
+        self._pool = ThreadPoolExecutor(threads, "behind")
         self._jobs: deque[Future[None]] = deque()
 
     def submit(self, job: Callable[..., None], *arguments: Any) -> None:

@@ -61,6 +61,7 @@ class TiledPredictor:
         if not 0 <= overlap <= 0.9:
             raise UserError(f"an overlap of {overlap} is not possible; give a share between 0 and 0.9")
         self.predictor, self.size, self.overlap, self.batch_size = predictor, size, overlap, batch_size
+        self.lanes = predictor.lanes
 
     def predict(self, image: Any) -> Detections:
         """As `Predictor.predict`."""

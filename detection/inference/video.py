@@ -21,7 +21,7 @@ from detection.inference.draw import draw_on, draw_rate
 from detection.inference.predict import Detections, Predictor, Prepared
 from detection.inference.results import Summary, to_json
 from detection.inference.sources import Item
-from detection.inference.threads import Newest, WriteBehind, read_ahead
+from detection.inference.threads import Newest, WriteBehind, ahead
 from detection.inference.tiles import TiledPicture, TiledPredictor
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
@@ -81,7 +81,13 @@ def detect_video(
             leave=False,
         )
         batch_size = 1 if source.live else options.batch_size
+        lanes = 1 if source.live else predictor.lanes
         done = 0
+
+        def look(frames: list[Frame]) -> list[Detections]:
+            with timing.stage(NETWORK):
+                return predictor.detect([frame.prepared for frame in frames])  # type: ignore[arg-type]
+
         try:
             with (
                 bar,
@@ -89,11 +95,11 @@ def detect_video(
                 result.listing(),
                 WriteBehind(threads=1, depth=2 * batch_size) as writing,
                 contextlib.closing(_read_frames(source, predictor, batch_size, options.max_frames, timing)) as batches,
+                # A live source's newest frame is not made to wait for the next one.
+                contextlib.closing(ahead(look, batches, threads=lanes, depth=0 if source.live else lanes)) as looking,
             ):
-                for frames in batches:
-                    with timing.stage(NETWORK):
-                        found = predictor.detect([frame.prepared for frame in frames])  # type: ignore[arg-type]
-                    for frame, detections in zip(frames, found, strict=True):
+                for frames, future in looking:
+                    for frame, detections in zip(frames, future.result(), strict=True):
                         if tracker is not None:
                             with timing.stage(TRACK):
                                 detections = tracker.update(detections)
@@ -190,8 +196,8 @@ def _read_frames(
         return frames
 
     left = itertools.repeat(batch_size) if limit is None else _parts(limit, batch_size)
-    with contextlib.closing(read_ahead(read, left, threads=1, depth=1)) as reading:
-        for future in reading:
+    with contextlib.closing(ahead(read, left, threads=1, depth=1)) as reading:
+        for _, future in reading:
             with timing.stage(WAIT_READ):
                 frames = future.result()
             if not frames:

@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import assert_clear_error
 from processes import ToolProcess
 from videos import SlowDevice, SquareFinder, frames_of, write_video
@@ -18,9 +19,9 @@ from videos import SlowDevice, SquareFinder, frames_of, write_video
 from detection import Predictor, UserError
 from detection.inference import images as images_module
 from detection.inference import video as video_module
-from detection.inference.detect import detect
-from detection.inference.sources import find_items
-from detection.inference.threads import Newest, WriteBehind, read_ahead
+from detection.inference.detect import detect, lanes_for
+from detection.inference.sources import Item, find_items
+from detection.inference.threads import Newest, WriteBehind, ahead
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_reading_ahead_keeps_order_and_bounds():
         return item
 
     results = []
-    for future in read_ahead(read, range(20), threads=3, depth=4):
+    for _, future in ahead(read, range(20), threads=3, depth=4):
         taken[0] += 1
         try:
             results.append(future.result())
@@ -74,7 +75,7 @@ def test_reading_ahead_keeps_order_and_bounds():
 
 def test_reading_ahead_stops_when_left():
     started = []
-    reading = read_ahead(lambda item: started.append(item) or time.sleep(0.01), range(1000), threads=1, depth=3)
+    reading = ahead(lambda item: started.append(item) or time.sleep(0.01), range(1000), threads=1, depth=3)
     next(reading)
     reading.close()
     assert len(started) <= 5 and threading.active_count() < 20
@@ -233,9 +234,26 @@ def test_video(tmp_path, batch_size):
     np.testing.assert_allclose(left, [5 + 5 * i for i in range(7)], atol=1)
 
 
-def test_video_through_the_network(predictor, tmp_path):
-    write_video(tmp_path / "v.mp4")
-    assert detect(predictor, find_items([str(tmp_path / "v.mp4")]), tmp_path / "out", batch_size=3).frames == 7
+def test_passes_at_the_same_time_give_the_same(trained, pictures, tmp_path):
+    write_video(tmp_path / "v.mp4", frames=20)
+    items = find_items([str(pictures), str(tmp_path / "v.mp4")])
+    threads = torch.get_num_threads()
+    results = {}
+    for lanes in (1, 3):
+        predictor = Predictor(trained / "best.pt", "cpu", score_threshold=0.2, lanes=lanes)
+        summary = detect(predictor, items, tmp_path / str(lanes), batch_size=2)
+        assert (summary.images, summary.frames) == (12, 20)
+        results[lanes] = {path.name: json.loads(path.read_text()) for path in (tmp_path / str(lanes)).glob("*.json")}
+    torch.set_num_threads(threads)
+    assert results[1] == results[3]
+
+
+def test_how_many_passes_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    cpu, many = torch.device("cpu"), [Item("image", f"{i}.jpg", str(i)) for i in range(20)]
+    assert lanes_for(many, cpu) == lanes_for([Item("video", "v.mp4", "v")], cpu) == 4
+    assert lanes_for(many[:2], cpu) == lanes_for([Item("camera", "0", "0")], cpu) == 1
+    assert lanes_for(many, torch.device("cuda")) == 1
 
 
 def test_video_json_alone(tmp_path):

@@ -27,6 +27,8 @@ def frames_of(path):
 class SquareFinder:
     """Stands in for a predictor: finds bright squares on a dark ground exactly, without a network."""
 
+    lanes = 1
+
     def prepare(self, image, *, bgr=False):
         return image.copy()
 
