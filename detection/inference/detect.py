@@ -9,16 +9,15 @@ from detection import distributed
 from detection.errors import UserError
 from detection.files import make_folder
 from detection.inference.images import detect_images
-from detection.inference.predict import Predictor
+from detection.inference.predict import Detector
 from detection.inference.results import Summary, together
 from detection.inference.sources import Item
-from detection.inference.tiles import TiledPredictor
 from detection.inference.track import load_norfair
 from detection.inference.video import COMPLETE, VideoOptions, detect_video
 
 
 def detect(
-    predictor: Predictor | TiledPredictor,
+    predictor: Detector,
     items: Sequence[Item],
     out: str | Path,
     *,

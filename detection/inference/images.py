@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,19 +17,18 @@ from detection.device import progress_interval
 from detection.errors import UserError
 from detection.files import write_atomically
 from detection.inference.draw import draw_on
-from detection.inference.predict import Detections, Predictor, Prepared
+from detection.inference.predict import Detections, Detector
 from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
 from detection.inference.threads import WriteBehind, ahead
-from detection.inference.tiles import TiledPicture, TiledPredictor
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE
 
 JPEG_QUALITY = 92
-Picture = tuple[Item, np.ndarray, Prepared | TiledPicture]
+Picture = tuple[Item, np.ndarray, Any]
 
 
 def detect_images(
-    predictor: Predictor | TiledPredictor,
+    predictor: Detector,
     items: Sequence[Item],
     out: Path,
     summary: Summary,
@@ -68,7 +68,7 @@ def detect_images(
 
     def look(batch: list[Picture]) -> list[Detections]:
         with timing.stage(NETWORK):
-            return predictor.detect([prepared for _, _, prepared in batch])  # type: ignore[arg-type]
+            return predictor.detect([prepared for _, _, prepared in batch])
 
     # Of several processes the first one tells how far its share is; theirs are as large.
     bar = tqdm(

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -19,6 +19,19 @@ from detection.models import build_model
 from detection.models.neck import PyramidBackbone
 
 Detections = dict[str, Any]
+
+
+class Detector(Protocol):
+    """What detects in pictures for tools: `Predictor`, or `TiledPredictor` around one.
+
+    Reading threads prepare pictures; `detect`, called from `lanes` threads at the same time, takes what `prepare` gave.
+    """
+
+    lanes: int
+
+    def prepare(self, image: np.ndarray, *, bgr: bool = False) -> Any: ...
+
+    def detect(self, pictures: Sequence[Any]) -> list[Detections]: ...
 
 
 def load_detector(

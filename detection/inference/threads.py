@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,7 +11,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int) -> Iterator[tuple[T, Future[R]]]:
+def ahead(
+    work: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int
+) -> Generator[tuple[T, Future[R]], None, None]:
     """Call `work` on each of `items` in `threads` threads, `depth` items ahead of who takes the results.
 
     Yields each item with its future, in the order of the items. What `work` raises is raised by `Future.result`, so

@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +29,7 @@ class Timing:
     unit: str
     count: int = 0
     wall: float = 0.0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -75,5 +74,5 @@ def in_turn(timings: Sequence[Timing]) -> Timing:
         timings[0].unit,
         sum(timing.count for timing in timings),
         sum(timing.wall for timing in timings),
-        sum((timing.seconds for timing in timings), Counter()),
+        {stage: sum(timing.seconds[stage] for timing in timings) for stage in STAGES},
     )

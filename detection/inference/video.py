@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,11 +18,10 @@ from tqdm import tqdm
 from detection.device import progress_interval
 from detection.errors import UserError
 from detection.inference.draw import draw_on, draw_rate
-from detection.inference.predict import Detections, Predictor, Prepared
+from detection.inference.predict import Detections, Detector
 from detection.inference.results import Summary, to_json
 from detection.inference.sources import Item
 from detection.inference.threads import Newest, WriteBehind, ahead
-from detection.inference.tiles import TiledPicture, TiledPredictor
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
 
@@ -49,13 +48,11 @@ class Frame:
     """A BGR picture that is drawn on and written, what the network takes, and when it was: seconds from the first."""
 
     image: np.ndarray
-    prepared: Prepared | TiledPicture
+    prepared: Any
     seconds: float
 
 
-def detect_video(
-    predictor: Predictor | TiledPredictor, item: Item, out: Path, summary: Summary, options: VideoOptions
-) -> None:
+def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, options: VideoOptions) -> None:
     """Write out/NAME.mp4 and out/NAME.json; count in `summary` what was done.
 
     While the network works on some frames, the next are read and those before are drawn and written. On Ctrl-C what
@@ -86,7 +83,7 @@ def detect_video(
 
         def look(frames: list[Frame]) -> list[Detections]:
             with timing.stage(NETWORK):
-                return predictor.detect([frame.prepared for frame in frames])  # type: ignore[arg-type]
+                return predictor.detect([frame.prepared for frame in frames])
 
         try:
             with (
@@ -182,8 +179,8 @@ def _open(item: Item) -> cv2.VideoCapture:
 
 
 def _read_frames(
-    source: Source, predictor: Predictor | TiledPredictor, batch_size: int, limit: int | None, timing: Timing
-) -> Iterator[list[Frame]]:
+    source: Source, predictor: Detector, batch_size: int, limit: int | None, timing: Timing
+) -> Generator[list[Frame], None, None]:
     """Lists of `batch_size` frames, the last maybe shorter, read and resized one batch ahead by another thread."""
 
     def read(count: int) -> list[Frame]:
@@ -217,6 +214,7 @@ class Result:
         self._path, self._item, self._source, self._summary, self._options = path, item, source, summary, options
         self._writer: cv2.VideoWriter | None = None
         self._list: Callable[[dict[str, Any]], None]
+        self._last: np.ndarray
         self._done = self._shown = 0
         self._rate = Rate()
 
@@ -253,16 +251,12 @@ class Result:
     def _show(self, frame: Frame) -> None:
         if self._writer is None:
             self._writer = _open_writer(self._path, self._source.fps, frame.image)
-        if self._source.live:
-            # Each frame stands until the next came.
-            for _ in range(round(frame.seconds * self._source.fps) - self._shown):
-                self._write(self._last)
-        self._write(frame.image)
+        # A live source's frame stands until the next one came.
+        waited = round(frame.seconds * self._source.fps) - self._shown if self._source.live else 0
+        for image in (*([self._last] * waited if waited > 0 else []), frame.image):
+            self._writer.write(image)
+            self._shown += 1
         self._last = frame.image
-
-    def _write(self, image: np.ndarray) -> None:
-        self._writer.write(image)
-        self._shown += 1
 
 
 class Rate:
