@@ -21,6 +21,18 @@ from detection.models.neck import PyramidBackbone
 Detections = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the network takes it: uint8 [3, H', W'] RGB, resized by `scale` (x, y).
+
+    `size` is the original's (height, width).
+    """
+
+    image: torch.Tensor
+    scale: tuple[float, float]
+    size: tuple[int, int]
+
+
 class Detector(Protocol):
     """What detects in pictures for tools: `Predictor`, or `TiledPredictor` around one.
 
@@ -61,18 +73,6 @@ def load_detector(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model, config, classes
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A picture as the network takes it: uint8 [3, H', W'] RGB, resized by `scale` (x, y).
-
-    `size` is the original's (height, width).
-    """
-
-    image: torch.Tensor
-    scale: tuple[float, float]
-    size: tuple[int, int]
 
 
 class Predictor:
