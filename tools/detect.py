@@ -1,4 +1,4 @@
-"""Detect objects in pictures, folders, videos or a camera; write annotated copies and a JSON beside each."""
+"""Detect objects in pictures, folders, videos, cameras or streams; write annotated copies and a JSON beside each."""
 
 import argparse
 import sys
@@ -8,9 +8,11 @@ from detection.cli import run_tool
 EXAMPLE = """\
 examples:
   python tools/detect.py runs/demo/best.pt photo.jpg holiday/ 'more/*.png' --out found
-  python tools/detect.py runs/demo/best.pt traffic.mp4 --classes car bus --threshold 0.4
+  python tools/detect.py runs/demo/best.pt traffic.mp4 --classes car bus --threshold 0.4 --track --timing
+  python tools/detect.py runs/demo/best.pt aerial/ --tile 640        (small objects in large pictures)
   torchrun --nproc-per-node 4 tools/detect.py runs/demo/best.pt archive/ --resume    (shared by four processes)
-  python tools/detect.py runs/demo/best.pt 0 --out camera        (camera 0, until Ctrl-C)
+  python tools/detect.py runs/demo/best.pt 0 --out camera --show-fps (camera 0, until Ctrl-C)
+  python tools/detect.py runs/demo/best.pt rtsp://user:password@192.168.1.7/live --max-frames 1000
 """
 
 
@@ -18,13 +20,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, folder, glob, video or camera index")
+    parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or a file that tools/export.py made")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="picture, folder, glob, video, camera index or URL"
+    )
     parser.add_argument("--out", default="detections", help="folder for the results (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (default: %(default)s)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--tile", type=int, metavar="SIZE", help="look at tiles of SIZE x SIZE pixels, too")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="share of a tile that its neighbour sees, too (default: %(default)s)"
+    )
+    parser.add_argument("--track", action="store_true", help="number the objects of a video")
     parser.add_argument("--max-frames", type=int, help="stop a video or camera after this many frames")
+    parser.add_argument("--show-fps", action="store_true", help="draw the frames per second on videos")
+    parser.add_argument("--no-pictures", action="store_true", help="write the JSON alone")
+    parser.add_argument("--timing", action="store_true", help="tell at the end where the time went")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:N (default: cuda where there is one)")
     parser.add_argument("--resume", action="store_true", help="pass over what an earlier call has done already")
     args = parser.parse_args()
@@ -34,19 +46,38 @@ def main() -> int:
         parser.error("--batch-size and --max-frames must be at least 1")
 
     from detection import distributed
-    from detection.inference.detect import detect
+    from detection.inference.detect import detect, lanes_for
     from detection.inference.predict import Predictor
     from detection.inference.sources import find_items
+    from detection.inference.tiles import TiledPredictor
 
     items = find_items(args.sources)
     with distributed.session(args.device or "auto") as device:
-        predictor = Predictor(args.checkpoint, str(device), score_threshold=args.threshold, classes=args.classes)
-        options = {"batch_size": args.batch_size, "max_frames": args.max_frames, "resume": args.resume}
-        summary = detect(predictor, items, args.out, **options)
+        plain = Predictor(
+            args.checkpoint,
+            str(device),
+            score_threshold=args.threshold,
+            classes=args.classes,
+            lanes=lanes_for(items, device),
+        )
+        predictor = plain if args.tile is None else TiledPredictor(plain, args.tile, args.overlap, args.batch_size)
+        summary = detect(
+            predictor,
+            items,
+            args.out,
+            batch_size=args.batch_size,
+            max_frames=args.max_frames,
+            resume=args.resume,
+            pictures=not args.no_pictures,
+            track=args.track,
+            show_fps=args.show_fps,
+        )
         if distributed.is_main():
             for reason in summary.failed:
                 print(f"error: {reason}", file=sys.stderr)
             print(f"{summary}\nresults in {args.out}")
+            if args.timing:
+                print(summary.timings())
     if summary.interrupted:
         return 130
     return 2 if summary.failed else 0

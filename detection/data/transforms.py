@@ -24,7 +24,11 @@ REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.
 
 
 def read_image(
-    path: str | Path, size: tuple[int, int] | None = None, at_least: tuple[int, int] | None = None
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+    *,
+    bgr: bool = False,
 ) -> np.ndarray:
     """RGB uint8 [H, W, 3], upright according to its EXIF orientation.
 
@@ -33,6 +37,7 @@ def read_image(
             only the stored orientation has this size, that one is returned.
         at_least: (height, width) that is enough, of a picture whose `size` is given: a JPEG may then be
             decoded to 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time.
+        bgr: OpenCV's own order instead, for a picture that OpenCV is to write again.
 
     Raises:
         UserError: absent, not a picture, truncated, or of another size than claimed.
@@ -46,15 +51,15 @@ def read_image(
     if _is_truncated(data):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
     if size is not None and at_least is not None and (factor := _reduction(data, size, at_least)) > 1:
-        image = decode_image(data, REDUCED[factor])
+        image = decode_image(data, REDUCED[factor], bgr=bgr)
         if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
             return image
         # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
-    image = decode_image(data)
+    image = decode_image(data, bgr=bgr)
     if image is None:
         raise UserError(f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)")
     if size is not None and (image.shape[1], image.shape[0]) != tuple(size):
-        stored = decode_image(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        stored = decode_image(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr=bgr)
         if stored is None or (stored.shape[1], stored.shape[0]) != tuple(size):
             raise UserError(
                 f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {size[0]}x{size[1]}"
@@ -63,15 +68,15 @@ def read_image(
     return image
 
 
-def decode_image(data: np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """Bytes of a picture file -> RGB uint8 [H, W, 3] (grey and alpha are converted), or None."""
+def decode_image(data: np.ndarray, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = False) -> np.ndarray | None:
+    """Bytes of a picture file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted), or None."""
     if data.size == 0:
         return None
     try:
         image = cv2.imdecode(data, flags)
     except cv2.error:
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _reduction(data: np.ndarray, size: tuple[int, int], at_least: tuple[int, int]) -> int:

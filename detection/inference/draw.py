@@ -1,43 +1,88 @@
 """Boxes, class names and scores on a picture."""
 
 import colorsys
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+Color = tuple[int, int, int]
 
-def class_color(label: int) -> tuple[int, int, int]:
+
+@functools.lru_cache(maxsize=4096)
+def class_color(label: int) -> Color:
     """RGB of a class; neighbours differ clearly (hues at the golden ratio)."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_detections(image: np.ndarray, detections: Mapping[str, Any]) -> np.ndarray:
-    """A copy of an RGB uint8 [H, W, 3] picture with the detections of `Predictor.predict` drawn on it.
-
-    Ground truth, without "scores", is drawn with names alone.
-
-    The best score is drawn last, on top. OpenCV's font has Latin letters only; others show as question marks.
-    """
+    """A copy of an RGB uint8 [H, W, 3] picture with the detections of `Predictor.predict` on it, see `draw_on`."""
     canvas = np.ascontiguousarray(image).copy()
-    height, width = canvas.shape[:2]
-    line = max(1, round(max(height, width) / 400))
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, max(height, width) / 1300)
-    scores = detections.get("scores")
-    order = range(len(detections["labels"])) if scores is None else np.argsort(scores, kind="stable").tolist()
-    for i in order:
-        x1, y1, x2, y2 = (round(v) for v in np.asarray(detections["boxes"][i]).tolist())
-        color = class_color(int(detections["labels"][i]))
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
-        text = detections["names"][i] if scores is None else f"{detections['names'][i]} {scores[i]:.2f}"
-        (text_width, text_height), below = cv2.getTextSize(text, font, size, 1)
-        # Above the box, or just inside it where the picture ends.
-        top = y1 - text_height - below if y1 - text_height - below >= 0 else y1
-        left = max(0, min(x1, width - text_width))
-        cv2.rectangle(canvas, (left, top), (left + text_width, top + text_height + below), color, -1)
-        bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-        ink = (0, 0, 0) if bright else (255, 255, 255)
-        cv2.putText(canvas, text, (left, top + text_height + below // 2), font, size, ink, 1, cv2.LINE_AA)
+    draw_on(canvas, detections)
     return canvas
+
+
+def draw_on(canvas: np.ndarray, detections: Mapping[str, Any], *, bgr: bool = False) -> None:
+    """Draw detections on an uint8 [H, W, 3] picture itself, RGB or OpenCV's BGR; lines and letters suit its size.
+
+    Ground truth, without "scores", is drawn with names alone; with "ids" (of `track.Tracker`) each object has a color
+    of its own, and its number in the label. The best score is drawn last, on top. OpenCV's font has Latin letters only;
+    others show as question marks.
+    """
+    line, scale, weight = _sizes(canvas)
+    scores, ids = detections.get("scores"), detections.get("ids")
+    boxes = np.asarray(detections["boxes"]).reshape(-1, 4).round().astype(int).tolist()
+    for i in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable").tolist():
+        text = detections["names"][i] if scores is None else f"{detections['names'][i]} {scores[i]:.2f}"
+        number = int(detections["labels"][i])
+        if ids is not None and ids[i] is not None:
+            text, number = f"#{ids[i]} {text}", ids[i]
+        color = class_color(number)
+        _rectangle(canvas, boxes[i], color[::-1] if bgr else color, line)
+        _label(canvas, text, boxes[i], color, bgr, scale, weight)
+
+
+def draw_rate(canvas: np.ndarray, rate: float) -> None:
+    """Frames per second in the upper left corner of a picture, in place."""
+    _, scale, weight = _sizes(canvas)
+    _label(canvas, f"{rate:.1f} fps", (0, 0, 0, 0), (0, 0, 0), False, 1.3 * scale, weight)
+
+
+def _sizes(canvas: np.ndarray) -> tuple[int, float, int]:
+    """Width of lines, scale and weight of letters."""
+    side = max(canvas.shape[:2])
+    return max(1, round(side / 400)), max(0.35, side / 1300), max(1, round(side / 1000))
+
+
+def _rectangle(canvas: np.ndarray, box: list[int], color: tuple[int, ...], line: int) -> None:
+    height, width = canvas.shape[:2]
+    # Edges that lie on the picture's own, or outside of it, are to be seen.
+    x1, x2 = (min(max(x, 0), width - 1) for x in box[0::2])
+    y1, y2 = (min(max(y, 0), height - 1) for y in box[1::2])
+    # Not anti-aliased: straight lines gain nothing by it, and take three times as long on a 4K picture.
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
+
+
+def _label(
+    canvas: np.ndarray,
+    text: str,
+    box: list[int] | tuple[int, int, int, int],
+    color: Color,
+    bgr: bool,
+    scale: float,
+    weight: int,
+) -> None:
+    """Above the box, or just inside it where the picture ends; `color` is RGB."""
+    width = canvas.shape[1]
+    (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
+    top = box[1] - text_height - below if box[1] - text_height - below >= 0 else max(box[1], 0)
+    left = max(0, min(box[0], width - text_width))
+    corner = (left + text_width, top + text_height + below)
+    cv2.rectangle(canvas, (left, top), corner, color[::-1] if bgr else color, cv2.FILLED)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    cv2.putText(canvas, text, (left, top + text_height + below // 2), FONT, scale, ink, weight, cv2.LINE_AA)

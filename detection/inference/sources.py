@@ -1,9 +1,11 @@
-"""What a user may name as a source: pictures, folders, globs, videos, cameras."""
+"""What a user may name as a source: pictures, folders, globs, videos, cameras, streams."""
 
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -13,23 +15,29 @@ from detection.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
+SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt"})
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture, video or camera, and the name (relative, without suffix) that its results get."""
+    """One picture, video, camera or stream, and the name (relative, without suffix) that its results get."""
 
     kind: str
-    """image, video or camera"""
+    """image, video, camera or stream"""
     source: str
     name: str
+
+    @property
+    def shown(self) -> str:
+        """The source without the password that a URL may hold, for messages and results."""
+        return re.sub(r"(?<=://)[^/]*@", "", self.source) if self.kind == "stream" else self.source
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:
     """Expand sources in their order; names are made unique.
 
     Raises:
-        UserError: a source that does not exist or is neither picture, video, folder, glob nor camera index.
+        UserError: a source that does not exist or is neither picture, video, folder, glob, camera index nor URL.
     """
     items: list[Item] = []
     taken: set[str] = set()
@@ -47,7 +55,9 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
 def _expand(source: str) -> Iterator[tuple[str, str, str]]:
     path = Path(source).expanduser()
-    if source.isdigit() and not path.exists():
+    if "://" in source:
+        yield "stream", source, _stream_name(source)
+    elif source.isdigit() and not path.exists():
         yield "camera", source, f"camera{source}"
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
@@ -64,7 +74,22 @@ def _expand(source: str) -> Iterator[tuple[str, str, str]]:
         for match in matches:
             yield kind_of(Path(match)), match, Path(match).stem
     else:
-        raise UserError(f"source {source} does not exist (a picture, folder, glob, video or camera index is expected)")
+        raise UserError(
+            f"source {source} does not exist (a picture, folder, glob, video, camera index or URL is expected)"
+        )
+
+
+def _stream_name(url: str) -> str:
+    """rtsp://user:secret@cam1.local:554/live/main.mp4 -> cam1.local_live_main. Raises UserError for other URLs."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if host is None or parts.scheme.lower() not in SCHEMES:
+        raise UserError(f"source {url} is not the URL of a stream ({', '.join(sorted(SCHEMES))}://HOST/…)")
+    name = f"{host}_{Path(parts.path.strip('/')).with_suffix('') if parts.path.strip('/') else ''}"
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def kind_of(path: Path) -> str:

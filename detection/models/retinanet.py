@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
@@ -14,6 +15,7 @@ from torchvision.models.detection.retinanet import (
     RetinaNetHead,
     RetinaNetRegressionHead,
 )
+from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detection.models.neck import PyramidBackbone
@@ -113,10 +115,43 @@ class GhostRetinaNet(RetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        detections = super().postprocess_detections(head_outputs, anchors, image_shapes)
-        for per_image in detections:
-            per_image["labels"] += 1
-        return detections
+        """As torchvision's method, in less time on a CPU.
+
+        Only candidates go through the sigmoid, of 80 classes one in hundreds, and the boxes of all levels are decoded
+        and clipped at once: there are dozens of small steps for each level otherwise.
+        """
+        return [
+            self._postprocess(
+                [logits[i] for logits in head_outputs["cls_logits"]],
+                [deltas[i] for deltas in head_outputs["bbox_regression"]],
+                anchors[i],
+                shape,
+            )
+            for i, shape in enumerate(image_shapes)
+        ]
+
+    def _postprocess(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], shape: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Of one picture: logits [A, C], deltas [A, 4] and anchors [A, 4] of each level -> boxes, scores, labels."""
+        # Not too high by rounding: the scores themselves are compared below.
+        lowest = _logit(self.score_thresh) - 1e-3
+        candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
+            flat = level_logits.flatten()
+            places = torch.where(flat > lowest)[0]
+            scores = flat[places].sigmoid()
+            passed = scores > self.score_thresh
+            scores, places = scores[passed], places[passed]
+            if len(scores) > self.topk_candidates:
+                scores, best = scores.topk(self.topk_candidates)
+                places = places[best]
+            rows = torch.div(places, level_logits.shape[1], rounding_mode="floor")
+            candidates.append((level_deltas[rows], level_anchors[rows], scores, places % level_logits.shape[1]))
+        moves, priors, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+        boxes = clip_boxes_to_image(self.box_coder.decode_single(moves, priors), shape)
+        keep = best_of_classes(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
+        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep] + 1}
 
 
 class GhostRetinaNetHead(RetinaNetHead):
@@ -197,6 +232,35 @@ class LevelNorm(nn.BatchNorm2d):
         if self.training and x.numel() == self.num_features:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
+
+
+def best_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, count: int) -> Tensor:
+    """Class-wise NMS that is content with the `count` best: their rows, by descending score.
+
+    NMS decides from the best to the worst and never looks back, so that the many candidates of an evaluation need not
+    all be compared: the best few hundred are, and only where they do not yield `count`, more of them.
+
+    Args:
+        boxes, scores, labels: [n, 4] xyxy, [n], [n].
+    """
+    if len(boxes) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    order = scores.argsort(descending=True, stable=True)
+    # Classes are put beside each other on one plane; in float32 a far one would be out of place by 0.01 pixels.
+    plane = boxes.double() + (labels * (boxes.max().ceil() + 1))[:, None]
+    among = 4 * count
+    while True:
+        best = order[:among]
+        keep = best[nms(plane[best], scores[best].double(), nms_threshold)]
+        if len(keep) >= count or among >= len(order):
+            return keep[:count]
+        among *= 4
+
+
+def _logit(probability: float) -> float:
+    if not 0 < probability < 1:
+        return -math.inf if probability <= 0 else math.inf
+    return math.log(probability / (1 - probability))
 
 
 def _group_norm(groups: int, channels: int) -> nn.Module:

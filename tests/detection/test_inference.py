@@ -1,4 +1,4 @@
-"""Predictor, drawing, sources, and results on disk."""
+"""Predictor, drawing, sources."""
 
 import json
 
@@ -6,11 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from videos import write_video
 
 from detection import Predictor, UserError
 from detection.data.transforms import read_image
-from detection.inference import detect as detect_module
-from detection.inference.detect import detect
 from detection.inference.draw import class_color, draw_detections
 from detection.inference.sources import find_items
 
@@ -23,15 +22,6 @@ def predictor(trained):
 @pytest.fixture(scope="module")
 def pictures(trained):
     return trained.parent / "data" / "images"
-
-
-def write_video(path, frames=7, size=(96, 72), fourcc="mp4v"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), 10.0, size)
-    for i in range(frames):
-        frame = np.full((size[1], size[0], 3), 110, np.uint8)
-        cv2.rectangle(frame, (5 + 5 * i, 20), (30 + 5 * i, 45), (240, 240, 240), -1)
-        writer.write(frame)
-    writer.release()
 
 
 def test_predict(predictor, pictures):
@@ -187,111 +177,3 @@ def test_bad_sources(tmp_path, monkeypatch, source, message):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=message):
         find_items([source])
-
-
-# ---- results on disk
-
-
-def test_pictures_are_written_with_their_json(predictor, pictures, tmp_path):
-    summary = detect(predictor, find_items([str(pictures)]), tmp_path / "out", batch_size=5)
-    assert summary.images == 12 and not summary.failed
-    for i in range(12):
-        picture = cv2.imread(str(tmp_path / "out" / f"picture {i}.jpg"))
-        content = json.loads((tmp_path / "out" / f"picture {i}.json").read_text())
-        assert picture.shape[:2] == (content["height"], content["width"])
-        for found in content["detections"]:
-            assert set(found) == {"box", "label", "name", "score"} and len(found["box"]) == 4
-    total = sum(len(json.loads(p.read_text())["detections"]) for p in (tmp_path / "out").glob("*.json"))
-    assert total == sum(summary.objects.values()) > 0
-
-
-def test_a_corrupt_picture_does_not_stop_the_others(predictor, pictures, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    data = (pictures / "picture 3.jpg").read_bytes()
-    (folder / "a.jpg").write_bytes(data)
-    (folder / "b.jpg").write_bytes(data[:300])
-    (folder / "c.jpg").write_bytes(data)
-    summary = detect(predictor, find_items([str(folder)]), tmp_path / "out", batch_size=3)
-    assert summary.images == 2 and len(summary.failed) == 1 and "b.jpg is truncated" in summary.failed[0]
-
-
-def frames_of(path):
-    capture = cv2.VideoCapture(str(path))
-    count = 0
-    while capture.read()[0]:
-        count += 1
-    return count, capture.get(cv2.CAP_PROP_FPS)
-
-
-def test_video(predictor, tmp_path):
-    write_video(tmp_path / "v.mp4")
-    summary = detect(predictor, find_items([str(tmp_path / "v.mp4")]), tmp_path / "out", batch_size=3)
-    assert summary.frames == 7
-    assert frames_of(tmp_path / "out" / "v.mp4") == (7, 10.0)
-    content = json.loads((tmp_path / "out" / "v.json").read_text())
-    assert [f["frame"] for f in content["frames"]] == list(range(7)) and content["fps"] == 10.0
-    assert content["frames"][3]["seconds"] == pytest.approx(0.3)
-
-
-def test_video_stopped_by_ctrl_c_is_kept_up_to_there(predictor, tmp_path, monkeypatch):
-    write_video(tmp_path / "v.mp4")
-    calls = []
-    plain = Predictor.predict_batch
-
-    def interrupted(self, images):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return plain(self, images)
-
-    monkeypatch.setattr(Predictor, "predict_batch", interrupted)
-    summary = detect(predictor, find_items([str(tmp_path / "v.mp4")]), tmp_path / "out")
-    assert summary.interrupted and summary.frames == 3
-    assert frames_of(tmp_path / "out" / "v.mp4")[0] == 3
-    assert len(json.loads((tmp_path / "out" / "v.json").read_text())["frames"]) == 3
-
-
-def test_max_frames_and_broken_video(predictor, tmp_path):
-    write_video(tmp_path / "v.mp4")
-    assert detect(predictor, find_items([str(tmp_path / "v.mp4")]), tmp_path / "out", max_frames=2).frames == 2
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    summary = detect(predictor, find_items([str(tmp_path / "broken.mp4")]), tmp_path / "out")
-    assert len(summary.failed) == 1 and "broken.mp4 cannot be opened" in summary.failed[0]
-
-
-def test_camera(predictor, tmp_path, monkeypatch):
-    """No camera here: a video file stands in for device 3."""
-    write_video(tmp_path / "v.mp4", 5)
-    opened = []
-    capture = cv2.VideoCapture
-
-    def device(source):
-        opened.append(source)
-        return capture(str(tmp_path / "v.mp4"))
-
-    monkeypatch.setattr(detect_module.cv2, "VideoCapture", device)
-    assert detect(predictor, find_items(["3"]), tmp_path / "out", max_frames=4).frames == 4
-    monkeypatch.undo()
-    assert opened == [3] and frames_of(tmp_path / "out" / "camera3.mp4")[0] == 4
-
-
-def test_the_source_is_never_overwritten(predictor, pictures, tmp_path):
-    (tmp_path / "a.jpg").write_bytes((pictures / "picture 3.jpg").read_bytes())
-    with pytest.raises(UserError, match="would overwrite the source"):
-        detect(predictor, find_items([str(tmp_path / "a.jpg")]), tmp_path)
-
-
-def test_unwritable_folder(predictor, pictures, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output folder .* cannot be written to"):
-        detect(predictor, find_items([str(pictures)]), tmp_path / "file" / "out")
-
-
-def test_real_video(shared_data, trained, tmp_path):
-    source = shared_data / "video" / "car-detection.mp4"
-    predictor = Predictor(trained / "best.pt", "cpu")
-    summary = detect(predictor, find_items([str(source)]), tmp_path, max_frames=12, batch_size=4)
-    assert summary.frames == 12
-    count, fps = frames_of(tmp_path / "car-detection.mp4")
-    assert count == 12 and fps == pytest.approx(12.5, abs=0.1)

@@ -1,0 +1,88 @@
+"""What a detection run has done, and how detections are written down."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detection.inference.predict import Detections
+from detection.inference.timing import Timing, at_once
+
+# Of the module: a Summary goes from process to process, which a lock cannot.
+_lock = threading.Lock()
+
+
+@dataclass
+class Summary:
+    """What was done: counts, the sources that failed with their reason, and how long it took."""
+
+    objects: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    passed_over: int = 0
+    """Items whose results were there."""
+    interrupted: bool = False
+    pictures: Timing = field(default_factory=lambda: Timing("pictures"))
+    video: Timing = field(default_factory=lambda: Timing("frames"))
+
+    @property
+    def images(self) -> int:
+        """Pictures that are done."""
+        return self.pictures.count
+
+    @property
+    def frames(self) -> int:
+        """Frames of videos that are done."""
+        return self.video.count
+
+    def add(self, timing: Timing, detections: Detections) -> None:
+        """Count a picture or frame whose results are written; from any thread."""
+        with _lock:
+            timing.count += 1
+            self.objects.update(detections["names"])
+
+    def timings(self) -> str:
+        """Tables of where the time went."""
+        return "\n\n".join(str(timing) for timing in (self.pictures, self.video) if timing.count)
+
+    def __str__(self) -> str:
+        done = [f"{self.images} pictures"] if self.images else []
+        done += [f"{self.frames} video frames"] if self.frames else []
+        found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common(8)) or "nothing"
+        text = f"{' and '.join(done) or 'nothing'} done; found {found}"
+        if self.passed_over:
+            text += f"; {self.passed_over} were done before"
+        return text + ("; stopped by Ctrl-C, what was done is kept" if self.interrupted else "")
+
+
+def together(summaries: Sequence[Summary]) -> Summary:
+    """Of several processes as one."""
+    return Summary(
+        objects=sum((s.objects for s in summaries), Counter()),
+        failed=[reason for s in summaries for reason in s.failed],
+        passed_over=sum(s.passed_over for s in summaries),
+        interrupted=any(s.interrupted for s in summaries),
+        pictures=at_once([s.pictures for s in summaries]),
+        video=at_once([s.video for s in summaries]),
+    )
+
+
+def to_json(detections: Detections) -> list[dict[str, Any]]:
+    """Detections as plain values: box [x1, y1, x2, y2] in pixels, label, name, score; id, of tracked ones, or null."""
+    columns = {
+        "box": detections["boxes"].tolist(),
+        "label": detections["labels"].tolist(),
+        "name": detections["names"],
+        "score": detections["scores"].tolist(),
+    }
+    if "ids" in detections:
+        columns["id"] = detections["ids"]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def picture_json(head: dict[str, Any], detections: Detections) -> str:
+    """A JSON object of `head` and, a line each, the detections. (json's own indentation takes ten times as long.)"""
+    lines = [json.dumps(found) for found in to_json(detections)]
+    body = "\n  " + ",\n  ".join(lines) + "\n" if lines else ""
+    return f'{json.dumps(head)[:-1]}, "detections": [{body}]}}\n'

@@ -1,0 +1,304 @@
+"""Detection in videos, cameras and streams."""
+
+import contextlib
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from detection.device import progress_interval
+from detection.errors import UserError
+from detection.inference.draw import draw_on, draw_rate
+from detection.inference.predict import Detections, Detector
+from detection.inference.results import Summary, to_json
+from detection.inference.sources import Item
+from detection.inference.threads import Newest, WriteBehind, ahead
+from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
+from detection.inference.track import Tracker
+
+# The end of a video's JSON when all of it was read; stopped by Ctrl-C, it lacks the mark, and `resume` does it again.
+COMPLETE = b'\n], "complete": true}\n'
+# A stream that does not answer for so long is given up.
+TIMEOUT_MS = 10_000
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """batch_size: frames in a pass of the network. max_frames: stop after so many. pictures: write the annotated video.
+    track: number the objects. show_fps: draw how many frames per second are detected in."""
+
+    batch_size: int = 1
+    max_frames: int | None = None
+    pictures: bool = True
+    track: bool = False
+    show_fps: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A BGR picture that is drawn on and written, what the network takes, and when it was: seconds from the first."""
+
+    image: np.ndarray
+    prepared: Any
+    seconds: float
+
+
+def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, options: VideoOptions) -> None:
+    """Write out/NAME.mp4 and out/NAME.json; count in `summary` what was done.
+
+    While the network works on some frames, the next are read and those before are drawn and written. On Ctrl-C what
+    the network has seen is written, and both files are closed properly, so that they hold all up to there.
+
+    Of a camera or a live stream the newest frame is always taken: where the network is slower, frames in between are
+    left out. The video that is written keeps the time, by showing frames longer.
+
+    Raises:
+        UserError: it cannot be opened or has no frame; results cannot be written.
+    """
+    timing = summary.video
+    with contextlib.closing(Source(item, timing)) as source, timing.running():
+        path = out / f"{item.name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tracker = Tracker(source.fps) if options.track else None
+        expected = min(source.expected or sys.maxsize, options.max_frames or sys.maxsize)
+        bar = tqdm(
+            total=expected if expected < sys.maxsize else None,
+            desc=item.name,
+            unit="frame",
+            mininterval=progress_interval(),
+            leave=False,
+        )
+        batch_size = 1 if source.live else options.batch_size
+        lanes = 1 if source.live else predictor.lanes
+        done = 0
+
+        def look(frames: list[Frame]) -> list[Detections]:
+            with timing.stage(NETWORK):
+                return predictor.detect([frame.prepared for frame in frames])
+
+        try:
+            with (
+                bar,
+                contextlib.closing(Result(path, item, source, summary, options)) as result,
+                result.listing(),
+                WriteBehind(threads=1, depth=2 * batch_size) as writing,
+                contextlib.closing(_read_frames(source, predictor, batch_size, options.max_frames, timing)) as batches,
+                # A live source's newest frame is not made to wait for the next one.
+                contextlib.closing(ahead(look, batches, threads=lanes, depth=0 if source.live else lanes)) as looking,
+            ):
+                for frames, future in looking:
+                    for frame, detections in zip(frames, future.result(), strict=True):
+                        if tracker is not None:
+                            with timing.stage(TRACK):
+                                detections = tracker.update(detections)
+                        with timing.stage(WAIT_WRITE):
+                            writing.submit(result.add, frame, detections)
+                    done += len(frames)
+                    bar.update(len(frames))
+        except OSError as error:
+            raise UserError(f"results of {item.shown} could not be written to {out}: {error.strerror}") from None
+        if done == 0:
+            path.with_suffix(".json").unlink()
+            raise UserError(f"{item.kind} {item.shown} has no readable frame")
+        if not source.live and done < 0.9 * expected < sys.maxsize:
+            print(f"warning: {item.shown} ends after {done} of {expected} frames (truncated?)", file=sys.stderr)
+
+
+class Source:
+    """An opened video, camera or stream.
+
+    Attributes:
+        fps: frames per second, 25 where it does not tell.
+        expected: how many frames it says it has, 0 where it does not tell.
+        live: whether frames come when they come, of a camera or of a stream without an end.
+
+    Raises:
+        UserError: it cannot be opened, or a stream does not answer.
+    """
+
+    def __init__(self, item: Item, timing: Timing) -> None:
+        self._timing = timing
+        self._capture = _open(item)
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0
+        count = 0 if item.kind == "camera" else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.expected = int(count) if math.isfinite(count) and count > 0 else 0
+        self.live = item.kind == "camera" or (item.kind == "stream" and not self.expected)
+        self._first: float | None = None
+        self._number = itertools.count()
+        self._newest = Newest(self._next) if self.live else None
+
+    def read(self) -> tuple[np.ndarray, float] | None:
+        """The next frame (the newest, of a live source), BGR, and its time in seconds; None at the end."""
+        return self._next() if self._newest is None else self._newest.take()
+
+    def close(self) -> None:
+        if self._newest is not None:
+            self._newest.close()
+        self._capture.release()
+
+    def _next(self) -> tuple[np.ndarray, float] | None:
+        with self._timing.stage(READ):
+            read, image = self._capture.read()
+        if not read:
+            return None
+        if not self.live:
+            return image, next(self._number) / self.fps
+        self._first = self._first or time.perf_counter()
+        return image, time.perf_counter() - self._first
+
+
+def _open(item: Item) -> cv2.VideoCapture:
+    if item.kind == "camera":
+        capture = cv2.VideoCapture(int(item.source))
+    elif item.kind == "video":
+        capture = cv2.VideoCapture(item.source)
+    else:
+        limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+        parameters = [value for limit in limits for value in (limit, TIMEOUT_MS)]
+        capture = cv2.VideoCapture(item.source, cv2.CAP_FFMPEG, parameters)
+    if not capture.isOpened():
+        reason = {
+            "camera": "none of that number, in use by another program, or no permission",
+            "stream": "no such address, no answer in time, a wrong password, or an unknown codec",
+        }
+        raise UserError(
+            f"{item.kind} {item.shown} cannot be opened "
+            f"({reason.get(item.kind, 'absent, corrupt, or an unknown codec')})"
+        )
+    return capture
+
+
+def _read_frames(
+    source: Source, predictor: Detector, batch_size: int, limit: int | None, timing: Timing
+) -> Generator[list[Frame], None, None]:
+    """Lists of `batch_size` frames, the last maybe shorter, read and resized one batch ahead by another thread."""
+
+    def read(count: int) -> list[Frame]:
+        frames: list[Frame] = []
+        while len(frames) < count and (found := source.read()) is not None:
+            image, seconds = found
+            with timing.stage(RESIZE):
+                prepared = predictor.prepare(image, bgr=True)
+            frames.append(Frame(image, prepared, seconds))
+        return frames
+
+    left = itertools.repeat(batch_size) if limit is None else _parts(limit, batch_size)
+    with contextlib.closing(ahead(read, left, threads=1, depth=1)) as reading:
+        for _, future in reading:
+            with timing.stage(WAIT_READ):
+                frames = future.result()
+            if not frames:
+                break
+            yield frames
+
+
+def _parts(total: int, size: int) -> Iterator[int]:
+    """7 by 3: 3, 3, 1."""
+    return (min(size, total - start) for start in range(0, total, size))
+
+
+class Result:
+    """The annotated video and the JSON of one source, made frame by frame; `add` is called by one thread at a time."""
+
+    def __init__(self, path: Path, item: Item, source: Source, summary: Summary, options: VideoOptions) -> None:
+        self._path, self._item, self._source, self._summary, self._options = path, item, source, summary, options
+        self._writer: cv2.VideoWriter | None = None
+        self._list: Callable[[dict[str, Any]], None]
+        self._last: np.ndarray
+        self._done = self._shown = 0
+        self._rate = Rate()
+
+    @contextlib.contextmanager
+    def listing(self) -> Iterator[None]:
+        """Keeps the JSON open."""
+        with (
+            self._path.with_suffix(".json").open("w", encoding="utf-8") as file,
+            _json_list(file, {"video": self._item.shown, "fps": self._source.fps}) as self._list,
+        ):
+            yield
+
+    def add(self, frame: Frame, detections: Detections) -> None:
+        """Draw, encode and write one frame, and its line of the JSON."""
+        timing = self._summary.video
+        if self._options.pictures:
+            with timing.stage(DRAW):
+                draw_on(frame.image, detections, bgr=True)
+                if self._options.show_fps:
+                    draw_rate(frame.image, self._rate.tick())
+            with timing.stage(WRITE):
+                self._show(frame)
+        with timing.stage(WRITE):
+            self._list({"frame": self._done, "seconds": frame.seconds, "detections": to_json(detections)})
+        self._done += 1
+        self._summary.add(timing, detections)
+
+    def close(self) -> None:
+        """The video needs its end to be played."""
+        if self._writer is not None:
+            with self._summary.video.stage(WRITE):
+                self._writer.release()
+
+    def _show(self, frame: Frame) -> None:
+        if self._writer is None:
+            self._writer = _open_writer(self._path, self._source.fps, frame.image)
+        # A live source's frame stands until the next one came.
+        waited = round(frame.seconds * self._source.fps) - self._shown if self._source.live else 0
+        for image in (*([self._last] * waited if waited > 0 else []), frame.image):
+            self._writer.write(image)
+            self._shown += 1
+        self._last = frame.image
+
+
+class Rate:
+    """Frames per second of late: a mean over about the last second."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._gap = 0.0
+
+    def tick(self) -> float:
+        """Call at each frame."""
+        now = time.perf_counter()
+        if self._last is not None:
+            gap = now - self._last
+            weight = 1.0 if self._gap == 0 else min(1.0, gap)
+            self._gap += weight * (gap - self._gap)
+        self._last = now
+        return 1 / self._gap if self._gap else 0.0
+
+
+@contextlib.contextmanager
+def _json_list(file: TextIO, head: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A JSON object whose list of frames grows line by line, and which is closed properly also on Ctrl-C."""
+    file.write(f'{json.dumps(head)[:-1]}, "frames": [')
+    first = True
+
+    def add(record: dict[str, Any]) -> None:
+        nonlocal first
+        file.write(("\n" if first else ",\n") + json.dumps(record))
+        first = False
+
+    end = "\n]}\n"
+    try:
+        yield add
+        end = COMPLETE.decode()
+    finally:
+        file.write(end)
+
+
+def _open_writer(path: Path, fps: float, frame: np.ndarray) -> cv2.VideoWriter:
+    # mp4v is the one mp4 encoder that every build of OpenCV brings.
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (frame.shape[1], frame.shape[0]))
+    if not writer.isOpened():
+        raise UserError(f"video {path} cannot be written (folder not writable, or OpenCV without an mp4 encoder)")
+    return writer
