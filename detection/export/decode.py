@@ -107,7 +107,8 @@ def _kept_by_class(boxes: np.ndarray, labels: np.ndarray, overlap: float, most: 
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
     for label in np.unique(labels):
-        left, chosen = np.flatnonzero(labels == label), []
+        left = np.flatnonzero(labels == label)
+        chosen: list[int] = []
         while len(left) and len(chosen) < most:
             best, left = left[0], left[1:]
             chosen.append(best)

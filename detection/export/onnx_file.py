@@ -99,7 +99,7 @@ def translate(prepared: Prepared) -> bytes:
     if metadata.form == "raw" and not metadata.size:
         for name in prepared.outputs:
             axes[name][1] = "anchors"
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     try:
         with torch.no_grad(), _silence():
             torch.onnx.export(
