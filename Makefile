@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two processes at a time, of one thread each: tests are many small steps, which more threads do not speed up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all test-gpu lint tables clean
+.PHONY: help demo test test-all test-gpu test-examples lint tables clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -26,6 +26,11 @@ test-all: .venv/.dev lint  ## lint and every test, the slow ones too
 
 test-gpu: .venv/.dev  ## what only a GPU shows (each test says why it is skipped where there is none)
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
+
+test-examples: .venv/.dev  ## the examples in Node and in headless Chromium (npm and chromium must be installed)
+	npm --prefix examples/node ci --no-audit --no-fund
+	npm --prefix examples/web ci --no-audit --no-fund
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/examples
 
 lint: .venv/.dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
