@@ -78,6 +78,8 @@ def run_tool(name: str, arguments: Sequence[object], folder: Path, **options) ->
 
 def _run(path: str, arguments: list[str], out: Path, err: Path, cwd: Path = ROOT, start_method=None) -> None:
     os.setsid()
+    # Tests may run where it is ignored, as in the background of a script.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(start_method, force=True)
     os.chdir(cwd)
     for file, descriptor in ((out, 1), (err, 2)):
