@@ -292,6 +292,7 @@ def test_tensorboard_that_cannot_write_does_not_end_a_run(tiny_config, tmp_path,
     assert monitor.writer is None and "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_to_lower(tiny_file):
     """A process that may have 1.5 GB more than it starts with, and pictures that need far more."""
     code = (

@@ -78,6 +78,7 @@ def test_dry_run(tool, config_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_read_are_spawned_as_on_windows_and_macos(tool, config_file, tmp_path):
     done = tool("train", config_file, "train.epochs=1", "data.workers=1", start_method="spawn")
     assert done.returncode == 0 and (tmp_path / "run" / "best.pt").exists(), done.stderr

@@ -206,7 +206,10 @@ def test_accumulation_steps_also_at_the_end_of_an_epoch(tiny_config, tmp_path):
         ["optim.name=sgd", "optim.lr=0.01", "optim.clip_grad_norm=1", "train.ema=0"],
         ["train.channels_last=false", "data.workers=2", "train.accumulate=3"],
         pytest.param(["model.detector=faster_rcnn", "eval.score_threshold=0.05"], marks=pytest.mark.slow),
-        ["model.detector=faster_rcnn", "eval.score_threshold=0.05", "train.amp=bf16"],
+        # On a CPU without bf16 it takes half a minute.
+        pytest.param(
+            ["model.detector=faster_rcnn", "eval.score_threshold=0.05", "train.amp=bf16"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_options_run(tiny_config, overrides):
