@@ -1,0 +1,52 @@
+"""Detect objects in a picture with an exported file; it needs onnxruntime, numpy and opencv-python-headless alone.
+
+python detect_onnx.py detector.onnx photo.jpg
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def load(path):
+    """(session, metadata) of a file that tools/export.py wrote."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    text = session.get_modelmeta().custom_metadata_map.get("ghostnet_detection")
+    if text is None or json.loads(text)["form"] != "end_to_end":
+        sys.exit(f"{path} is not a detector written by tools/export.py --form end_to_end")
+    return session, json.loads(text)
+
+
+def detect(session, meta, image, threshold=0.3):
+    """RGB uint8 [H, W, 3] -> list of {box: [x1, y1, x2, y2] in its pixels, label, name, score}, best first."""
+    height, width = image.shape[:2]
+    scale = min(meta["short_side"] / min(height, width), meta["long_side"] / max(height, width))
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    shrinks = h < height or w < width
+    picture = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
+    frame_h, frame_w = meta["size"] or [-(-side // meta["stride"]) * meta["stride"] for side in (h, w)]
+    frames = np.zeros((meta["batch"] or 1, frame_h, frame_w, 3), np.uint8)
+    frames[0, :h, :w] = picture
+    sizes = np.tile(np.array([[h, w]], np.int64), (len(frames), 1))
+    boxes, labels, scores = session.run(["boxes", "labels", "scores"], {"images": frames, "sizes": sizes})
+    boxes = boxes[0] / np.float32([w / width, h / height] * 2)
+    boxes = boxes.clip(0, np.float32([width, height] * 2))
+    return [
+        {"box": box.tolist(), "label": int(label), "name": meta["names"][label - 1], "score": float(score)}
+        for box, label, score in zip(boxes, labels[0], scores[0])
+        if score > threshold
+    ]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    picture = cv2.imread(sys.argv[2])
+    if picture is None:
+        sys.exit(f"{sys.argv[2]} is not a picture that OpenCV can read")
+    for found in detect(*load(sys.argv[1]), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
+        print(json.dumps(found))

@@ -1,0 +1,147 @@
+// Detecting with a file that tools/export.py wrote, in the browser and in Node alike.
+// `ort` is onnxruntime-web or onnxruntime-node.
+
+const KEY = "ghostnet_detection";
+
+/**
+ * A session and the file's metadata.
+ * @param {Uint8Array} bytes the .onnx file
+ */
+export async function load(ort, bytes, options = {}) {
+  const meta = readMetadata(bytes);
+  if (meta.form !== "end_to_end") {
+    throw new Error(`this file gives ${meta.form} outputs; export it with --form end_to_end`);
+  }
+  return { session: await ort.InferenceSession.create(bytes, options), meta };
+}
+
+/**
+ * Objects in a picture, best first: {box: [x1, y1, x2, y2] in its pixels, label, name, score}.
+ * @param {{data: Uint8ClampedArray, width: number, height: number}} image RGBA, as getImageData gives it
+ */
+export async function detect(ort, { session, meta }, image, threshold = 0.3) {
+  const { width, height } = image;
+  const [h, w] = resizedShape(image, meta);
+  // The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
+  const [frameH, frameW] = meta.size ?? [h, w].map((side) => Math.ceil(side / meta.stride) * meta.stride);
+  const batch = meta.batch ?? 1;
+  const frames = new Uint8ClampedArray(batch * frameH * frameW * 3);
+  resizeInto(frames, frameW, image, h, w);
+  const sizes = BigInt64Array.from(Array(batch).fill([h, w]).flat(), BigInt);
+  const outputs = await session.run({
+    images: new ort.Tensor("uint8", new Uint8Array(frames.buffer), [batch, frameH, frameW, 3]),
+    sizes: new ort.Tensor("int64", sizes, [batch, 2]),
+  });
+  const [boxes, labels, scores] = ["boxes", "labels", "scores"].map((name) => outputs[name].data);
+  const found = [];
+  for (let i = 0; i < meta.max_detections && scores[i] > threshold; i++) {
+    const box = [w / width, h / height, w / width, h / height].map((factor, k) => boxes[4 * i + k] / factor);
+    const label = Number(labels[i]);
+    const clipped = box.map((value, k) => Math.min(Math.max(value, 0), k % 2 ? height : width));
+    found.push({ box: clipped, label, name: meta.names[label - 1], score: scores[i] });
+  }
+  return found;
+}
+
+/**
+ * What tools/export.py wrote into the file. onnxruntime's JavaScript API cannot read a model's own metadata
+ * (github.com/microsoft/onnxruntime/issues/16547), but it lies in field 14 (metadata_props) of an ONNX file, a
+ * protobuf message, as pairs of key (field 1) and value (field 2).
+ */
+export function readMetadata(bytes) {
+  const text = new TextDecoder();
+  for (const [number, content] of protobufFields(bytes)) {
+    if (number !== 14) continue;
+    const pair = Object.fromEntries(protobufFields(content));
+    if (text.decode(pair[1]) === KEY) return JSON.parse(text.decode(pair[2]));
+  }
+  throw new Error("this is not a detector that tools/export.py wrote: its metadata are missing");
+}
+
+/** [number, bytes] of each field of a protobuf message; numbers, which are not needed here, give no bytes. */
+function* protobufFields(bytes) {
+  let at = 0;
+  const varint = () => {
+    let value = 0;
+    for (let factor = 1; at < bytes.length; factor *= 128) {
+      const byte = bytes[at++];
+      value += (byte & 127) * factor;
+      if (byte < 128) return value;
+    }
+    throw new Error("this is not an ONNX file, or a truncated one");
+  };
+  // Wire types: 0 a number, 1 and 5 numbers of fixed length, 2 bytes with their length before them.
+  const lengths = { 0: () => (varint(), 0), 1: () => 8, 2: varint, 5: () => 4 };
+  while (at < bytes.length) {
+    const tag = varint();
+    const length = lengths[tag % 8]?.() ?? Infinity;
+    if (at + length > bytes.length) throw new Error("this is not an ONNX file, or a truncated one");
+    yield [Math.floor(tag / 8), bytes.subarray(at, at + length)];
+    at += length;
+  }
+}
+
+/** [height, width] that a picture is scaled to: its short side to `short_side` unless the long one would exceed `long_side`. */
+export function resizedShape({ width, height }, { short_side, long_side }) {
+  const scale = Math.min(short_side / Math.min(height, width), long_side / Math.max(height, width));
+  return [height, width].map((side) => Math.max(1, roundHalfToEven(side * scale)));
+}
+
+/**
+ * Scale an RGBA picture to w x h and write it as RGB to the top left of a frame of `stride` pixels a row.
+ *
+ * The rule of the training pictures, OpenCV's: the mean over the area that a pixel covers where a picture shrinks, linear
+ * interpolation where it grows. A canvas, which scales by rules of its own, would move the scores.
+ */
+export function resizeInto(frame, stride, { data, width, height }, h, w) {
+  const shrinks = h < height || w < width;
+  const columns = taps(width, w, shrinks);
+  const rows = taps(height, h, shrinks);
+  // OpenCV rounds a half up where it halves a picture, and to the even number, as a clamped array does, elsewhere.
+  const nudge = width === 2 * w && height === 2 * h ? 1e-6 : 0;
+  const sums = new Float64Array(3 * w);
+  for (let y = 0; y < h; y++) {
+    sums.fill(nudge);
+    for (let r = rows.ends[y]; r < rows.ends[y + 1]; r++) {
+      const line = rows.places[r] * width;
+      for (let x = 0; x < w; x++) {
+        for (let c = columns.ends[x]; c < columns.ends[x + 1]; c++) {
+          const weight = rows.weights[r] * columns.weights[c];
+          const at = 4 * (line + columns.places[c]);
+          sums[3 * x] += weight * data[at];
+          sums[3 * x + 1] += weight * data[at + 1];
+          sums[3 * x + 2] += weight * data[at + 2];
+        }
+      }
+    }
+    frame.set(sums, 3 * y * stride);
+  }
+}
+
+/** What each of `target` pixels of a line is made of: places and weights in the source from ends[i] to ends[i + 1]. */
+function taps(source, target, area) {
+  const scale = source / target;
+  const [ends, places, weights] = [[0], [], []];
+  for (let i = 0; i < target; i++) {
+    if (area) {
+      const [start, end] = [i * scale, Math.min((i + 1) * scale, source)];
+      for (let k = Math.floor(start); k < end; k++) {
+        places.push(k);
+        weights.push((Math.min(end, k + 1) - Math.max(start, k)) / (end - start));
+      }
+    } else {
+      const place = Math.min(Math.max((i + 0.5) * scale - 0.5, 0), source - 1);
+      const first = Math.floor(place);
+      places.push(first, Math.min(first + 1, source - 1));
+      weights.push(1 - (place - first), place - first);
+    }
+    ends.push(places.length);
+  }
+  return { ends: Int32Array.from(ends), places: Int32Array.from(places), weights: Float64Array.from(weights) };
+}
+
+/** As Python's round, which says how large a picture becomes. */
+function roundHalfToEven(value) {
+  const rounded = Math.round(value);
+  return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
+}

@@ -1,0 +1,237 @@
+"""What docs/deploy.md shows: an exported file gives the same boxes in programs that lack this package."""
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from processes import ROOT
+
+from detection import Predictor
+from detection.data.transforms import read_image, resize
+
+EXAMPLES = ROOT / "examples"
+THRESHOLD = 0.3
+PIXELS, SCORES = 0.05, 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(trained, tool, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "detector.onnx"
+    done = tool("export", trained / "best.pt", "--format", "onnx", "--out", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(trained) -> Predictor:
+    return Predictor(trained / "best.pt", "cpu", score_threshold=THRESHOLD)
+
+
+@pytest.fixture(scope="module")
+def pictures(trained, tmp_path_factory) -> dict[str, Path]:
+    """Pictures of the tiny set that have to be scaled down (by an odd factor, by two) or up, without loss but for the JPEG,
+    which has to be turned, too."""
+    folder = tmp_path_factory.mktemp("pictures")
+    original = read_image(trained.parent / "data" / "images" / "picture 5.jpg")
+    made = {}
+    for name, factor in (("third.png", 2.7), ("half.png", 2), ("larger.png", 0.7), ("turned.jpg", 3.3)):
+        width, height = round(original.shape[1] * factor), round(original.shape[0] * factor)
+        picture = Image.fromarray(cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC))
+        exif = Image.Exif()
+        if name == "turned.jpg":
+            picture = picture.transpose(Image.Transpose.ROTATE_90)
+            exif[0x0112] = 6  # orientation: turn clockwise to view
+        picture.save(folder / name, exif=exif, **({"quality": 95} if name.endswith("jpg") else {}))
+        made[name] = folder / name
+    return made
+
+
+def expected(predictor: Predictor, path: Path) -> list[dict]:
+    found = predictor.predict(path)
+    assert len(found["scores"]), "the tiny network finds nothing: the comparison would say nothing"
+    return [
+        {"box": box, "name": name, "score": score}
+        for box, name, score in zip(found["boxes"], found["names"], found["scores"], strict=True)
+    ]
+
+
+def assert_same(found: list[dict], wanted: list[dict], pixels: float = PIXELS, scores: float = SCORES) -> None:
+    assert [each["name"] for each in found] == [each["name"] for each in wanted]
+    np.testing.assert_allclose([each["score"] for each in found], [each["score"] for each in wanted], atol=scores)
+    np.testing.assert_allclose([each["box"] for each in found], [each["box"] for each in wanted], atol=pixels)
+
+
+def run(*command: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, **options)
+
+
+def lines(done: subprocess.CompletedProcess) -> list[dict]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# Python
+
+# As on a machine without them.
+ALONE = """
+import runpy, sys
+for name in ("torch", "torchvision", "detection", "backbones"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def python_example(*arguments: object) -> subprocess.CompletedProcess:
+    return run(sys.executable, "-c", ALONE, EXAMPLES / "python" / "detect_onnx.py", *arguments, cwd="/")
+
+
+@pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg"])
+def test_python(model, predictor, pictures, name):
+    assert_same(lines(python_example(model, pictures[name])), expected(predictor, pictures[name]))
+
+
+def test_python_says_what_is_wrong(model, pictures, tmp_path):
+    (tmp_path / "no.png").write_bytes(b"?")
+    assert "usage" in python_example().stderr or "python detect_onnx.py" in python_example().stderr
+    assert "not a picture" in python_example(model, tmp_path / "no.png").stderr
+
+
+# JavaScript
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    path = shutil.which("node")
+    if path is None:
+        pytest.skip("needs Node 20 or newer: apt-get install nodejs npm")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(node):
+    def check(name: str) -> Path:
+        folder = EXAMPLES / name
+        if not (folder / "node_modules").is_dir():
+            pytest.skip(f"needs its packages: npm --prefix examples/{name} ci")
+        return folder
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if (path := shutil.which(name)) is not None:
+            return path
+    pytest.skip("needs Chromium: apt-get install chromium")
+
+
+@pytest.mark.parametrize(
+    ("shape", "short", "long"),
+    [
+        ((480, 640), 320, 320),  # halved
+        ((427, 640), 320, 320),  # an odd factor
+        ((1280, 960), 320, 320),  # a quarter
+        ((333, 500), 1000, 667),  # 444.0… and a half: rounded to the even number
+        ((100, 75), 320, 320),  # enlarged
+        ((3, 400), 320, 320),
+        ((320, 320), 320, 320),
+    ],
+)
+def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long):
+    """The same pixels, but for a grey level where the fractions of OpenCV, which are single or fixed, round differently."""
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    wanted, _ = resize(picture, short, long)
+    np.dstack([picture, np.full(shape, 255, np.uint8)]).tofile(tmp_path / "rgba")
+    script = f"""
+        import {{ readFileSync, writeFileSync }} from "node:fs";
+        import {{ resizedShape, resizeInto }} from {json.dumps((EXAMPLES / "web" / "detector.js").as_uri())};
+        const image = {{ data: readFileSync("rgba"), height: {shape[0]}, width: {shape[1]} }};
+        const [h, w] = resizedShape(image, {{ short_side: {short}, long_side: {long} }});
+        const frame = new Uint8ClampedArray((h + 1) * (w + 2) * 3);
+        resizeInto(frame, w + 2, image, h, w);
+        writeFileSync("frame", frame);
+        console.log(JSON.stringify([h, w]));
+    """
+    done = run(node, "--input-type=module", "-e", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    h, w = json.loads(done.stdout)
+    assert (h, w) == wanted.shape[:2]
+    frame = np.fromfile(tmp_path / "frame", np.uint8).reshape(h + 1, w + 2, 3)
+    assert not frame[h:].any() and not frame[:, w:].any()
+    difference = np.abs(frame[:h, :w].astype(int) - wanted)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.002
+
+
+def test_javascript_reads_metadata(node, model, tmp_path):
+    import onnx
+
+    (stored,) = (p.value for p in onnx.load(model).metadata_props if p.key == "ghostnet_detection")
+    whole = model.read_bytes()
+    (tmp_path / "truncated.onnx").write_bytes(whole[: len(whole) // 2])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])), tmp_path / "foreign.onnx")
+    script = f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ readMetadata }} from {json.dumps((EXAMPLES / "web" / "detector.js").as_uri())};
+        for (const path of process.argv.slice(1)) {{
+            try {{ console.log(JSON.stringify(readMetadata(readFileSync(path)))); }}
+            catch (error) {{ console.log(JSON.stringify(error.message)); }}
+        }}
+    """
+    files = (model, tmp_path / "truncated.onnx", tmp_path / "foreign.onnx")
+    read, truncated, foreign = lines(run(node, "--input-type=module", "-e", script, *files))
+    assert read == json.loads(stored)
+    assert "truncated" in truncated and "metadata are missing" in foreign
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg"])
+def test_node(installed, node, model, predictor, pictures, name):
+    folder = installed("node")
+    assert_same(lines(run(node, folder / "detect.js", model, pictures[name])), expected(predictor, pictures[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["third.png", "turned.jpg"])
+def test_page(installed, node, chromium, model, predictor, pictures, tmp_path, name):
+    folder = installed("web")
+    site = tmp_path / "site"
+    # All that has to be put on a server.
+    shutil.copytree(folder, site, ignore=shutil.ignore_patterns("node_modules", "package*.json", "*.onnx"))
+    shutil.copy(model, site / "detector.onnx")
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        script = ROOT / "tests" / "examples" / "page.mjs"
+        done = run(node, script, chromium, url, tmp_path, pictures[name], THRESHOLD)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["console"] == []
+    # Everything comes from beside the page, and nothing is asked for or sent once a picture is there.
+    assert all(request.startswith((f"GET {url}", "GET data:", "GET blob:")) for request in seen["requests"])
+    assert not [request for request in seen["requests"][seen["loading"] :] if not request.startswith("GET blob:")]
+    for kind in ("chosen", "dropped"):
+        record = json.loads((tmp_path / f"{kind}.json").read_text())
+        assert (record["height"], record["width"]) == read_image(pictures[name]).shape[:2]
+        assert_same(record["detections"], expected(predictor, pictures[name]))
+    assert seen["saved"]["chosen"] == f"{Path(name).stem}.json"
+    assert "2 classes (square, disc)" in seen["model"]
+    assert "cannot read" in seen["noPicture"] and "truncated" in seen["noModel"]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
