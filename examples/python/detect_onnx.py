@@ -29,6 +29,8 @@ def detect(session, meta, image, threshold=0.3):
     picture = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     # The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
     frame_h, frame_w = meta["size"] or [-(-side // meta["stride"]) * meta["stride"] for side in (h, w)]
+    if h > frame_h or w > frame_w:
+        sys.exit(f"a picture of {w}x{h} pixels is too large for the file's {frame_w}x{frame_h}")
     frames = np.zeros((meta["batch"] or 1, frame_h, frame_w, 3), np.uint8)
     frames[0, :h, :w] = picture
     sizes = np.tile(np.array([[h, w]], np.int64), (len(frames), 1))
@@ -37,7 +39,7 @@ def detect(session, meta, image, threshold=0.3):
     boxes = boxes.clip(0, np.float32([width, height] * 2))
     return [
         {"box": box.tolist(), "label": int(label), "name": meta["names"][label - 1], "score": float(score)}
-        for box, label, score in zip(boxes, labels[0], scores[0])
+        for box, label, score in zip(boxes, labels[0], scores[0], strict=True)
         if score > threshold
     ]
 

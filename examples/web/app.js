@@ -23,9 +23,10 @@ async function useModel(name, bytes) {
   detector = null;
   try {
     detector = await load(ort, bytes);
-    const { names, size, short_side, long_side } = detector.meta;
-    const pixels = size ? `${size[1]}×${size[0]} px` : `pictures of ${short_side} to ${long_side} px`;
-    say("model", `${name}: ${names.length} classes (${names.slice(0, 8).join(", ")}${names.length > 8 ? ", …" : ""}), ${pixels}`);
+    const { names, short_side, long_side, score_threshold } = detector.meta;
+    const some = names.slice(0, 8).join(", ") + (names.length > 8 ? ", …" : "");
+    const sides = `pictures scaled to ${short_side} px, the long side to at most ${long_side}`;
+    say("model", `${name}: ${names.length} classes (${some}); ${sides}; scores above ${score_threshold}`);
   } catch (error) {
     say("model", `${name} cannot be used: ${error.message}`, true);
   }
@@ -61,11 +62,15 @@ async function detectPicture() {
   const current = picture;
   running = running.then(async () => {
     const start = performance.now();
-    current.found = await detect(ort, detector, current.image, 0);
-    current.milliseconds = Math.round(performance.now() - start);
+    try {
+      current.found = await detect(ort, detector, current.image, 0);
+      current.milliseconds = Math.round(performance.now() - start);
+    } catch (error) {
+      say("status", `${current.name}: ${error.message}`, true);
+    }
   });
   await running;
-  if (current === picture) show();
+  if (current === picture && current.found) show();
 }
 
 /** Draw and list what scores above the threshold. */

@@ -24,6 +24,7 @@ export async function detect(ort, { session, meta }, image, threshold = 0.3) {
   const [h, w] = resizedShape(image, meta);
   // The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
   const [frameH, frameW] = meta.size ?? [h, w].map((side) => Math.ceil(side / meta.stride) * meta.stride);
+  if (h > frameH || w > frameW) throw new Error(`a picture of ${w}x${h} pixels is too large for the file's ${frameW}x${frameH}`);
   const batch = meta.batch ?? 1;
   const frames = new Uint8ClampedArray(batch * frameH * frameW * 3);
   resizeInto(frames, frameW, image, h, w);
@@ -91,12 +92,16 @@ export function resizedShape({ width, height }, { short_side, long_side }) {
  * Scale an RGBA picture to w x h and write it as RGB to the top left of a frame of `stride` pixels a row.
  *
  * The rule of the training pictures, OpenCV's: the mean over the area that a pixel covers where a picture shrinks, linear
- * interpolation where it grows. A canvas, which scales by rules of its own, would move the scores.
+ * interpolation where it grows. A canvas, which scales by rules of its own, would move the scores (docs/deploy.md).
  */
-export function resizeInto(frame, stride, { data, width, height }, h, w) {
-  const shrinks = h < height || w < width;
-  const columns = taps(width, w, shrinks);
-  const rows = taps(height, h, shrinks);
+export function resizeInto(frame, stride, image, h, w) {
+  if (h < image.height || w < image.width) shrinkInto(frame, stride, image, h, w);
+  else enlargeInto(frame, stride, image, h, w);
+}
+
+function shrinkInto(frame, stride, { data, width, height }, h, w) {
+  const columns = coverage(width, w);
+  const rows = coverage(height, h);
   // OpenCV rounds a half up where it halves a picture, and to the even number, as a clamped array does, elsewhere.
   const nudge = width === 2 * w && height === 2 * h ? 1e-6 : 0;
   const sums = new Float64Array(3 * w);
@@ -118,26 +123,50 @@ export function resizeInto(frame, stride, { data, width, height }, h, w) {
   }
 }
 
-/** What each of `target` pixels of a line is made of: places and weights in the source from ends[i] to ends[i + 1]. */
-function taps(source, target, area) {
-  const scale = source / target;
+/** What each of `target` pixels of a line covers: places and weights in the source from ends[i] to ends[i + 1]. */
+function coverage(source, target) {
   const [ends, places, weights] = [[0], [], []];
   for (let i = 0; i < target; i++) {
-    if (area) {
-      const [start, end] = [i * scale, Math.min((i + 1) * scale, source)];
-      for (let k = Math.floor(start); k < end; k++) {
-        places.push(k);
-        weights.push((Math.min(end, k + 1) - Math.max(start, k)) / (end - start));
-      }
-    } else {
-      const place = Math.min(Math.max((i + 0.5) * scale - 0.5, 0), source - 1);
-      const first = Math.floor(place);
-      places.push(first, Math.min(first + 1, source - 1));
-      weights.push(1 - (place - first), place - first);
+    const start = (i * source) / target;
+    const end = ((i + 1) * source) / target;
+    for (let k = Math.floor(start); k < end; k++) {
+      places.push(k);
+      weights.push((Math.min(end, k + 1) - Math.max(start, k)) / (end - start));
     }
     ends.push(places.length);
   }
   return { ends: Int32Array.from(ends), places: Int32Array.from(places), weights: Float64Array.from(weights) };
+}
+
+/** OpenCV computes with weights of 11 bits here, and drops bits on the way: a grey level less in every eighth place. */
+function enlargeInto(frame, stride, { data, width, height }, h, w) {
+  const columns = neighbours(width, w);
+  const rows = neighbours(height, h);
+  for (let y = 0; y < h; y++) {
+    const [upper, lower] = [rows.first[y] * width, rows.second[y] * width];
+    for (let x = 0; x < w; x++) {
+      for (let c = 0; c < 3; c++) {
+        const [left, right] = [4 * columns.first[x] + c, 4 * columns.second[x] + c];
+        const above = (columns.far[x] * data[4 * upper + left] + columns.near[x] * data[4 * upper + right]) >> 4;
+        const below = (columns.far[x] * data[4 * lower + left] + columns.near[x] * data[4 * lower + right]) >> 4;
+        frame[3 * (y * stride + x) + c] = (((rows.far[y] * above) >> 16) + ((rows.near[y] * below) >> 16) + 2) >> 2;
+      }
+    }
+  }
+}
+
+/** The two source pixels between which each of `target` pixels of a line lies, and their weights in 1/2048. */
+function neighbours(source, target) {
+  const lines = { first: [], second: [], far: [], near: [] };
+  for (let i = 0; i < target; i++) {
+    const place = ((i + 0.5) * source) / target - 0.5;
+    const first = Math.floor(place);
+    lines.first.push(Math.max(first, 0));
+    lines.second.push(Math.min(first + 1, source - 1));
+    lines.near.push(roundHalfToEven((place - first) * 2048));
+    lines.far.push(roundHalfToEven((1 - (place - first)) * 2048));
+  }
+  return lines;
 }
 
 /** As Python's round, which says how large a picture becomes. */

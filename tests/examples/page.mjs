@@ -43,7 +43,7 @@ try {
   await page.setInputFiles("#picture-file", picture);
   result.chosen = await says("status", "objects in");
   await save("chosen");
-  await page.screenshot({ path: join(out, "page.png") });
+  await page.screenshot({ path: join(out, "page.png"), fullPage: true });
 
   const bytes = readFileSync(picture).toString("base64");
   const dropped = await page.evaluateHandle(([bytes, name]) => {

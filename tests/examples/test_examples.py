@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from processes import ROOT
 
 from detection import Predictor
@@ -38,8 +38,7 @@ def predictor(trained) -> Predictor:
 
 @pytest.fixture(scope="module")
 def pictures(trained, tmp_path_factory) -> dict[str, Path]:
-    """Pictures of the tiny set that have to be scaled down (by an odd factor, by two) or up, without loss but for the JPEG,
-    which has to be turned, too."""
+    """A picture of the tiny set that has to be scaled down (by an odd factor, by two) or up; turned; of strange colours."""
     folder = tmp_path_factory.mktemp("pictures")
     original = read_image(trained.parent / "data" / "images" / "picture 5.jpg")
     made = {}
@@ -52,7 +51,17 @@ def pictures(trained, tmp_path_factory) -> dict[str, Path]:
             exif[0x0112] = 6  # orientation: turn clockwise to view
         picture.save(folder / name, exif=exif, **({"quality": 95} if name.endswith("jpg") else {}))
         made[name] = folder / name
+    made["profile.jpg"] = folder / "profile.jpg"
+    Image.open(made["third.png"]).save(made["profile.jpg"], quality=95, icc_profile=red_for_blue())
     return made
+
+
+def red_for_blue() -> bytes:
+    """A colour profile that exchanges red and blue: who follows it, as OpenCV does not, sees another picture."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    return bytes(profile)
 
 
 def expected(predictor: Predictor, path: Path) -> list[dict]:
@@ -95,14 +104,14 @@ def python_example(*arguments: object) -> subprocess.CompletedProcess:
     return run(sys.executable, "-c", ALONE, EXAMPLES / "python" / "detect_onnx.py", *arguments, cwd="/")
 
 
-@pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg"])
+@pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg", "profile.jpg"])
 def test_python(model, predictor, pictures, name):
     assert_same(lines(python_example(model, pictures[name])), expected(predictor, pictures[name]))
 
 
 def test_python_says_what_is_wrong(model, pictures, tmp_path):
     (tmp_path / "no.png").write_bytes(b"?")
-    assert "usage" in python_example().stderr or "python detect_onnx.py" in python_example().stderr
+    assert "python detect_onnx.py detector.onnx photo.jpg" in python_example().stderr
     assert "not a picture" in python_example(model, tmp_path / "no.png").stderr
 
 
@@ -137,19 +146,19 @@ def chromium() -> str:
 
 
 @pytest.mark.parametrize(
-    ("shape", "short", "long"),
+    ("shape", "short", "long", "share"),
     [
-        ((480, 640), 320, 320),  # halved
-        ((427, 640), 320, 320),  # an odd factor
-        ((1280, 960), 320, 320),  # a quarter
-        ((333, 500), 1000, 667),  # 444.0… and a half: rounded to the even number
-        ((100, 75), 320, 320),  # enlarged
-        ((3, 400), 320, 320),
-        ((320, 320), 320, 320),
+        ((480, 640), 320, 320, 0),  # halved
+        ((427, 640), 320, 320, 0.002),
+        ((1280, 960), 320, 320, 0),  # a quarter
+        ((333, 640), 320, 320, 0.002),  # 166.5 rows: rounded to the even number, as Python does
+        ((3, 400), 320, 320, 0.002),
+        ((320, 320), 320, 320, 0),
+        ((100, 75), 320, 320, 0.002),  # enlarged
     ],
 )
-def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long):
-    """The same pixels, but for a grey level where the fractions of OpenCV, which are single or fixed, round differently."""
+def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long, share):
+    """The same but for one grey level in at most `share` of the pixels."""
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     wanted, _ = resize(picture, short, long)
     np.dstack([picture, np.full(shape, 255, np.uint8)]).tofile(tmp_path / "rgba")
@@ -171,7 +180,7 @@ def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long):
     assert not frame[h:].any() and not frame[:, w:].any()
     difference = np.abs(frame[:h, :w].astype(int) - wanted)
     assert difference.max() <= 1
-    assert (difference > 0).mean() < 0.002
+    assert (difference > 0).mean() <= share
 
 
 def test_javascript_reads_metadata(node, model, tmp_path):
@@ -203,7 +212,7 @@ def test_node(installed, node, model, predictor, pictures, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["third.png", "turned.jpg"])
+@pytest.mark.parametrize("name", ["third.png", "turned.jpg", "profile.jpg"])
 def test_page(installed, node, chromium, model, predictor, pictures, tmp_path, name):
     folder = installed("web")
     site = tmp_path / "site"
@@ -229,7 +238,7 @@ def test_page(installed, node, chromium, model, predictor, pictures, tmp_path, n
         assert_same(record["detections"], expected(predictor, pictures[name]))
     assert seen["saved"]["chosen"] == f"{Path(name).stem}.json"
     assert "2 classes (square, disc)" in seen["model"]
-    assert "cannot read" in seen["noPicture"] and "truncated" in seen["noModel"]
+    assert "not a picture" in seen["noPicture"] and "truncated" in seen["noModel"]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
