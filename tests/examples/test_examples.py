@@ -38,7 +38,7 @@ def predictor(trained) -> Predictor:
 
 @pytest.fixture(scope="module")
 def pictures(trained, tmp_path_factory) -> dict[str, Path]:
-    """A picture of the tiny set that has to be scaled down (by an odd factor, by two) or up; turned; of strange colours."""
+    """A picture of the tiny set to be scaled down (by an odd factor, by two) or up; turned; strange colours."""
     folder = tmp_path_factory.mktemp("pictures")
     original = read_image(trained.parent / "data" / "images" / "picture 5.jpg")
     made = {}
