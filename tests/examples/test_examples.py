@@ -145,7 +145,7 @@ def installed(node):
     def check(name: str) -> Path:
         folder = EXAMPLES / name
         if not (folder / "node_modules").is_dir():
-            pytest.skip(f"needs its packages: npm --prefix examples/{name} ci")
+            pytest.skip(f"needs its packages: npm --prefix examples/{name} install")
         return folder
 
     return check
