@@ -1,6 +1,6 @@
 // Detect objects in a picture with an exported file: onnxruntime-node, and a canvas that decodes the picture.
 //
-//     npm ci && node detect.js detector.onnx photo.jpg
+//     npm install && node detect.js detector.onnx photo.jpg
 
 import { readFile } from "node:fs/promises";
 import { createCanvas, loadImage } from "@napi-rs/canvas";

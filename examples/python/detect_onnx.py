@@ -16,7 +16,7 @@ def load(path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get("ghostnet_detection")
     if text is None or json.loads(text)["form"] != "end_to_end":
-        sys.exit(f"{path} is not a detector written by tools/export.py --form end_to_end")
+        raise ValueError(f"{path} is not a detector written by tools/export.py --form end_to_end")
     return session, json.loads(text)
 
 
@@ -30,7 +30,7 @@ def detect(session, meta, image, threshold=0.3):
     # The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
     frame_h, frame_w = meta["size"] or [-(-side // meta["stride"]) * meta["stride"] for side in (h, w)]
     if h > frame_h or w > frame_w:
-        sys.exit(f"a picture of {w}x{h} pixels is too large for the file's {frame_w}x{frame_h}")
+        raise ValueError(f"a picture of {w}x{h} pixels is too large for the file's {frame_w}x{frame_h}")
     frames = np.zeros((meta["batch"] or 1, frame_h, frame_w, 3), np.uint8)
     frames[0, :h, :w] = picture
     sizes = np.tile(np.array([[h, w]], np.int64), (len(frames), 1))
@@ -50,5 +50,8 @@ if __name__ == "__main__":
     picture = cv2.imread(sys.argv[2])
     if picture is None:
         sys.exit(f"{sys.argv[2]} is not a picture that OpenCV can read")
-    for found in detect(*load(sys.argv[1]), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
-        print(json.dumps(found))
+    try:
+        for found in detect(*load(sys.argv[1]), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
+            print(json.dumps(found))
+    except Exception as error:  # ONNX Runtime's errors share no other class
+        sys.exit(f"error: {error}")

@@ -111,8 +111,22 @@ def test_python(model, predictor, pictures, name):
 
 def test_python_says_what_is_wrong(model, pictures, tmp_path):
     (tmp_path / "no.png").write_bytes(b"?")
-    assert "python detect_onnx.py detector.onnx photo.jpg" in python_example().stderr
-    assert "not a picture" in python_example(model, tmp_path / "no.png").stderr
+    (tmp_path / "no.onnx").write_bytes(model.read_bytes()[:1000])
+    picture = pictures["half.png"]
+    for arguments, words in (
+        ((), "python detect_onnx.py detector.onnx photo.jpg"),
+        ((model, tmp_path / "no.png"), "not a picture"),
+        ((tmp_path / "no.onnx", picture), "error: "),
+        ((tmp_path / "absent.onnx", picture), "error: "),
+    ):
+        done = python_example(*arguments)
+        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_guide_shows_the_example():
+    code = (EXAMPLES / "python" / "detect_onnx.py").read_text()
+    shown = code[code.index("def detect(") : code.index("\n\nif __name__")]
+    assert shown in (ROOT / "docs" / "deploy.md").read_text()
 
 
 # JavaScript
@@ -131,7 +145,7 @@ def installed(node):
     def check(name: str) -> Path:
         folder = EXAMPLES / name
         if not (folder / "node_modules").is_dir():
-            pytest.skip(f"needs its packages: npm --prefix examples/{name} ci")
+            pytest.skip(f"needs its packages: npm --prefix examples/{name} install")
         return folder
 
     return check
