@@ -28,7 +28,7 @@ test-gpu: .venv/.dev  ## what only a GPU shows (each test says why it is skipped
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
 test-examples: .venv/.dev  ## the examples in Node and in headless Chromium (npm and chromium must be installed)
-	npm --prefix examples/node ci --no-audit --no-fund
+	npm --prefix examples/node install --no-audit --no-fund
 	npm --prefix examples/web ci --no-audit --no-fund
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/examples
 
