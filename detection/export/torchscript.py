@@ -1,0 +1,58 @@
+"""TorchScript: for C++ programs with libtorch, and for Python that has nothing but PyTorch and torchvision.
+
+PyTorch itself calls the format deprecated and wants torch.export in its place; it still is what libtorch loads.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torchvision
+from torch import Tensor
+
+from detection.export.metadata import KEY
+from detection.files import write_atomically
+
+if TYPE_CHECKING:
+    from detection.export.export import Prepared
+
+
+def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
+    """Trace the network and write it, the metadata as an extra file in the archive.
+
+    Returns:
+        Lines for the user.
+    """
+    with warnings.catch_warnings():
+        # Of the deprecation, and of Python numbers that a trace keeps: those are the number of classes and the like.
+        warnings.simplefilter("ignore")
+        if prepared.metadata.form == "end_to_end":
+            prepared.network.keep = torch.jit.script(keep_by_picture)  # type: ignore[assignment]
+        with torch.inference_mode():
+            traced = torch.jit.trace(prepared.network, prepared.example, check_trace=False)
+            traced = torch.jit.freeze(traced.eval())
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files={KEY: prepared.metadata.to_json().encode()})
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    note = "needs     torch; "
+    if prepared.metadata.form == "end_to_end":
+        note += "and torchvision's operators: `import torchvision` before torch.jit.load, libtorchvision in C++; "
+    return [f"file      {path}", note + "runs on the CPU"]
+
+
+def keep_by_picture(
+    boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
+) -> Tensor:
+    """`detection.export.graph.keep_mask` in the part of Python that TorchScript compiles: a trace alone would keep the
+    example's number of pictures."""
+    mask = torch.zeros_like(scores)
+    for picture in range(boxes.shape[0]):
+        found = torch.nonzero(scores[picture] > score_threshold)
+        group, place = found[:, 0], found[:, 1]
+        kept = torchvision.ops.batched_nms(
+            boxes[picture][place], scores[picture][group, place], group, nms_threshold
+        )
+        mask[picture, group[kept], place[kept]] = 1.0
+    return mask

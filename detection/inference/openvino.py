@@ -1,0 +1,75 @@
+"""Run an exported detector with OpenVINO."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from detection.errors import UserError
+from detection.export.metadata import KEY, Metadata, parse_metadata
+
+if TYPE_CHECKING:
+    from detection.inference.exported import Run
+
+log = logging.getLogger("detection")
+
+CHECKSUM = f"{KEY}_bin_crc32"
+"""Where the .xml says what .bin it belongs to."""
+
+
+def import_openvino(path: str | Path) -> Any:
+    """The package. Raises UserError, naming the extra, where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        raise UserError(f"{path} needs OpenVINO: pip install -e '.[openvino]'") from None
+    return openvino
+
+
+def open_openvino(path: Path, device: torch.device, threads: int) -> tuple["Run", Metadata]:
+    """The function that a .xml and its .bin hold, on the CPU, and their metadata.
+
+    Raises:
+        UserError: OpenVINO is not installed; a file is absent, corrupt or foreign; the two do not belong together.
+    """
+    openvino = import_openvino(path)
+    if device.type != "cpu":
+        log.warning("%s runs on the CPU: OpenVINO does not know %s", path, device.type)
+    numbers = path.with_suffix(".bin")
+    if not numbers.is_file():
+        raise UserError(f"{numbers} is missing: an OpenVINO detector is two files, {path.name} and {numbers.name}")
+    core = openvino.Core()
+    try:
+        model = core.read_model(path, numbers)
+    except RuntimeError as error:
+        raise UserError(f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}") from error
+    metadata = parse_metadata(_note(model, KEY), path)
+    if _note(model, CHECKSUM) != str(crc32(numbers.read_bytes())):
+        raise UserError(f"{numbers} does not belong to {path.name} (truncated, corrupt, or of another export)")
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Else processors with bfloat16 or float16 compute in that, and find other boxes.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        found = compiled({"images": images, "sizes": sizes}, share_inputs=True)
+        return {name: found[name] for name in names}
+
+    return run, metadata
+
+
+def _note(model: Any, key: str) -> str | None:
+    return model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
+
+
+def _reason(error: Exception) -> str:
+    """OpenVINO's messages go over several lines, places in its source first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

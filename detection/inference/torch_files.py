@@ -1,0 +1,89 @@
+"""Run the exported detectors of PyTorch's own formats: TorchScript and torch.export."""
+
+import io
+import logging
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+# Its operators (nms, roi_align) are what the files' graphs call by name.
+import torchvision  # noqa: F401
+
+from detection.errors import UserError
+from detection.export.metadata import KEY, Metadata, parse_metadata
+
+if TYPE_CHECKING:
+    from detection.inference.exported import Run
+
+log = logging.getLogger("detection")
+
+OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
+
+
+def open_torchscript(path: Path, device: torch.device) -> tuple["Run", Metadata]:
+    """The function of a TorchScript file, on the CPU, and its metadata. Raises UserError: corrupt or foreign file."""
+    metadata = archived_metadata(path, "TorchScript")
+    if device.type != "cpu":
+        log.warning("%s runs on the CPU, for which it was traced; use --format torch_export or onnx", path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the format is deprecated
+            module = torch.jit.load(path, map_location="cpu").eval()
+    except Exception as error:
+        raise UserError(_unreadable(path, "TorchScript", error)) from error
+    return _runner(module, metadata, torch.device("cpu")), metadata
+
+
+def open_torch_export(path: Path, device: torch.device) -> tuple["Run", Metadata]:
+    """The function of a torch.export file, on the device, and its metadata. Raises UserError: corrupt or foreign
+    file."""
+    metadata = archived_metadata(path, "torch.export")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+            if device.type != "cpu":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, device)
+            module = program.module()
+    except Exception as error:
+        raise UserError(_unreadable(path, "torch.export", error)) from error
+    return _runner(module, metadata, device), metadata
+
+
+def archived_metadata(path: Path, kind: str) -> Metadata:
+    """The extra file `KEY` of PyTorch's archives, which are zip files, before anything in them is executed.
+
+    Raises:
+        UserError: no archive, a truncated one, or one without metadata.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise UserError(f"{path} is damaged: {damaged} in it has a wrong checksum; export the checkpoint again")
+            notes = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
+            text = archive.read(notes[0]).decode() if notes else None
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, EOFError) as error:
+        raise UserError(_unreadable(path, kind, error)) from error
+    return parse_metadata(text, path)
+
+
+def _runner(module: Any, metadata: Metadata, device: torch.device) -> "Run":
+    names = OUTPUTS[metadata.form]
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            found = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
+        return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}
+
+    return run
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return f"{path} is no {kind} file that PyTorch {torch.__version__} can read (truncated or corrupt?): {lines[0][:200]}"
