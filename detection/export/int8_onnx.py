@@ -52,7 +52,9 @@ class OnnxQuantizer:
         self.frames, self.threads = frames, threads
         self.units, self.answers = find_units(self.model.graph)
         if not self.units:
-            raise UserError("no layer can be quantised: this file was not written by tools/export.py, or is int8 already")
+            raise UserError(
+                "no layer can be quantised: this file was not written by tools/export.py, or is int8 already"
+            )
         self.layers = list(self.units)
         self.ranges = self._calibrate()
 
@@ -104,7 +106,9 @@ class OnnxQuantizer:
         inner = {name for unit in self.units.values() for name in unit}
         nodes = [node for node in self.model.graph.node if node.name in inner]
         weights = {weight.name for weight in self.model.graph.initializer}
-        tensors = sorted({name for node in nodes for name in (*node.input, *node.output)} & _floats(self.model) - weights)
+        tensors = sorted(
+            {name for node in nodes for name in (*node.input, *node.output)} & _floats(self.model) - weights
+        )
         model = copy.deepcopy(self.model)
         outputs = []
         for tensor in tensors:

@@ -55,9 +55,7 @@ def dynamic_shapes(prepared: "Prepared") -> dict[str, Any]:
     return {"images": {0: batch, 1: height, 2: width}, "sizes": {0: batch}}
 
 
-def keep_at_once(
-    boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
-) -> Tensor:
+def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
     """`detection.export.graph.keep_mask` without a loop, for which torch.export wants to know the number of rounds.
 
     One call suppresses in all pictures and groups: each is moved to a place of its own, as torchvision's `batched_nms`

@@ -42,17 +42,13 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
     return [f"file      {path}", note + "runs on the CPU"]
 
 
-def keep_by_picture(
-    boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
-) -> Tensor:
+def keep_by_picture(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
     """`detection.export.graph.keep_mask` in the part of Python that TorchScript compiles: a trace alone would keep the
     example's number of pictures."""
     mask = torch.zeros_like(scores)
     for picture in range(boxes.shape[0]):
         found = torch.nonzero(scores[picture] > score_threshold)
         group, place = found[:, 0], found[:, 1]
-        kept = torchvision.ops.batched_nms(
-            boxes[picture][place], scores[picture][group, place], group, nms_threshold
-        )
+        kept = torchvision.ops.batched_nms(boxes[picture][place], scores[picture][group, place], group, nms_threshold)
         mask[picture, group[kept], place[kept]] = 1.0
     return mask

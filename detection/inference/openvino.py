@@ -45,7 +45,9 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple["Run"
     try:
         model = core.read_model(path, numbers)
     except RuntimeError as error:
-        raise UserError(f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}") from error
+        raise UserError(
+            f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}"
+        ) from error
     metadata = parse_metadata(_note(model, KEY), path)
     if _note(model, CHECKSUM) != str(crc32(numbers.read_bytes())):
         raise UserError(f"{numbers} does not belong to {path.name} (truncated, corrupt, or of another export)")

@@ -86,4 +86,6 @@ def _runner(module: Any, metadata: Metadata, device: torch.device) -> "Run":
 
 def _unreadable(path: Path, kind: str, error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
-    return f"{path} is no {kind} file that PyTorch {torch.__version__} can read (truncated or corrupt?): {lines[0][:200]}"
+    return (
+        f"{path} is no {kind} file that PyTorch {torch.__version__} can read (truncated or corrupt?): {lines[0][:200]}"
+    )
