@@ -95,6 +95,7 @@ class OnnxQuantizer:
             nodes_to_quantize=nodes,
             nodes_to_exclude=[],
             op_types_to_quantize=[*LAYERS, *BETWEEN],
+            extra_options={},
         )
         quantizer.quantize_model()
         return quantizer.model.model
