@@ -33,6 +33,7 @@ class Metadata:
         anchors: what `detection.export.decode` needs; empty for Faster R-CNN, which has no raw form.
         versions: of the programs that made the file.
         config: the whole resolved config of the training.
+        quantized: what of a smaller file (tools/quantize.py) is not float32, and how that was made; None of others.
     """
 
     form: str
@@ -52,6 +53,7 @@ class Metadata:
     anchors: Mapping[str, Any]
     versions: Mapping[str, str]
     config: Mapping[str, Any]
+    quantized: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, ensure_ascii=False)

@@ -1,0 +1,84 @@
+"""Make smaller files of a checkpoint (fp16, int8), and tell what each loses in AP and takes in time."""
+
+import argparse
+import os
+
+from detection.cli import run_tool
+from detection.errors import UserError
+
+EXAMPLE = """\
+examples:
+  python tools/quantize.py runs/mine/best.pt                                   (ONNX: fp16 and int8)
+  python tools/quantize.py runs/mine/best.pt --format onnx openvino --precision int8 --size 320 --batch 1
+  python tools/quantize.py best.pt --calibration pictures/ --max-loss 0.005 data.val.images=… data.val.annotations=…
+  python tools/detect.py runs/mine/best.int8.onnx photo.jpg                    (like any exported file)
+
+int8 is calibrated on pictures of data.train; AP is measured on data.val. A file that loses more than --max-loss AP
+gets layers back in float32 until it does not.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("arguments", nargs="+", metavar="CHECKPOINT key=value", help="best.pt, and config overrides")
+    parser.add_argument("--format", nargs="+", choices=("onnx", "openvino"), default=["onnx"], help="default: onnx")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp16", "int8"), default=["fp16", "int8"], help="default: both"
+    )
+    parser.add_argument("--form", choices=("end_to_end", "raw"), default="end_to_end", help="default: %(default)s")
+    parser.add_argument("--batch", default="dynamic", help="pictures in a batch, or dynamic (default)")
+    parser.add_argument(
+        "--size", default="dynamic", metavar="S|HxW", help="frame in pixels, multiples of 32, or dynamic (default)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="default: the checkpoint's folder")
+    parser.add_argument(
+        "--calibration", nargs="+", default=[], metavar="SOURCE", help="pictures for int8 (default: data.train)"
+    )
+    parser.add_argument(
+        "--calibration-pictures", type=int, default=128, metavar="N", help="at most so many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--val-pictures", type=int, default=1000, metavar="N", help="AP on at most so many (default: %(default)s)"
+    )
+    parser.add_argument("--max-loss", type=float, default=0.01, metavar="AP", help="of int8 (default: %(default)s)")
+    parser.add_argument(
+        "--keep", nargs="+", default=[], metavar="PATTERN", help="layers that stay in float32, like '/body/*'"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="default: %(default)s"
+    )
+    args = parser.parse_intermixed_args()
+    checkpoints = [a for a in args.arguments if "=" not in a]
+    if len(checkpoints) != 1:
+        parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
+    for name in ("calibration_pictures", "val_pictures", "threads"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+
+    from detection.export.options import parse_batch, parse_frame
+    from detection.export.quantize import quantize_checkpoint
+
+    text = quantize_checkpoint(
+        checkpoints[0],
+        formats=args.format,
+        precisions=args.precision,
+        form=args.form,
+        batch=parse_batch(args.batch),
+        size=parse_frame(args.size),
+        out=args.out,
+        calibration=args.calibration,
+        calibration_pictures=args.calibration_pictures,
+        val_pictures=args.val_pictures,
+        max_loss=args.max_loss,
+        keep=args.keep,
+        threads=args.threads,
+        overrides=[a for a in args.arguments if "=" in a],
+    )
+    print(f"\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
