@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime: which part of a detector's graph is quantised, with what ranges, and how much each layer costs.
+"""int8 for ONNX Runtime: what of a detector's graph is quantised, with what ranges, and how much each layer costs.
 
 What is written is "QDQ": pairs of QuantizeLinear and DequantizeLinear around the operators, which runtimes fuse with
 them. Activations have 8 bits without a sign, for each tensor; weights 7 bits with a sign, for each output channel. The
@@ -52,10 +52,6 @@ class OnnxQuantizer:
         self.model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self.frames, self.threads = frames, threads
         self.units, self.answers = find_units(self.model.graph)
-        if not self.units:
-            raise UserError(
-                "no layer can be quantised: this file was not written by tools/export.py, or is int8 already"
-            )
         self.layers = list(self.units)
 
     def quantized(self, kept: Collection[str] = ()) -> Any:
@@ -98,6 +94,7 @@ class OnnxQuantizer:
             extra_options={},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
         return quantizer.model.model
 
     @cached_property

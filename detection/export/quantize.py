@@ -165,7 +165,7 @@ def calibration_frames(config: Config, metadata: Metadata, sources: Sequence[str
         except UserError as error:
             raise UserError(
                 f"int8 is calibrated on pictures of the training, or name some: --calibration DIR ({error})"
-            )
+            ) from None
         paths = [str(Path(config.data.train.images) / str(index.file_names[i])) for i in spread(len(index), count)]
     # Only for its frames.
     detector = ExportedDetector(lambda images, sizes: {}, metadata)
@@ -381,8 +381,8 @@ def report(rows: Sequence[Row], pictures: int, shape: Sequence[int], threads: in
     lines = [
         markdown(HEADER, cells, left=1),
         "",
-        f"AP on {pictures} pictures of data.val. Time: median of batches of {shape[0]} in frames of {shape[1]}x{shape[2]}, "
-        f"{threads} thread{'s' if threads > 1 else ''}, the files by turns.",
+        f"AP on {pictures} pictures of data.val. Time: median of batches of {shape[0]} in frames of "
+        f"{shape[1]}x{shape[2]}, {threads} thread{'s' if threads > 1 else ''}, the files by turns.",
         processor(),
     ]
     return "\n".join(lines)

@@ -28,8 +28,8 @@ def export_torch_export(prepared: "Prepared", path: Path) -> list[str]:
         prepared.network,
         prepared.example,
         dynamic_shapes=dynamic_shapes(prepared),
-        # That maps of the pyramid are as large as each other's halves holds for multiples of 32; PyTorch cannot prove it
-        # and checks it when the program runs.
+        # That maps of the pyramid are as large as each other's halves holds for multiples of 32; PyTorch cannot prove
+        # it and checks it when the program runs.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
     buffer = io.BytesIO()

@@ -1,6 +1,5 @@
 """Run the exported detectors of PyTorch's own formats: TorchScript and torch.export."""
 
-import io
 import logging
 import warnings
 import zipfile
