@@ -85,10 +85,12 @@ def measure_latency(settings: Settings) -> LatencyReport:
         for entry in entries:
             entry.reason = found.failed.get(entry.contender, "")
         open_all(entries, pictures)
+        others = OtherPrograms()
         for batch in settings.batches:
             ready = [entry for entry in entries if entry.batch == batch and entry.call is not None]
             with tqdm(total=len(ready) * settings.runs, desc=f"timing, batch {batch}", **_bar()) as bar:
                 take_turns(ready, settings.runs, clock_of, bar.update)
+        environment["disturbance"] = others.report()
         if settings.memory:
             found.remarks += measure_memory([entry for entry in entries if entry.call is not None], pictures)
         # While the files are there.
@@ -237,6 +239,35 @@ def contender_memory(contender: Contender, pictures: Sequence[np.ndarray], batch
     return peaks
 
 
+class OtherPrograms:
+    """How much of the CPU went to other programs since this was made; Linux alone tells that."""
+
+    def __init__(self) -> None:
+        self.start = self._seconds()
+
+    def share(self) -> float | None:
+        """Of the time of all cores, in [0, 1]."""
+        now = self._seconds()
+        if self.start is None or now is None:
+            return None
+        wall, busy, own = (after - before for after, before in zip(now, self.start, strict=True))
+        return min(1.0, max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9))
+
+    def report(self) -> str:
+        share = self.share()
+        return "not known" if share is None else f"{share:.0%} of the CPU went to other programs while it was timed"
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float] | None:
+        """Now; of the CPU used by all programs, by this one."""
+        try:
+            user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+        except (OSError, ValueError):
+            return None
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic(), busy, time.process_time()
+
+
 def describe(settings: Settings, device: torch.device) -> dict[str, str]:
     """What has to be known to judge the numbers."""
     versions = [f"Python {platform.python_version()}"]
@@ -248,11 +279,10 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
     hardware = f"{_processor()}, {os.cpu_count()} cores"
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     pictures = ", ".join(settings.images) or "drawn"
     return {
         "hardware": hardware,
-        "threads": f"{torch.get_num_threads()}{load}",
+        "threads": str(torch.get_num_threads()),
         "versions": ", ".join(versions),
         "seed": str(settings.seed),
         "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",

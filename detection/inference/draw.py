@@ -55,7 +55,9 @@ def draw_rate(canvas: np.ndarray, rate: float) -> None:
 def _sizes(canvas: np.ndarray) -> tuple[int, float, int]:
     """Width of lines, scale and weight of letters."""
     side = max(canvas.shape[:2])
-    return max(1, round(side / 400)), max(0.35, side / 1300), max(1, round(side / 1000))
+    # Letters of large pictures grow more slowly: there is more to be seen on them, also on large screens.
+    scale = max(0.35, min(side / 1300, (side / 1300) ** 0.5))
+    return max(1, round(side / 400)), scale, max(1, round(1.3 * scale))
 
 
 def _rectangle(canvas: np.ndarray, box: list[int], color: tuple[int, ...], line: int) -> None:

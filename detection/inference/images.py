@@ -24,6 +24,9 @@ from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE
 
 JPEG_QUALITY = 92
+READERS = min(4, os.cpu_count() or 1)
+# Also more than cores: most of the time they wait until the disk has the file (detection.files.write_atomically).
+WRITERS = 4
 Picture = tuple[Item, np.ndarray, Any]
 
 
@@ -44,7 +47,6 @@ def detect_images(
     if not items:
         return
     timing = summary.pictures
-    threads = min(4, os.cpu_count() or 1)
 
     def read(item: Item) -> Picture:
         with timing.stage(READ):
@@ -83,8 +85,8 @@ def detect_images(
     with (
         bar,
         timing.running(),
-        WriteBehind(threads=threads, depth=2 * batch_size) as writing,
-        contextlib.closing(ahead(read, items, threads=threads, depth=2 * batch_size)) as reading,
+        WriteBehind(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
+        contextlib.closing(ahead(read, items, threads=READERS, depth=2 * batch_size)) as reading,
     ):
         batches = _batches(reading, len(items), batch_size, summary)
         with contextlib.closing(ahead(look, batches, threads=lanes, depth=lanes)) as looking:
