@@ -35,11 +35,7 @@ from detection.inference.pictures import find_pictures
 
 CPU = torch.device("cpu")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
-<<<<<<< HEAD
-HEADER = ("file", "MB", "of float32", "AP", "lost", "AP50", "ms", "times as fast", "layers left in float32")
-=======
 HEADER = ("file", "MB", "of float32", "AP", "change", "AP50", "ms", "times as fast", "layers left in float32")
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 
 
 @dataclass
@@ -375,11 +371,7 @@ def report(rows: Sequence[Row], pictures: int, shape: Sequence[int], threads: in
                 f"{row.size / 1e6:.1f}",
                 f"{row.size / other.size:.0%}",
                 f"{row.numbers['AP']:.4f}",
-<<<<<<< HEAD
-                "" if row is other else f"{other.numbers['AP'] - row.numbers['AP']:+.4f}",
-=======
                 "" if row is other else f"{row.numbers['AP'] - other.numbers['AP']:+.4f}",
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
                 f"{row.numbers['AP50']:.4f}",
                 f"{row.milliseconds:.1f}",
                 f"{other.milliseconds / row.milliseconds:.2f}",

@@ -1,89 +1,42 @@
 """torch.export: the whole graph in PyTorch's own operators, for torch.compile, AOTInductor and what else reads it."""
 
-<<<<<<< HEAD
-import io
-import warnings
-=======
 import copy
 import io
 import warnings
 from collections import Counter
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
-<<<<<<< HEAD
-from torch import Tensor
-
-=======
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones.watch import watched
 from detection.errors import UserError
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 from detection.export.metadata import KEY
 from detection.files import write_atomically
 
 if TYPE_CHECKING:
     from detection.export.export import Prepared
 
-<<<<<<< HEAD
-=======
 SMALLEST = 5
-"""Sides of a frame, in strides of 32 pixels, below which a program of any size does not run: the coarsest map, of stride
-128, would have a single row or column, and memory laid out in another way, for which PyTorch would have to write
+"""Sides of a frame, in strides of 32 pixels, below which a program of any size does not run: the coarsest map, of
+stride 128, would have a single row or column, and memory laid out in another way, for which PyTorch would have to write
 another program. `detection.inference.torch_files` puts smaller pictures into frames of this size."""
 
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 
 def export_torch_export(prepared: "Prepared", path: Path) -> list[str]:
     """Export the network and write it, the metadata as an extra file in the archive.
 
     Returns:
-<<<<<<< HEAD
-        Lines for the user.
-    """
-    if prepared.metadata.form == "end_to_end":
-        prepared.network.keep = keep_at_once  # type: ignore[assignment]
-    program = torch.export.export(
-        prepared.network,
-        prepared.example,
-        dynamic_shapes=dynamic_shapes(prepared),
-        # That maps of the pyramid are as large as each other's halves holds for multiples of 32; PyTorch cannot prove
-        # it and checks it when the program runs.
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.export.save(program, buffer, extra_files={KEY: prepared.metadata.to_json()})
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
-    note = f"needs     torch {torch.__version__.split('+')[0]} or near (the format changes with it)"
-    if prepared.metadata.form == "end_to_end":
-        note += ", and `import torchvision` before torch.export.load"
-    return [f"file      {path}", note]
-
-
-def dynamic_shapes(prepared: "Prepared") -> dict[str, Any]:
-    """What `torch.export` is told of the inputs: which of their sides are any, and that frames are multiples of the
-    stride."""
-    metadata = prepared.metadata
-    batch: Any = torch.export.Dim("batch", min=1) if metadata.batch is None else None
-    height = width = None
-    if metadata.size is None:
-        height = metadata.stride * torch.export.Dim("height", min=1)
-        width = metadata.stride * torch.export.Dim("width", min=1)
-    return {"images": {0: batch, 1: height, 2: width}, "sizes": {0: batch}}
-=======
         A line that tells of the file.
 
     Raises:
         UserError: the network has what torch.export cannot follow, or the path cannot be written to.
     """
-    network = fold_norms(prepared.network, prepared.example)
+    example = large_enough(prepared)
+    network = fold_norms(prepared.network, example)
     if prepared.metadata.form == "end_to_end":
         network.keep = keep_at_once  # type: ignore[assignment]
     buffer = io.BytesIO()
@@ -92,7 +45,7 @@ def dynamic_shapes(prepared: "Prepared") -> dict[str, Any]:
         try:
             program = torch.export.export(
                 network,
-                prepared.example,
+                example,
                 dynamic_shapes=dynamic_shapes(prepared),
                 # That maps of the pyramid are as large as each other's halves holds for multiples of 32; PyTorch cannot
                 # prove it and checks it when the program runs.
@@ -111,6 +64,15 @@ def dynamic_shapes(prepared: "Prepared") -> dict[str, Any]:
     ]
 
 
+def large_enough(prepared: "Prepared") -> tuple[Tensor, Tensor]:
+    """The example, in frames of at least `SMALLEST` where they may have any size; sides that differ stay different."""
+    images, sizes = prepared.example
+    least, stride = SMALLEST * prepared.metadata.stride, prepared.metadata.stride
+    if prepared.metadata.size is None and min(images.shape[1:3]) < least:
+        images = images.new_zeros(len(images), least, least + stride, 3)
+    return images, sizes
+
+
 def dynamic_shapes(prepared: "Prepared") -> dict[str, dict[int, Any]]:
     """What `torch.export` is told of the inputs: which of their sides are any, and that frames are multiples of the
     stride."""
@@ -120,7 +82,6 @@ def dynamic_shapes(prepared: "Prepared") -> dict[str, dict[int, Any]]:
     if metadata.size is None:
         frame = {side: metadata.stride * dim(name, min=SMALLEST) for side, name in ((1, "height"), (2, "width"))}
     return {"images": {**pictures, **frame}, "sizes": dict(pictures)}
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 
 
 def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
@@ -136,8 +97,6 @@ def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_thre
     mask = torch.zeros_like(scores)
     mask[picture[kept], group[kept], place[kept]] = 1.0
     return mask
-<<<<<<< HEAD
-=======
 
 
 def fold_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
@@ -165,7 +124,8 @@ def fold_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     folded = copy.deepcopy(plain)
     for conv, norm in pairs:
         if calls[conv] == calls[norm] == 1:
-            replace(folded, conv, fuse_conv_bn_eval(folded.get_submodule(conv), folded.get_submodule(norm)))
+            parts: Any = folded.get_submodule(conv), folded.get_submodule(norm)
+            replace(folded, conv, fuse_conv_bn_eval(*parts))
             replace(folded, norm, nn.Identity())
     with torch.no_grad():
         found = folded(*example)
@@ -177,4 +137,3 @@ def replace(network: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one called `name`."""
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, module)
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13

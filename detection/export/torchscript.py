@@ -23,7 +23,10 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
     """Trace the network and write it, the metadata as an extra file in the archive.
 
     Returns:
-        Lines for the user.
+        A line that tells of the file.
+
+    Raises:
+        UserError: the path cannot be written to.
     """
     with warnings.catch_warnings():
         # Of the deprecation, and of Python numbers that a trace keeps: those are the number of classes and the like.
@@ -36,10 +39,11 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files={KEY: prepared.metadata.to_json().encode()})
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
-    note = "needs     torch; "
-    if prepared.metadata.form == "end_to_end":
-        note += "and torchvision's operators: `import torchvision` before torch.jit.load, libtorchvision in C++; "
-    return [f"file      {path}", note + "runs on the CPU"]
+    megabytes, version = buffer.getbuffer().nbytes / 1e6, torch.__version__.split("+")[0]
+    needs = " with torchvision's operators" if prepared.metadata.form == "end_to_end" else ""
+    return [
+        f"{path}  {megabytes:.1f} MB, {prepared.metadata.form}, TorchScript of PyTorch {version}{needs}, for the CPU"
+    ]
 
 
 def keep_by_picture(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:

@@ -14,10 +14,7 @@ import torchvision  # noqa: F401
 
 from detection.errors import UserError
 from detection.export.metadata import KEY, Metadata, parse_metadata
-<<<<<<< HEAD
-=======
 from detection.export.torch_export import SMALLEST
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 
 if TYPE_CHECKING:
     from detection.inference.exported import Run
@@ -56,11 +53,8 @@ def open_torch_export(path: Path, device: torch.device) -> tuple["Run", Metadata
             module = program.module()
     except Exception as error:
         raise UserError(_unreadable(path, "torch.export", error)) from error
-<<<<<<< HEAD
-=======
     if metadata.size is None:
         return _padded(_runner(module, metadata, device), SMALLEST * metadata.stride), metadata
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
     return _runner(module, metadata, device), metadata
 
 
@@ -92,8 +86,6 @@ def _runner(module: Any, metadata: Metadata, device: torch.device) -> "Run":
     return run
 
 
-<<<<<<< HEAD
-=======
 def _padded(run: "Run", least: int) -> "Run":
     """Frames with a side below `least` are put into larger ones; what is found in them stays where it is."""
 
@@ -106,7 +98,6 @@ def _padded(run: "Run", least: int) -> "Run":
     return padded
 
 
->>>>>>> 4c3338a3694b70927e055700befbffa062276c13
 def _unreadable(path: Path, kind: str, error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     return (
