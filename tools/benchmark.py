@@ -19,6 +19,7 @@ examples:
   python tools/benchmark.py --cost configs/retina_ghost.yaml ghostnet@1.1 --size 800x1333
   python tools/benchmark.py --cost ghostnet --layers --format csv --out layers.csv
   python tools/benchmark.py --train configs/retina_ghost_320.yaml data.batch_size=8 …
+  python tools/benchmark.py --folder runs/mine/best.pt photos/ mine.onnx     (against a plain loop over the model)
   python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
 
 A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
@@ -54,6 +55,13 @@ def main() -> int:
         from detection.benchmark.training import compare_training
 
         print(compare_training(config, max(1, args.steps)))
+        return 0
+
+    if args.folder is not None:
+        from detection.benchmark.folder import compare_folder
+
+        checkpoint, folder, *exported = args.folder
+        print(compare_folder(checkpoint, folder, exported=exported[0] if exported else None, device=args.device))
         return 0
 
     if args.tables is not None:
@@ -101,6 +109,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("CONFIG", "key=value"),
         help="time training steps and loading against torchvision's",
     )
+    what.add_argument(
+        "--folder",
+        nargs="+",
+        metavar=("CHECKPOINT", "FOLDER"),
+        help="time tools/detect.py on a folder against a plain loop; a third name: what detect.py runs in its place",
+    )
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
     parser.add_argument(
         "--num-classes", type=count, help="of random weights (default: those of the first checkpoint; 80)"
@@ -126,11 +140,13 @@ def parse_arguments() -> argparse.Namespace:
     others.add_argument("--layers", action="store_true", help="--cost: a row for every layer, too")
     others.add_argument("--steps", type=int, default=20, help="of --train, each way (default: %(default)s)")
     args = parser.parse_args()
-    named = [args.cost, args.tables, args.train]
+    if args.folder is not None and len(args.folder) not in (2, 3):
+        parser.error("--folder takes a checkpoint, a folder, and maybe an exported file")
+    named = [args.cost, args.tables, args.train, args.folder]
     if not (args.networks or args.peers) and all(value is None for value in named):
-        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train")
+        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train --folder")
     if (args.networks or args.peers) and any(value is not None for value in named):
-        parser.error("--cost, --tables and --train are not done together with timing")
+        parser.error("--cost, --tables, --train and --folder are not done together with timing")
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error("--score-threshold must be between 0 and 1")
     return args

@@ -3,7 +3,7 @@
 import argparse
 
 from detection.cli import run_tool
-from detection.errors import UserError
+from detection.export.options import parse_batch, parse_frame
 
 FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
 EXAMPLE = """\
@@ -39,7 +39,7 @@ def main() -> int:
     checkpoints = [a for a in args.arguments if "=" not in a]
     if len(checkpoints) != 1:
         parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
-    batch, size = _batch(args.batch), _size(args.size)
+    batch, size = parse_batch(args.batch), parse_frame(args.size)
 
     from detection.export.export import export_checkpoint
 
@@ -54,23 +54,6 @@ def main() -> int:
     )
     print("\n".join(lines))
     return 0
-
-
-def _batch(text: str) -> int | None:
-    if text == "dynamic":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--batch {text}: a number of pictures or 'dynamic' is expected")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    if text == "dynamic":
-        return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise UserError(f"--size {text}: pixels (320), height x width (384x640) or 'dynamic' is expected")
-    return int(sides[0]), int(sides[-1])
 
 
 if __name__ == "__main__":

@@ -32,10 +32,9 @@ ANSWERS = frozenset({"TopK", "NonMaxSuppression", "Softmax", "Exp"})
 class OnnxQuantizer:
     """A float32 ONNX detector and the ranges of what flows in it.
 
-    Quantised are the layers and what lies between them. Left in float32 are the normalisation and the first layer (of
-    all it costs the most accuracy; and behind a quantised one ONNX Runtime normalises in a layout that takes it five
-    times as long), the layers that give the answers (their outputs need more than 256 steps: equal scores have no
-    order), anchors, decoding and NMS.
+    Quantised are the layers and what lies between them. Left in float32 are the normalisation and the first layer
+    (behind a quantised one ONNX Runtime normalises in a layout that takes it several times as long), the layers that
+    give the answers (their outputs need more than 256 steps: equal scores have no order), anchors, decoding and NMS.
 
     Args:
         model: an `onnx.ModelProto` of tools/export.py, either form.
