@@ -1,6 +1,7 @@
 """Run an exported detector with OpenVINO."""
 
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -59,9 +60,13 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple["Run"
     }
     compiled = core.compile_model(model, "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
+    # A request is for one thread at a time; tools/detect.py has several.
+    own = threading.local()
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        found = compiled({"images": images, "sizes": sizes}, share_inputs=True)
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        found = own.request.infer({"images": images, "sizes": sizes}, share_inputs=True)
         return {name: found[name] for name in names}
 
     return run, metadata

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,22 @@ def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> 
 
 
 # ---- the same as PyTorch
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_several_threads_at_a_time(files, name):
+    """As tools/detect.py calls it on a CPU."""
+    run, _ = open_exported(files[name], CPU, 1)
+    rng = np.random.default_rng(0)
+    batches = [
+        (rng.integers(0, 256, (1, 160, side, 3), dtype=np.uint8), np.array([[160, side]])) for side in (160, 192, 224)
+    ]
+    alone = [run(*batch) for batch in batches]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda batch: run(*batch), batches * 4))
+    for expected, found in zip(alone * 4, together, strict=True):
+        np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-5)
+        np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-2)
 
 
 @pytest.mark.parametrize("name", OTHERS)
