@@ -35,7 +35,7 @@ def open_torchscript(path: Path, device: torch.device) -> tuple["Run", Metadata]
             module = torch.jit.load(path, map_location="cpu").eval()
     except Exception as error:
         raise UserError(_unreadable(path, "TorchScript", error)) from error
-    return _runner(module, metadata, torch.device("cpu")), metadata
+    return _runner(module, metadata, torch.device("cpu"), path), metadata
 
 
 def open_torch_export(path: Path, device: torch.device) -> tuple["Run", Metadata]:
@@ -54,8 +54,8 @@ def open_torch_export(path: Path, device: torch.device) -> tuple["Run", Metadata
     except Exception as error:
         raise UserError(_unreadable(path, "torch.export", error)) from error
     if metadata.size is None:
-        return _padded(_runner(module, metadata, device), SMALLEST * metadata.stride), metadata
-    return _runner(module, metadata, device), metadata
+        return _padded(_runner(module, metadata, device, path), SMALLEST * metadata.stride), metadata
+    return _runner(module, metadata, device, path), metadata
 
 
 def archived_metadata(path: Path, kind: str) -> Metadata:
@@ -75,12 +75,21 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
     return parse_metadata(text, path)
 
 
-def _runner(module: Any, metadata: Metadata, device: torch.device) -> "Run":
+def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -> "Run":
     names = OUTPUTS[metadata.form]
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            found = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
+        try:
+            with torch.inference_mode():
+                found = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
+        except RuntimeError as error:
+            if "assertion" not in str(error):
+                raise
+            # What torch.export could not prove when it wrote the file, it checks now.
+            raise UserError(
+                f"{path} cannot take {len(images)} pictures in frames of {images.shape[1]}x{images.shape[2]}; export "
+                f"it with a fixed --size and --batch, or --format onnx ({str(error).splitlines()[0]})"
+            ) from error
         return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}
 
     return run

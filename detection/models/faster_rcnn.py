@@ -1,11 +1,13 @@
 """torchvision's Faster R-CNN on P2–P5 and a pooled level."""
 
+import math
 from collections.abc import Sequence
 
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from detection.models.neck import PyramidBackbone
 from detection.models.transform import NormalizeAndBatch
@@ -41,5 +43,11 @@ def build_faster_rcnn(
         box_nms_thresh=nms_threshold,
         box_detections_per_img=max_detections,
     )
+    # torchvision would guess the scales from the first picture it sees, wrongly if that is much smaller than its frame,
+    # and keep them.
+    pool = model.roi_heads.box_roi_pool
+    strides = [backbone.body.strides[level] for level in backbone.levels]
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(round(math.log2(strides[0])), round(math.log2(strides[-1])))
     model.transform = NormalizeAndBatch(backbone.body.mean, backbone.body.std)
     return model

