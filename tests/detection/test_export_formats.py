@@ -141,7 +141,8 @@ def test_forms_and_fixed_shapes(small, tmp_path, name, form, batch, size):
     )
 
 
-@pytest.mark.parametrize("name", ["openvino", *(pytest.param(n, marks=slow) for n in ("torchscript", "torch_export"))])
+@slow
+@pytest.mark.parametrize("name", ["openvino", "torchscript", "torch_export"])
 def test_two_stages(two_stage, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
     export_checkpoint(two_stage, name, out=path)

@@ -58,7 +58,14 @@ def test_protocol(detector, backbone):
         assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
 
 
-@pytest.mark.parametrize("detector, norm", [("retinanet", "group"), ("retinanet", "batch"), ("faster_rcnn", "none")])
+@pytest.mark.parametrize(
+    "detector, norm",
+    [
+        pytest.param("retinanet", "group", marks=pytest.mark.slow),
+        ("retinanet", "batch"),
+        ("faster_rcnn", "none"),
+    ],
+)
 @pytest.mark.parametrize("num_classes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_learns_every_label_on_one_picture(detector, norm, num_classes):
     """Also the first and the last label: the place where an off-by-one with the background would show."""

@@ -182,7 +182,10 @@ def test_resume_refuses_other_classes_and_other_networks(folders, tmp_path):
     [
         ["train.amp=bf16", "train.channels_last=false", "data.augment.erasing=1"],
         ["optim.name=sgd", "optim.decay_norms=false", "train.ema=0", "data.workers=2", "data.augment.rand_augment=2"],
-        ["model.name=mobilenet_v3_large", "data.augment.random_resized_crop=null", "data.augment.pad_crop=4"],
+        pytest.param(
+            ["model.name=mobilenet_v3_large", "data.augment.random_resized_crop=null", "data.augment.pad_crop=4"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["model.name=ghost_resnet56", "model.width=1", "model.ratio=4", "train.epochs=1"], marks=pytest.mark.slow
         ),
