@@ -51,7 +51,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
     for row in rows:
         axes.plot(
             [_milliseconds(row)],
-            [row.ap],
+            [_ap(row)],
             marker=MARKERS[backends.index(row.backend) % len(MARKERS)],
             color=f"C{networks.index(row.network) % 10}",
             markersize=8,
@@ -60,7 +60,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
     for network in networks:
         own = sorted((row for row in rows if row.network == network), key=_milliseconds)
         color = f"C{networks.index(network) % 10}"
-        axes.plot([_milliseconds(row) for row in own], [row.ap for row in own], color=color, alpha=0.4, zorder=0)
+        axes.plot([_milliseconds(row) for row in own], [_ap(row) for row in own], color=color, alpha=0.4, zorder=0)
         # Neighbours on one line: names by turns above and below it.
         for i, row in enumerate(own):
             axes.annotate(
@@ -100,3 +100,8 @@ def plotted_rows(rows: Sequence[LatencyRow]) -> list[LatencyRow]:
 def _milliseconds(row: LatencyRow) -> float:
     assert row.median is not None
     return row.median * 1e3
+
+
+def _ap(row: LatencyRow) -> float:
+    assert row.ap is not None
+    return row.ap
