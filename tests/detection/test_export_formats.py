@@ -224,6 +224,7 @@ np.save("scores.npy", scores.numpy())
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[0, : len(scores)], scores, atol=1e-5)
 
 
+@slow
 def test_norms_are_folded(small):
     prepared = prepare(small)
     folded = torch_export.fold_norms(prepared.network, prepared.example)
