@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -50,3 +51,18 @@ def memory_in_use() -> float | None:
             return None
         total += pages * os.sysconf("SC_PAGE_SIZE")
     return total / 1e6
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    return cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_fields() -> dict[str, str]:
+    """What Linux tells of the (last) core, "model name" and "flags" among it; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines if ":" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -122,6 +122,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def predictor(trained: Path):
+    """What the tiny run learnt, sure enough of it. Not to be changed."""
+    from detection import Predictor
+
+    return Predictor(trained / "best.pt", "cpu", score_threshold=0.2)
+
+
+@pytest.fixture(scope="session")
+def pictures(trained: Path) -> Path:
+    """The folder of the pictures of the tiny run. Not to be changed."""
+    return trained.parent / "data" / "images"
+
+
+@pytest.fixture(scope="session")
 def tool(tmp_path_factory: pytest.TempPathFactory):
     """Run tools/NAME.py as a user would: tool("train", "--help") -> CompletedProcess with text."""
     folder = tmp_path_factory.mktemp("tool")

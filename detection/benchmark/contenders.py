@@ -59,9 +59,9 @@ def open_contender(contender: Contender) -> Run:
     torch.set_num_threads(contender.threads)
     device = torch.device(contender.device)
     if contender.kind == "foreign":
-        return ForeignModel(contender.path, contender.size, contender.threads, device.type == "cuda")
+        return ForeignModel(contender.path, contender.size, contender.threads, device)
     if contender.kind == "peer" and contender.backend == "onnxruntime":
-        return PeerSession(contender.path, contender.threads, device.type == "cuda")
+        return PeerSession(contender.path, contender.threads, device)
     if contender.kind == "peer":
         model = open_peer(contender.network, contender.path, contender.num_classes, contender.size).to(device)
         return _in_pytorch(model, contender.backend, device, "off", unit=True)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from detection.errors import UserError
+from detection.inference.onnx_session import open_session
 
 TYPES = {
     "tensor(float)": np.float32,
@@ -20,28 +22,6 @@ TYPES = {
 }
 
 
-def open_session(path: str | Path, threads: int, cuda: bool) -> Any:
-    """ONNX Runtime's session of a file, on the GPU where that is wanted and it can.
-
-    Raises:
-        UserError: ONNX Runtime is not installed, or cannot run the file.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{path} needs ONNX Runtime: pip install -e '.[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # its errors share no class but that
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no ONNX file that ONNX Runtime can run: {reason[:300]}") from error
-
-
 class ForeignModel:
     """A session of a file about which nothing is known but its inputs.
 
@@ -49,7 +29,7 @@ class ForeignModel:
         path: an ONNX file.
         size: height and width in pixels, for dimensions that the file leaves open.
         threads: of the session.
-        cuda: run on the GPU where ONNX Runtime can.
+        device: where ONNX Runtime shall run it, if it can.
 
     Attributes:
         fixed_batch: pictures that it takes in a call; None where that is open.
@@ -60,8 +40,8 @@ class ForeignModel:
         UserError: the file cannot be read, or an input is of a kind that cannot be made up.
     """
 
-    def __init__(self, path: str | Path, size: tuple[int, int], threads: int, cuda: bool = False) -> None:
-        self.session = open_session(path, threads, cuda)
+    def __init__(self, path: str | Path, size: tuple[int, int], threads: int, device: torch.device) -> None:
+        self.session = open_session(path, device, threads)
         self.path = path
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.inputs = [(i.name, i.type, list(i.shape)) for i in self.session.get_inputs()]

@@ -24,13 +24,15 @@ from detection.benchmark.field import FieldMaker, batch_of, make_pictures
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.device import pick_device, progress_interval
+from detection.device import pick_device, processor, progress_interval
 from detection.errors import UserError
 
 WARM_UP = 3
 """Calls before the first timed one: they prepare kernels, compile, and record graphs."""
 TURN = 5
 """Timed calls of a turn."""
+Clock = Callable[[Callable[[], Any]], float]
+"""Makes a call and tells its seconds."""
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
 
 
@@ -89,7 +91,10 @@ def measure_latency(settings: Settings) -> LatencyReport:
         for batch in settings.batches:
             ready = [entry for entry in entries if entry.batch == batch and entry.call is not None]
             with tqdm(total=len(ready) * settings.runs, desc=f"timing, batch {batch}", **_bar()) as bar:
-                take_turns(ready, settings.runs, clock_of, bar.update)
+                clocks = [clock_of(entry.contender) for entry in ready]
+                calls = [entry.call for entry in ready if entry.call is not None]
+                for entry, seconds in zip(ready, take_turns(calls, settings.runs, clocks, bar.update), strict=True):
+                    entry.seconds = seconds
         environment["disturbance"] = others.report()
         if settings.memory:
             found.remarks += measure_memory([entry for entry in entries if entry.call is not None], pictures)
@@ -146,31 +151,35 @@ def _told(contender: Contender, action: Callable[[], Any]) -> Any:
 
 
 def take_turns(
-    entries: Sequence[Entry],
+    calls: Sequence[Callable[[], Any]],
     runs: int,
-    clock_of: Callable[[Contender], Callable[[Callable[[], Any]], float]],
+    clocks: Sequence[Clock] | None = None,
     progress: Callable[[int], Any] = lambda calls: None,
-) -> None:
-    """Time `runs` calls of each entry, a turn after the other; the first of a round is another in each round.
+) -> list[list[float]]:
+    """Time each call `runs` times, a turn after the other; the first of a round is another in each round.
 
     Args:
-        clock_of: gives what times one call of a contender, in seconds.
+        clocks: of each call what times it; default: `wall_seconds`.
         progress: is told how many calls were timed.
+
+    Returns:
+        Of each call its seconds.
     """
+    clocks = clocks or [wall_seconds] * len(calls)
+    seconds: list[list[float]] = [[] for _ in calls]
     done = rounds = 0
     while done < runs:
         turn = min(TURN, runs - done)
-        start = rounds % max(1, len(entries))
-        for entry in (*entries[start:], *entries[:start]):
-            assert entry.call is not None
-            clock = clock_of(entry.contender)
-            entry.call()
-            entry.seconds += [clock(entry.call) for _ in range(turn)]
+        start = rounds % max(1, len(calls))
+        for i in (*range(start, len(calls)), *range(start)):
+            calls[i]()
+            seconds[i] += [clocks[i](calls[i]) for _ in range(turn)]
             progress(turn)
         done, rounds = done + turn, rounds + 1
+    return seconds
 
 
-def clock_of(contender: Contender) -> Callable[[Callable[[], Any]], float]:
+def clock_of(contender: Contender) -> Clock:
     """PyTorch on a GPU is timed by the GPU's own events. Other backends return when all is done, as the CPU does."""
     return cuda_seconds if contender.device != "cpu" and contender.backend in PYTORCH else wall_seconds
 
@@ -276,7 +285,7 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    hardware = f"{_processor()}, {os.cpu_count()} cores"
+    hardware = f"{processor()}, {os.cpu_count()} cores"
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     pictures = ", ".join(settings.images) or "drawn"
@@ -288,15 +297,6 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
         "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",
         "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _bar() -> dict[str, Any]:

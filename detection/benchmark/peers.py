@@ -15,9 +15,9 @@ from torchvision.models.detection import (
     ssdlite320_mobilenet_v3_large,
 )
 
-from detection.benchmark.foreign import open_session
 from detection.benchmark.untrained import like_trained
 from detection.errors import UserError
+from detection.inference.onnx_session import open_session
 
 SSD_SIDE = 320
 """torchvision's SSDlite resizes every picture to this."""
@@ -103,8 +103,8 @@ class PeerSession:
 
     fixed_batch = 1
 
-    def __init__(self, path: Path, threads: int, cuda: bool) -> None:
-        self.session = open_session(path, threads, cuda)
+    def __init__(self, path: Path, threads: int, device: torch.device) -> None:
+        self.session = open_session(path, device, threads)
 
     def __call__(self, pictures: list[Tensor]) -> list[dict[str, np.ndarray]]:
         (picture,) = pictures

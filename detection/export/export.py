@@ -16,7 +16,7 @@ from detection.data.index import read_coco
 from detection.data.transforms import read_image, resize, to_tensor
 from detection.errors import UserError
 from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads
-from detection.export.metadata import FORMS, Metadata
+from detection.export.metadata import OUTPUTS, Metadata
 from detection.export.parity import Parity, compare
 from detection.export.two_stage import FasterRCNNDetector
 from detection.files import make_folder
@@ -26,7 +26,6 @@ from detection.models.retinanet import GhostRetinaNet
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript", "torch_export": ".pt2"}
 """Format -> how its files' names end."""
-OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
 EXACT = (0.05, 1e-3)
 """Pixels and score by which a file may differ from PyTorch."""
 
@@ -116,8 +115,8 @@ def prepare(
             frame, unless the config's own size does.
         overrides: `key=value` for the config, e.g. eval.score_threshold=0.05.
     """
-    if form not in FORMS:
-        raise UserError(f"form {form!r} is not known; there are {', '.join(FORMS)}")
+    if form not in OUTPUTS:
+        raise UserError(f"form {form!r} is not known; there are {', '.join(OUTPUTS)}")
     if size is not None and any(side < STRIDE or side % STRIDE for side in size):
         raise UserError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {STRIDE}")
     model, config, classes = load_detector(checkpoint, torch.device("cpu"), overrides=overrides)
@@ -206,7 +205,7 @@ def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) 
     detector = ExportedDetector(run, written, path)
     prepared.model.transform.frame = metadata.size
     parity = Parity()
-    pictures = test_pictures(metadata)
+    pictures = sample_pictures(metadata)
     # As many at a time as the file takes: how much is padded changes results a little.
     count = metadata.batch or len(pictures)
     with torch.inference_mode():
@@ -228,7 +227,7 @@ def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) 
     return parity
 
 
-def test_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
+def sample_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
     """Pictures as the file takes them: of the config's val set where it can be read, and one of random blocks."""
     size = (metadata.short_side, metadata.long_side)
     pictures = []

@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from detection.device import progress_interval
+from detection.inference.onnx_session import open_session
 
 Frames = tuple[np.ndarray, np.ndarray]
 """images uint8 [N, H, W, 3], sizes int64 [N, 2]"""
@@ -123,12 +125,7 @@ class OnnxQuantizer:
         return self._session(self._with_outputs(model, self.answers)).run(self.answers, _feed(frame))
 
     def _session(self, model: Any) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return open_session(model.SerializeToString(), torch.device("cpu"), self.threads)
 
     @staticmethod
     def _with_outputs(model: Any, names: Sequence[str]) -> Any:

@@ -12,7 +12,8 @@ from detection.errors import UserError
 KEY = "ghostnet_detection"
 """Where the string of `Metadata.to_json` lies in a file: ONNX's metadata_props, OpenVINO's rt_info, an extra file."""
 VERSION = 1
-FORMS = ("end_to_end", "raw")
+OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
+"""Form -> what a file of that form puts out, in this order."""
 
 
 @dataclass(frozen=True)

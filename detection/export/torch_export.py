@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones.watch import watched
@@ -90,13 +91,20 @@ def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_thre
     One call suppresses in all pictures and groups: each is moved to a place of its own, as torchvision's `batched_nms`
     does with classes; in float64, so that the coordinates keep their digits however far they are moved.
     """
+    groups = scores.shape[1]
     picture, group, place = torch.where(scores > score_threshold)
     apart = (boxes.amax() + 1).double()
-    moved = boxes[picture, place].double() + ((picture * scores.shape[1] + group) * apart)[:, None]
-    kept = torchvision.ops.nms(moved, scores[picture, group, place].double(), nms_threshold)
-    mask = torch.zeros_like(scores)
+    moved = boxes[picture, place].double() + ((picture * groups + group) * apart)[:, None]
+    # Two boxes of nothing, which are always kept: programs check that there are two, lest the layout of memory change,
+    # and pictures with one detection, or none, would be refused. Their places are in a group that is cut off.
+    moved = torch.cat([moved, moved.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])])
+    best = torch.cat([scores[picture, group, place].double(), moved.new_ones(2)])
+    picture, place = (torch.cat([index, index.new_zeros(2)]) for index in (picture, place))
+    group = torch.cat([group, group.new_full((2,), groups)])
+    kept = torchvision.ops.nms(moved, best, nms_threshold)
+    mask = F.pad(torch.zeros_like(scores), (0, 0, 0, 1))
     mask[picture[kept], group[kept], place[kept]] = 1.0
-    return mask
+    return mask[:, :groups]
 
 
 def fold_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:

@@ -1,6 +1,5 @@
 """Exported detectors, whatever runs them, with the calling protocol of the PyTorch model."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from detection.config import Config, parse_config
 from detection.errors import UserError
 from detection.export.decode import decode
 from detection.export.metadata import KEY, Metadata, parse_metadata
-
-log = logging.getLogger("detection")
+from detection.inference.onnx_session import open_session
 
 SUFFIXES = (".onnx", ".xml", ".torchscript", ".pt2")
 """ONNX, OpenVINO, TorchScript, torch.export."""
@@ -216,28 +214,8 @@ def picture_of(image: Tensor) -> np.ndarray:
 
 
 def open_onnx(path: Path, device: torch.device, threads: int) -> tuple[Run, Metadata]:
-    """ONNX Runtime: on CUDA where the device says so and the installed build has it, else on the CPU."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{path} needs ONNX Runtime: pip install -e '.[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.type == "cuda":
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-        else:
-            log.warning("%s runs on the CPU: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)", path)
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
-    # Its errors share no class but Exception.
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {reason[:200]}"
-        ) from error
+    """The function of an ONNX file and its metadata. Raises UserError, see `open_session`."""
+    session = open_session(path, device, threads)
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     outputs = [output.name for output in session.get_outputs()]
 

@@ -13,15 +13,13 @@ import torch
 import torchvision  # noqa: F401
 
 from detection.errors import UserError
-from detection.export.metadata import KEY, Metadata, parse_metadata
+from detection.export.metadata import KEY, OUTPUTS, Metadata, parse_metadata
 from detection.export.torch_export import SMALLEST
 
 if TYPE_CHECKING:
     from detection.inference.exported import Run
 
 log = logging.getLogger("detection")
-
-OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
 
 
 def open_torchscript(path: Path, device: torch.device) -> tuple["Run", Metadata]:

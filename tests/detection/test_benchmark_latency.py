@@ -19,7 +19,7 @@ from detection.benchmark.cost import detector_total, network_costs
 from detection.benchmark.cuda_graph import GraphedCall, record_graphs
 from detection.benchmark.field import batch_of, make_pictures
 from detection.benchmark.foreign import ForeignModel
-from detection.benchmark.latency import Entry, cuda_seconds, measure_latency, take_turns
+from detection.benchmark.latency import cuda_seconds, measure_latency, take_turns
 from detection.benchmark.latency_report import LatencyReport, LatencyRow, parse_aps
 from detection.benchmark.memory import Growth, peak_memory
 from detection.benchmark.plot import check_plot, plot_latency, plotted_rows
@@ -99,28 +99,20 @@ def test_columns_of_which_nothing_is_known_are_left_out():
 # ---- measuring
 
 
-def entries_that_log(names: str, log: list[str]) -> list[Entry]:
-    contender = SimpleNamespace(device="cpu", backend="eager")
-    return [Entry(contender, 1, call=lambda name=name: log.append(name)) for name in names]
-
-
 def test_contenders_take_turns(monkeypatch):
     """So that noise hits all alike: no entry has all its calls in a row, and the first of a round changes."""
     monkeypatch.setattr(latency, "TURN", 2)
     log: list[str] = []
-    entries = entries_that_log("abc", log)
     told: list[int] = []
-    take_turns(entries, 5, latency.clock_of, told.append)
-    assert [len(entry.seconds) for entry in entries] == [5, 5, 5] and sum(told) == 15
+    seconds = take_turns([lambda name=name: log.append(name) for name in "abc"], 5, progress=told.append)
+    assert [len(own) for own in seconds] == [5, 5, 5] and sum(told) == 15
     # One call before each turn is not timed.
     assert "".join(log) == "aaabbbccc" + "bbbcccaaa" + "ccaabb"
 
 
 def test_what_is_timed_is_the_call_and_in_seconds():
-    contender = SimpleNamespace(device="cpu", backend="eager")
-    entry = Entry(contender, 1, call=lambda: latency.time.sleep(0.02))
-    take_turns([entry], 2, latency.clock_of)
-    assert all(0.02 <= seconds < 0.5 for seconds in entry.seconds)
+    (seconds,) = take_turns([lambda: latency.time.sleep(0.02)], 2)
+    assert all(0.02 <= own < 0.5 for own in seconds)
 
 
 def test_the_gpu_is_timed_by_its_events(monkeypatch):

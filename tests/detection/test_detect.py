@@ -24,16 +24,6 @@ from detection.inference.sources import Item, find_items
 from detection.inference.threads import Newest, WriteBehind, ahead
 
 
-@pytest.fixture(scope="module")
-def predictor(trained):
-    return Predictor(trained / "best.pt", "cpu", score_threshold=0.2)
-
-
-@pytest.fixture(scope="module")
-def pictures(trained):
-    return trained.parent / "data" / "images"
-
-
 def interrupted_at(monkeypatch, call, kind=Predictor):
     """Ctrl-C comes while the network looks for the n-th time."""
     calls = []

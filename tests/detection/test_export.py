@@ -11,11 +11,10 @@ import onnx
 import pytest
 import torch
 from conftest import assert_clear_error
-from detectors import ROOT, drawn, photographs, retina_ghost_320, save_detector
+from detectors import ROOT, drawn, photographs, retina_ghost_320, save_detector, tiny
 from torchvision.models.detection.image_list import ImageList
 
 from detection import UserError, build_model
-from detection.config import Config
 from detection.data.transforms import read_image, resize, to_tensor
 from detection.export import onnx_file
 from detection.export.decode import anchors_of, decode
@@ -28,21 +27,6 @@ from detection.inference.predict import load_detector
 
 CPU = torch.device("cpu")
 LIMITS = {"score_threshold": 0.05, "max_detections": 100}
-
-
-def tiny(*overrides: str) -> Config:
-    """A RetinaNet that is built and exported in a second or two."""
-    small = ("width=0.5", "name=ghostnet")
-    return retina_ghost_320(
-        *(f"model.backbone.{o}" for o in small),
-        "model.fpn_channels=32",
-        "model.head_channels=32",
-        "model.head_depth=1",
-        "data.short_side=128",
-        "data.long_side=160",
-        "eval.score_threshold=0.05",
-        *overrides,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_clear_error
-from detectors import drawn, photographs, retina_ghost_320, save_detector
+from detectors import drawn, photographs, retina_ghost_320, save_detector, tiny
 
 from detection import UserError
 from detection.data.transforms import read_image, resize, to_tensor
@@ -26,33 +26,21 @@ from detection.inference.predict import load_detector
 CPU = torch.device("cpu")
 LIMITS = {"score_threshold": 0.05, "max_detections": 100}
 slow = pytest.mark.slow
+# Below 160 px a program of torch.export has to fill frames up.
+FRAME = ("data.short_side=160", "data.long_side=192")
 # torch.export takes a minute for each file.
 OTHERS = ("openvino", "torchscript", pytest.param("torch_export", marks=slow))
-
-
-def tiny(*overrides: str):
-    """A detector that is exported in seconds. Its pyramid is the recipe's."""
-    return retina_ghost_320(
-        "model.backbone.width=0.5",
-        "model.fpn_channels=32",
-        "model.head_channels=32",
-        "model.head_depth=1",
-        "data.short_side=160",
-        "data.long_side=192",
-        "eval.score_threshold=0.05",
-        *overrides,
-    )
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, as_trained) -> Path:
     names = ("katze", "três", 'a "b" <c> & d')
-    return save_detector(tmp_path_factory.mktemp("small") / "best.pt", tiny(), as_trained, names)
+    return save_detector(tmp_path_factory.mktemp("small") / "best.pt", tiny(*FRAME), as_trained, names)
 
 
 @pytest.fixture(scope="module")
 def two_stage(tmp_path_factory, as_trained) -> Path:
-    config = tiny("model.detector=faster_rcnn", "model.head_channels=64")
+    config = tiny(*FRAME, "model.detector=faster_rcnn", "model.head_channels=64")
     return save_detector(tmp_path_factory.mktemp("two_stage") / "best.pt", config, as_trained)
 
 

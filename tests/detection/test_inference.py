@@ -14,16 +14,6 @@ from detection.inference.draw import class_color, draw_detections
 from detection.inference.sources import find_items
 
 
-@pytest.fixture(scope="module")
-def predictor(trained):
-    return Predictor(trained / "best.pt", "cpu", score_threshold=0.2)
-
-
-@pytest.fixture(scope="module")
-def pictures(trained):
-    return trained.parent / "data" / "images"
-
-
 def test_predict(predictor, pictures):
     found = predictor.predict(pictures / "picture 5.jpg")
     n = len(found["scores"])

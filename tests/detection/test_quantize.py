@@ -10,8 +10,9 @@ from conftest import assert_clear_error
 
 from detection import UserError
 from detection.data.index import read_coco
+from detection.export.exam import part_of, spread
 from detection.export.metadata import KEY
-from detection.export.quantize import matching, part_of, search_int8, spread
+from detection.export.quantize import matching, search_int8
 from detection.inference.predict import Predictor
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection import Predictor, UserError
+from detection import UserError
 from detection.inference.tiles import TiledPredictor, merge, tile_boxes
 
 
@@ -93,11 +93,6 @@ def test_the_edge_of_the_picture_cuts_nothing():
 
 def test_nothing_found():
     assert len(merge(detections(), [detections(), detections()], TILES, (100, 180), 0.5)["boxes"]) == 0
-
-
-@pytest.fixture(scope="module")
-def predictor(trained):
-    return Predictor(trained / "best.pt", "cpu", score_threshold=0.2)
 
 
 def squares(side=30, pitch=96, size=384):
