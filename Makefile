@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+# Python compiles what is imported; pip would compile all that lies there, which takes half a minute.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile $(PIP_ARGS) -c constraints.txt
 # Two processes at a time, of one thread each: tests are many small steps, which more threads do not speed up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -21,7 +23,7 @@ demo: .venv/.base  ## make a small data set, train on it, evaluate, and write pi
 test: .venv/.dev lint  ## lint and all tests but the slow ones
 	$(PYTEST)
 
-test-all: .venv/.dev lint  ## lint and every test, the slow ones too
+test-all: .venv/.all lint  ## lint and every test, the slow ones too
 	$(PYTEST) -m "slow or not slow"
 
 test-gpu: .venv/.dev  ## what only a GPU shows (each test says why it is skipped where there is none)
@@ -46,9 +48,14 @@ clean:  ## remove .venv and caches (runs/ and data/ stay)
 .venv/.base: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e .
+	$(PIP) -e .
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+# Besides, what slow tests alone need (nncf brings scikit-learn).
+.venv/.all: .venv/.dev
+	$(PIP) -e '.[dev,quantize]'
 	@touch $@

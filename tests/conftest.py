@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 # No test may reach for the network.
@@ -13,6 +14,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from filelock import FileLock
 from processes import ROOT
 from torch import nn
 
@@ -107,18 +109,31 @@ def tiny_config(coco_set: Path, tmp_path: Path) -> Config:
     return parse_config(tiny_raw(coco_set, tmp_path / "run"), "test")
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, once for all workers of a test run: the first to come makes it, others wait."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{root}.lock"):
+        if not (root / "made").exists():
+            root.mkdir()
+            make(root)
+            (root / "made").touch()
+    return root
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run; its data are in `data` beside it. Not to be changed."""
     from detection.training.run import run_training
 
-    root = tmp_path_factory.mktemp("trained")
-    write_coco(root / "data")
-    raw = tiny_raw(root / "data", root / "run")
-    raw["train"] |= {"epochs": 12, "eval_every": 3}
-    torch.manual_seed(0)
-    assert run_training(parse_config(raw, "test"))
-    return root / "run"
+    def train(root: Path) -> None:
+        write_coco(root / "data")
+        raw = tiny_raw(root / "data", root / "run")
+        raw["train"] |= {"epochs": 12, "eval_every": 3}
+        torch.manual_seed(0)
+        assert run_training(parse_config(raw, "test"))
+
+    return made_once(tmp_path_factory, "trained", train) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +208,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from detection.pretraining.run import run_pretraining
 
-    root = tmp_path_factory.mktemp("pretrained")
-    folders = write_folders(root / "pictures")
-    assert run_pretraining(tiny(folders, root / "run", "train.epochs=18", "train.ema=0", "train.label_smoothing=0"))
-    return root / "run"
+    def train(root: Path) -> None:
+        folders = write_folders(root / "pictures")
+        assert run_pretraining(tiny(folders, root / "run", "train.epochs=18", "train.ema=0", "train.label_smoothing=0"))
+
+    return made_once(tmp_path_factory, "pretrained", train) / "run"

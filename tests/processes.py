@@ -31,7 +31,8 @@ class ToolProcess:
     """`python tools/NAME.py ARGUMENTS`, running; what it prints goes to the files `out` and `err`."""
 
     def __init__(self, name: str, arguments: Sequence[object], out: Path, err: Path, **options) -> None:
-        """`options`: cwd, and start_method of the processes that the tool starts (None: this platform's)."""
+        """`options`: cwd, what `environment` has besides, and start_method of the processes that the tool starts
+        (None: this platform's)."""
         path = str(ROOT / "tools" / f"{name}.py")
         self.out, self.err = out, err
         arguments = [str(argument) for argument in arguments]
@@ -76,8 +77,11 @@ def run_tool(name: str, arguments: Sequence[object], folder: Path, **options) ->
     return process.completed()
 
 
-def _run(path: str, arguments: list[str], out: Path, err: Path, cwd: Path = ROOT, start_method=None) -> None:
+def _run(
+    path: str, arguments: list[str], out: Path, err: Path, cwd: Path = ROOT, environment=None, start_method=None
+) -> None:
     os.setsid()
+    os.environ.update(environment or {})
     # Tests may run where it is ignored, as in the background of a script.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(start_method, force=True)

@@ -22,7 +22,9 @@ def test_both_ways_do_the_same_work(predictor, pictures, tmp_path):
         assert [d["name"] for d in a] == [d["name"] for d in b]
         for one, other in zip(a, b, strict=True):
             assert one["box"] == pytest.approx(other["box"], abs=0.01)
-        assert (tmp_path / "plain" / f"{item.name}.jpg").is_file() and (tmp_path / "quick" / f"{item.name}.jpg").is_file()
+        assert (tmp_path / "plain" / f"{item.name}.jpg").is_file() and (
+            tmp_path / "quick" / f"{item.name}.jpg"
+        ).is_file()
 
 
 def test_the_rates_are_told(trained, pictures):

@@ -548,14 +548,14 @@ def test_plot_mistakes_are_told_before_measuring(tmp_path, monkeypatch):
 
 def test_tool(tool, trained, tmp_path):
     best, out, picture = trained / "best.pt", tmp_path / "speed.csv", tmp_path / "speed.png"
-    arguments = ["--backends", "eager", "--runs", 2, "--threads", 1]
+    arguments = ["--backends", "eager", "--runs", 2, "--threads", 1, "--no-memory"]
     done = tool("benchmark", best, *arguments, "--batch", 1, 2, "--format", "csv", "--out", out, "--plot", picture)
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout and picture.read_bytes().startswith(b"\x89PNG")
     lines = list(csv.DictReader(out.read_text().splitlines()))
     assert [(line["backend"], line["batch"]) for line in lines] == [("eager", "1"), ("eager", "2")]
     for line in lines:
-        assert 0 < float(line["median_s"]) <= float(line["p95_s"]) and int(line["memory_bytes"]) > 0
+        assert 0 < float(line["median_s"]) <= float(line["p95_s"])
     foreign = write_onnx(tmp_path / "theirs.onnx", {"x": (TensorProto.FLOAT, [1, 3, 32, 32])})
     done = tool("benchmark", foreign, "--runs", 2, "--threads", 1, "--no-memory", "--format", "markdown")
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[np.ndarray, list[dict]]]:
-    return [demo.draw_scene(np.random.default_rng([3, i])) for i in range(120)]
+    return [demo.draw_scene(np.random.default_rng([3, i])) for i in range(60)]
 
 
 def test_layout_and_ids(made):

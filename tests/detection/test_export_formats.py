@@ -192,6 +192,7 @@ def test_metadata(files, small, name):
     assert written.anchors == expected.anchors and written.mean == expected.mean and written.quantized is None
 
 
+@slow
 def test_torchscript_without_this_package(files, tmp_path):
     """torch and torchvision are all it needs."""
     (picture,) = drawn((160, 192))
