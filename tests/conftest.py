@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run_training(parse_config(raw, "test"))
 
     return made_once(tmp_path_factory, "trained", train) / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with best.pt of the tiny run and best.onnx made of it. Not to be changed."""
+    from detection.export.export import export_checkpoint
+
+    def export(root: Path) -> None:
+        shutil.copy(trained / "best.pt", root)
+        export_checkpoint(root / "best.pt", "onnx")
+
+    return made_once(tmp_path_factory, "exported", export)
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,7 @@ class FieldMaker:
         """A file of this toolkit, or any ONNX file."""
         path, backend = Path(target), EXPORTED[Path(target).suffix.lower()]
         if backend == "onnxruntime":
-            session = ForeignModel(path, self.size, self.threads, torch.device("cpu"))
+            session = ForeignModel(path, self.size, self.threads)
             if KEY not in session.metadata:
                 size = session.size or self.size
                 foreign = Contender(target, backend, "foreign", path, size, str(self.device), self.threads)

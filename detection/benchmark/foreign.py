@@ -10,6 +10,7 @@ import torch
 from detection.errors import UserError
 from detection.inference.onnx_session import open_session
 
+CPU = torch.device("cpu")
 TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -40,7 +41,7 @@ class ForeignModel:
         UserError: the file cannot be read, or an input is of a kind that cannot be made up.
     """
 
-    def __init__(self, path: str | Path, size: tuple[int, int], threads: int, device: torch.device) -> None:
+    def __init__(self, path: str | Path, size: tuple[int, int], threads: int, device: torch.device = CPU) -> None:
         self.session = open_session(path, device, threads)
         self.path = path
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from detectors import drawn
 
 from detection import Predictor, UserError
 from detection.data.transforms import read_image
-from detection.export.export import export_checkpoint
 from detection.export.metadata import KEY, Metadata, parse_metadata
 from detection.inference.exported import ExportedDetector, load_exported, read_metadata
 from detection.inference.predict import detector_config, load_detector
@@ -26,12 +24,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory) -> Path:
-    """A folder with best.pt of a finished run and best.onnx."""
-    folder = tmp_path_factory.mktemp("run")
-    shutil.copy(trained / "best.pt", folder)
-    export_checkpoint(folder / "best.pt", "onnx")
-    return folder
+def run(exported) -> Path:
+    return exported
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,8 @@ PIXELS, SCORES = 0.05, 1e-4
 
 
 @pytest.fixture(scope="module")
-def model(trained, tool, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "detector.onnx"
-    done = tool("export", trained / "best.pt", "--format", "onnx", "--out", path)
-    assert done.returncode == 0, done.stderr
-    return path
+def model(exported) -> Path:
+    return exported / "best.onnx"
 
 
 @pytest.fixture(scope="module")
