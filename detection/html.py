@@ -129,9 +129,10 @@ def plotting() -> Iterator[type["Figure"]]:
     ...     block = figure(drawn)
     """
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "detection",
         # A dollar sign in a class name is no formula.
@@ -147,7 +148,7 @@ def plotting() -> Iterator[type["Figure"]]:
         "lines.linewidth": 1.4,
         "legend.frameon": False,
         "legend.fontsize": 8,
-        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+        "axes.prop_cycle": cycler(color=PALETTE),
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     }
     with matplotlib.rc_context(style):
