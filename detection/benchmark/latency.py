@@ -276,7 +276,7 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    hardware = f"{_processor()}, {os.cpu_count()} cores"
+    hardware = f"{processor_name()}, {os.cpu_count()} cores"
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     pictures = ", ".join(settings.images) or "drawn"
@@ -290,7 +290,8 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
