@@ -1,7 +1,6 @@
 """The page about one run."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -20,6 +19,8 @@ from detection.report.source import Source, resolved_config
 
 CROPS = 24
 IMAGES = 6
+DRAWN = 0.3
+"""The score from which on tools/detect.py draws."""
 MEANINGS = {
     "AP": "IoU 0.50 to 0.95",
     "AP50": "IoU 0.50",
@@ -103,42 +104,42 @@ def remarks(analysis: Analysis) -> list[tuple[str, str]]:
     if weak:
         more = ", …" if len(weak) > 8 else ""
         said.append((f"Never found at all: {', '.join(weak[:8])}{more} ({len(weak)} classes).", "warning"))
-    error = analysis.calibration.error
-    if error > 0.1:
-        known = analysis.calibration.count > 0
-        gap = (analysis.calibration.precision - analysis.calibration.score)[known] @ analysis.calibration.count[known]
-        what = (
-            "too low: more detections are right than they claim" if gap > 0 else "too high: fewer detections are right"
+    claimed, right = _drawn(analysis)
+    if abs(claimed - right) > 0.1:
+        what = "too low" if claimed < right else "too high"
+        said.append(
+            (
+                f"Scores are {what}: of the detections from {DRAWN} on {100 * right:.0f} % are right, with scores of "
+                f"{claimed:.2f} on average.",
+                "",
+            )
         )
-        said.append((f"The scores are {what} (calibration error {error:.2f}).", ""))
     return said
+
+
+def _drawn(analysis: Analysis) -> tuple[float, float]:
+    """Mean score, and share that is right (IoU 0.5), of the detections that are usually drawn."""
+    matches = analysis.matches
+    chosen = (matches.score >= DRAWN) & ~matches.ignored[0]
+    if not chosen.any():
+        return 0.0, 0.0
+    return float(matches.score[chosen].mean()), float(matches.right(0)[chosen].mean())
 
 
 def _errors(analysis: Analysis) -> Section:
     breakdown = analysis.breakdown
-    rows: list[list[Any]] = [
-        [kind, 100 * breakdown.costs[kind], breakdown.counts[kind], KIND_MEANINGS[kind]] for kind in KINDS
+    meanings = KIND_MEANINGS | {
+        "false_positives": "all of them, with any score",
+        "false_negatives": "objects that no detection was matched with",
+    }
+    rows = [
+        [kind.replace("_", " "), meaning, f"{100 * breakdown.costs[kind]:.1f}", breakdown.counts[kind]]
+        for kind, meaning in meanings.items()
     ]
-    rows = [[name, f"{cost:.1f}", count, meaning] for name, cost, count, meaning in rows]
-    rows.append(
-        [
-            "all false positives",
-            f"{100 * breakdown.costs['false_positives']:.1f}",
-            breakdown.counts["false_positives"],
-            "with any score",
-        ]
-    )
-    rows.append(
-        [
-            "all false negatives",
-            f"{100 * breakdown.costs['false_negatives']:.1f}",
-            breakdown.counts["false_negatives"],
-            "objects that no detection was matched with",
-        ]
-    )
+    table = html.table(["kind", "what", "AP50 points", "how many"], rows, left=2)
     return Section(
         "What the mistakes cost",
-        [html.plots([plots.error_plot(analysis), html.table(["kind", "AP50 points", "how many", "what"], rows)])],
+        [html.plots([plots.error_plot(analysis), table])],
         "After TIDE (arXiv 2008.08115): by how much AP50 would rise if one kind of mistake were mended and all others "
         "stayed. The parts do not add up to what is lost.",
     )

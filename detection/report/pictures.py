@@ -216,11 +216,14 @@ def _crop(image: np.ndarray, xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
         The crop; what has to be taken from xyxy boxes, and what they are then multiplied with, to be in its pixels.
     """
     height, width = image.shape[:2]
-    side = min(max(1.8 * max(xywh[2], xywh[3]), 48.0), max(height, width))
+    side = round(max(1.8 * max(xywh[2], xywh[3]), 48.0))
     middle = xywh[:2] + xywh[2:] / 2
-    x1, y1 = (max(0, round(float(m - side / 2))) for m in middle)
-    x2, y2 = min(width, round(x1 + side)), min(height, round(y1 + side))
-    x1, y1 = max(0, min(x1, x2 - 1)), max(0, min(y1, y2 - 1))
+    # Within the picture, if it is large enough; a box of a foreign file may lie anywhere.
+    x1, y1 = (
+        int(np.clip(round(float(m - side / 2)), 0, max(0, limit - side)))
+        for m, limit in zip(middle, (width, height), strict=True)
+    )
+    x2, y2 = min(width, x1 + side), min(height, y1 + side)
     part = image[y1:y2, x1:x2]
     scale = 2 * CROP / max(part.shape[:2])
     size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))

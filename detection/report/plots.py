@@ -111,7 +111,7 @@ def error_plot(analysis: Analysis) -> Markup:
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         for i, cost in enumerate(costs):
-            axes.text(max(cost, 0), i, f" {cost:.1f}", va="center")
+            axes.annotate(f"{cost:.1f}", (max(cost, 0), i), (4, 0), textcoords="offset points", va="center")
         axes.set_xlabel("points of AP50 that it costs")
         axes.set_xlim(0, max(1.0, 1.15 * max(costs)))
         return html.figure(drawn)
@@ -133,7 +133,7 @@ def calibration_plot(analysis: Analysis) -> Markup:
         upper.set_ylabel("share that is right")
         upper.legend()
         lower.bar(middles[known], found.count[known], width=0.9 / BINS, color=html.PALETTE[-2])
-        lower.set_yscale("log")
+        _log_scale(lower)
         lower.set_ylabel("detections")
         lower.set_xlabel("score")
         lower.set_xlim(0, 1)
@@ -175,9 +175,19 @@ def _lines(
             style: dict[str, Any] = {"color": html.INK, "linewidth": 2.2} if bold else {}
             axes.plot(x, y, label=_short(name, 24), marker=marker, markersize=3, **style)
         if log:
-            axes.set_yscale("log")
+            _log_scale(axes)
         _finish(axes, title, xlabel, bottom, top)
         return html.figure(drawn)
+
+
+def _log_scale(axes: Any) -> None:
+    """With plain numbers: matplotlib's powers of ten are formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _finish(axes: Any, title: str, xlabel: str, bottom: float | None, top: float | None) -> None:
