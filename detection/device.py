@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -50,3 +51,13 @@ def memory_in_use() -> float | None:
             return None
         total += pages * os.sysconf("SC_PAGE_SIZE")
     return total / 1e6
+
+
+def processor_name() -> str:
+    """Of this machine's CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

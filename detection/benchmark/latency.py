@@ -24,7 +24,7 @@ from detection.benchmark.field import FieldMaker, batch_of, make_pictures
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.device import pick_device, progress_interval
+from detection.device import pick_device, processor_name, progress_interval
 from detection.errors import UserError
 
 WARM_UP = 3
@@ -288,16 +288,6 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
         "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",
         "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
     }
-
-
-def processor_name() -> str:
-    """Of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _bar() -> dict[str, Any]:

@@ -8,12 +8,12 @@ import numpy as np
 from markupsafe import Markup
 
 from detection import html
+from detection.environment import describe_environment
 from detection.evaluation.bootstrap import LEVEL, Difference, check_same, compare
 from detection.evaluation.breakdown import KINDS
 from detection.evaluation.coco import METRICS
 from detection.html import Album, Section
 from detection.report import pictures, plots
-from detection.report.environment import describe_environment
 from detection.report.source import Source
 from detection.report.write import FORMAT, footer, output_path, write_json
 

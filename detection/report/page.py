@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from detection import html
 from detection.benchmark.latency_report import LatencyReport
-from detection.config import Config
 from detection.evaluation.analyze import Analysis
 from detection.evaluation.breakdown import KINDS
 from detection.evaluation.coco import METRICS
@@ -58,7 +57,7 @@ def run_sections(
     sections += picture_sections(source, max_bytes)
     if latency is not None:
         sections.append(_latency(latency))
-    sections.append(_made_with(source.config, environment))
+    sections.append(_made_with(source, environment))
     return sections
 
 
@@ -280,10 +279,11 @@ def _scaled(value: float | None, unit: float, decimals: int) -> str:
     return html.UNKNOWN if value is None else f"{value / unit:.{decimals}f}"
 
 
-def _made_with(config: Config | None, environment: dict[str, str]) -> Section:
-    blocks = [html.table(["", ""], list(environment.items()), left=2)]
-    if config is not None:
-        blocks.append(html.details("Config, resolved", html.code(resolved_config(config))))
+def _made_with(source: Source, environment: dict[str, str]) -> Section:
+    entries = [("Trained with", entry) for entry in source.trained_with] + [("This report", environment)]
+    blocks = [html.table([title, ""], list(entry.items()), left=2) for title, entry in entries]
+    if source.config is not None:
+        blocks.append(html.details("Config, resolved", html.code(resolved_config(source.config))))
     return Section("Made with", blocks)
 
 

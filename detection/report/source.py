@@ -13,6 +13,7 @@ import yaml
 from detection.checkpoint import read_checkpoint
 from detection.config import Config, load_config
 from detection.data.index import AnnotationIndex, read_coco
+from detection.environment import read_environments
 from detection.errors import UserError
 from detection.evaluation.analyze import Analysis, analyze
 from detection.evaluation.coco import Result, check_results, read_results
@@ -33,6 +34,7 @@ class Source:
         came_from: where the detections came from, in words.
         folder, checkpoint, config: of a run; None for a file of detections.
         history: the lines of metrics.jsonl, by epoch.
+        trained_with: machine, versions and commit, once for each time that the training was started.
         curves: training loss, its parts and lr by TensorBoard's tags ("train/loss"); see `read_curves`.
     """
 
@@ -46,6 +48,7 @@ class Source:
     config: Config | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
+    trained_with: list[dict[str, str]] = field(default_factory=list)
 
 
 def read_file(predictions: str | Path, data: str | Path, images: str | Path | None) -> Source:
@@ -115,6 +118,7 @@ def read_run(
         config=config,
         history=read_history(folder),
         curves=read_curves(folder),
+        trained_with=read_environments(folder),
     )
 
 

@@ -2,15 +2,16 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 from detection.benchmark.latency_report import LatencyReport
+from detection.environment import describe_environment
 from detection.errors import UserError
 from detection.evaluation.analyze import clean
 from detection.files import write_atomically
 from detection.html import write_page
-from detection.report.environment import describe_environment
 from detection.report.page import run_sections
 from detection.report.source import Source, read_run
 
@@ -26,21 +27,19 @@ def write_report(
     out: str | Path,
     *,
     latency: bool = True,
-    environment: dict[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Path:
     """Write the page `out`, and its numbers beside it (.json in the place of .html); returns the latter's path.
 
     Args:
         latency: time the checkpoint, if there is one, which takes some seconds.
-        environment: what the run was made with; None: what is here now.
         max_bytes: of all pictures together.
 
     Raises:
         UserError: a file cannot be written.
     """
     out = output_path(out)
-    environment = environment or describe_environment()
+    environment = describe_environment() if source.config is None else describe_environment(source.config.device)
     measured = measure(source) if latency else None
     sections = run_sections(source, environment, measured, max_bytes=max_bytes)
     title = f"Report on {source.name}"
@@ -54,19 +53,23 @@ def write_report(
         "history": source.history,
         "latency": None if measured is None else [_latency_json(row) for row in measured.rows],
         "environment": environment,
+        "trained_with": source.trained_with,
         "config": None if source.config is None else source.config.model_dump(),
     }
     return write_json(out, content)
 
 
-def report_on_training(folder: Path, device: str) -> None:
+def report_on_training(folder: Path) -> None:
     """Write report.html and report.json of a run that has just ended. Whatever goes wrong is a warning, no more."""
+    start = time.monotonic()
     try:
-        source = read_run(folder, detect=False)
-        write_report(source, folder / "report.html", environment=describe_environment(device))
-    except (UserError, Exception) as error:
+        write_report(read_run(folder, detect=False), folder / "report.html")
+    except Exception as error:
         # The run is done and safe, and took hours: nothing that happens here may look like its failure.
-        log.warning("the report could not be written: %s; tools/report.py %s tries again", error, folder)
+        log.warning("the report could not be written: %s; python tools/report.py %s tries again", error, folder)
+        log.debug("", exc_info=True)
+    else:
+        log.info("report written in %.0f s: %s", time.monotonic() - start, folder / "report.html")
 
 
 def measure(source: Source) -> LatencyReport | None:
@@ -110,7 +113,7 @@ def output_path(out: str | Path) -> Path:
 
 
 def footer(environment: dict[str, str]) -> str:
-    return f"Written {environment['written']} by tools/report.py, commit {environment['commit']}; see docs/report.md."
+    return f"Written {environment['date']} by tools/report.py, commit {environment['commit']}; see docs/report.md."
 
 
 def _subtitle(source: Source) -> str:

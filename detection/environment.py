@@ -1,6 +1,7 @@
-"""Where a report was made, and with what."""
+"""Where something was made, and with what."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from detection.benchmark.latency import processor_name
-from detection.device import pick_device
+from detection.device import pick_device, processor_name
+from detection.files import write_atomically
 
+FILE = "environment.json"
+"""In a run's folder: a list, one entry for each time that it was started or resumed."""
 PACKAGES = ("ghostnet-detection", "torch", "torchvision", "pycocotools", "numpy", "albumentations")
 
 
@@ -31,13 +34,13 @@ def describe_environment(device: str = "auto") -> dict[str, str]:
         "machine": f"{machine}; {platform.system()} {platform.release()}",
         "versions": ", ".join(versions),
         "commit": commit() or "not known",
-        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
     }
 
 
 def commit() -> str | None:
     """Of the checkout that this toolkit runs from, marked where files differ from it; None for an installed copy."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
@@ -50,3 +53,18 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def note_environment(folder: Path, device: str) -> None:
+    """Add where a training runs to its folder."""
+    text = json.dumps([*read_environments(folder), describe_environment(device)], indent=1)
+    write_atomically(folder / FILE, lambda file: file.write(text.encode()))
+
+
+def read_environments(folder: Path) -> list[dict[str, str]]:
+    """Where a run was trained; [] where that was not noted."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
