@@ -53,7 +53,7 @@ def memory_in_use() -> float | None:
     return total / 1e6
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The name of the CPU."""
     return cpu_fields().get("model name") or platform.processor() or platform.machine()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,26 @@ def write_atomically(path: Path, write: Any) -> None:
         if name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+def second_name(path: Path, name: Path) -> None:
+    """Let `name` be the file that `path` is now, whatever is written there later: no copy, where that can be.
+
+    Raises:
+        UserError: there is no room for a copy, where one is needed.
+    """
+    link = name.with_name(f".{name.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, link)
+        os.replace(link, name)
+        # Where both are the same file already, replacing does nothing.
+        link.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} could not be written: {error.strerror} (is the disk full?)") from error
 
 
 def make_folder(folder: Path, name: str) -> None:

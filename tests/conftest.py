@@ -101,7 +101,7 @@ def tiny_raw(data: Path, output_dir: Path) -> dict:
             "long_side": 96,
         },
         "optim": {"name": "adamw", "lr": 0.002, "lr_batch": None, "schedule": "cosine", "warmup_steps": 2},
-        "train": {"epochs": 2, "ema": 0.9, "eval_every": 1},
+        "train": {"epochs": 2, "ema": 0.9, "eval_every": 1, "report": False},
     }
 
 

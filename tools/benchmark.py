@@ -1,4 +1,4 @@
-"""How fast detectors are, beside others; what networks cost; and how fast a training is."""
+"""How fast detectors are, beside others; what networks cost; and how fast trainings and evaluations are."""
 
 import argparse
 import sys
@@ -20,6 +20,7 @@ examples:
   python tools/benchmark.py --cost ghostnet --layers --format csv --out layers.csv
   python tools/benchmark.py --train configs/retina_ghost_320.yaml data.batch_size=8 …
   python tools/benchmark.py --folder runs/mine/best.pt photos/ mine.onnx     (against a plain loop over the model)
+  python tools/benchmark.py --evaluation                 (eval.backend: 5000 images x 100 detections x 80 classes)
   python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
 
 A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
@@ -62,6 +63,12 @@ def main() -> int:
 
         checkpoint, folder, *exported = args.folder
         print(compare_folder(checkpoint, folder, exported=exported[0] if exported else None, device=args.device))
+        return 0
+
+    if args.evaluation is not None:
+        from detection.benchmark.evaluation import compare_evaluations
+
+        print(compare_evaluations(*args.evaluation, seed=args.seed))
         return 0
 
     if args.tables is not None:
@@ -115,6 +122,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("CHECKPOINT", "FOLDER"),
         help="time tools/detect.py on a folder against a plain loop; a third name: what detect.py runs in its place",
     )
+    what.add_argument(
+        "--evaluation",
+        nargs="*",
+        type=count,
+        metavar="N",
+        help="time the backends of eval.backend on random data: IMAGES DETECTIONS CLASSES (default: 5000 100 80)",
+    )
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
     parser.add_argument(
         "--num-classes", type=count, help="of random weights (default: those of the first checkpoint; 80)"
@@ -142,11 +156,15 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.folder is not None and len(args.folder) not in (2, 3):
         parser.error("--folder takes a checkpoint, a folder, and maybe an exported file")
-    named = [args.cost, args.tables, args.train, args.folder]
+    if args.evaluation is not None:
+        if len(args.evaluation) not in (0, 3):
+            parser.error("--evaluation takes three numbers, or none: IMAGES DETECTIONS CLASSES")
+        args.evaluation = args.evaluation or [5000, 100, 80]
+    named = [args.cost, args.tables, args.train, args.folder, args.evaluation]
     if not (args.networks or args.peers) and all(value is None for value in named):
-        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train --folder")
+        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train --folder --evaluation")
     if (args.networks or args.peers) and any(value is not None for value in named):
-        parser.error("--cost, --tables, --train and --folder are not done together with timing")
+        parser.error("--cost, --tables, --train, --folder and --evaluation are not done together with timing")
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error("--score-threshold must be between 0 and 1")
     return args

@@ -3,6 +3,7 @@
 import argparse
 
 from detection.cli import run_tool
+from detection.config import EVAL_BACKENDS
 from detection.errors import UserError
 
 EXAMPLE = """\
@@ -11,6 +12,7 @@ examples:
   python tools/evaluate.py best.pt --data coco/annotations/instances_val2017.json --images coco/val2017
   python tools/evaluate.py runs/demo/best.onnx device=cpu                     (what tools/export.py made of it)
   python tools/evaluate.py --predictions predictions.json --data val.json     (no model needed)
+  python tools/evaluate.py best.pt --backend faster-coco-eval                 (the same numbers, sooner)
 """
 
 
@@ -24,6 +26,9 @@ def main() -> int:
     parser.add_argument("--data", metavar="JSON", help="COCO annotations (default: data.val of the checkpoint)")
     parser.add_argument("--images", metavar="DIR", help="their pictures (default: images/ beside --data)")
     parser.add_argument("--predictions", metavar="FILE", help="score this COCO results file, without a model")
+    parser.add_argument(
+        "--backend", choices=EVAL_BACKENDS, help="what scores; of a checkpoint the same as eval.backend=…"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
     parser.add_argument(
         "--save-predictions", metavar="FILE", help="default: predictions.json in the checkpoint's folder"
@@ -32,6 +37,8 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     checkpoints = [a for a in args.arguments if "=" not in a]
     overrides = [a for a in args.arguments if "=" in a]
+    if args.backend is not None:
+        overrides.append(f"eval.backend={args.backend}")
     if len(checkpoints) > 1:
         parser.error(f"one checkpoint or exported file is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
     if not checkpoints and (args.predictions is None or args.data is None):
@@ -41,7 +48,8 @@ def main() -> int:
 
     if args.predictions is not None:
         checkpoint = checkpoints[0] if checkpoints else None
-        score_file(args.predictions, args.data, checkpoint=checkpoint, json_file=args.json)
+        backend = args.backend or EVAL_BACKENDS[0]
+        score_file(args.predictions, args.data, checkpoint=checkpoint, json_file=args.json, backend=backend)
     else:
         score_checkpoint(
             checkpoints[0],

@@ -24,7 +24,7 @@ from detection.benchmark.field import FieldMaker, batch_of, make_pictures
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.device import pick_device, processor, progress_interval
+from detection.device import pick_device, processor_name, progress_interval
 from detection.errors import UserError
 
 WARM_UP = 3
@@ -285,7 +285,7 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    hardware = f"{processor()}, {os.cpu_count()} cores"
+    hardware = f"{processor_name()}, {os.cpu_count()} cores"
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     pictures = ", ".join(settings.images) or "drawn"

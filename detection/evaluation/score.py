@@ -7,7 +7,7 @@ from typing import Any
 
 from detection import distributed
 from detection.checkpoint import Classes
-from detection.config import Config, SourceConfig
+from detection.config import EVAL_BACKENDS, Config, SourceConfig
 from detection.data.dataset import DetectionDataset, check_images
 from detection.data.index import AnnotationIndex, read_coco
 from detection.errors import UserError
@@ -65,7 +65,7 @@ def score_checkpoint(
         evaluation = None
         if distributed.is_main():
             write_results(path, results)
-            evaluation = evaluate_results(index, results)
+            evaluation = evaluate_results(index, results, config.eval.backend)
             print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
             _write_numbers(evaluation, json_file)
         journal.remove()
@@ -83,7 +83,12 @@ def _made_of(checkpoint: str | Path, config: Config, source: SourceConfig) -> di
 
 
 def score_file(
-    predictions: str, annotations: str | None, *, checkpoint: str | None = None, json_file: str | None = None
+    predictions: str,
+    annotations: str | None,
+    *,
+    checkpoint: str | None = None,
+    json_file: str | None = None,
+    backend: str = EVAL_BACKENDS[0],
 ) -> Evaluation:
     """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given."""
     if annotations is None:
@@ -93,7 +98,7 @@ def score_file(
     print(index.report())
     results = read_results(predictions)
     check_results(index, results, predictions)
-    evaluation = evaluate_results(index, results)
+    evaluation = evaluate_results(index, results, backend)
     print(f"\n{evaluation.table()}")
     _write_numbers(evaluation, json_file)
     return evaluation

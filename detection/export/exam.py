@@ -17,7 +17,7 @@ from detection.checkpoint import Classes
 from detection.config import Config
 from detection.data.dataset import DetectionDataset, read_source
 from detection.data.index import AnnotationIndex
-from detection.device import cpu_fields, processor, progress_interval
+from detection.device import cpu_fields, processor_name, progress_interval
 from detection.evaluation.coco import Evaluation, evaluate_results
 from detection.evaluation.evaluate import detect_dataset, eval_loader
 from detection.evaluation.score import category_ids_of
@@ -139,8 +139,8 @@ def int8_support() -> str:
     """Whether this processor adds up products of 8 bits in one instruction, on which the speed of int8 hangs."""
     fields = cpu_fields()
     if not fields:
-        return f"Processor: {processor()}."
+        return f"Processor: {processor_name()}."
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     found = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
     has = f"has {', '.join(found)}" if found else "has no instructions for int8 (VNNI): int8 gains little speed on it"
-    return f"Processor: {processor()}; {has}."
+    return f"Processor: {processor_name()}; {has}."

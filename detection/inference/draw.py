@@ -30,18 +30,18 @@ def draw_on(canvas: np.ndarray, detections: Mapping[str, Any], *, bgr: bool = Fa
     """Draw detections on an uint8 [H, W, 3] picture itself, RGB or OpenCV's BGR; lines and letters suit its size.
 
     Ground truth, without "scores", is drawn with names alone; with "ids" (of `track.Tracker`) each object has a color
-    of its own, and its number in the label. The best score is drawn last, on top. OpenCV's font has Latin letters only;
-    others show as question marks.
+    of its own, and its number in the label; "colors" (RGB, one a box) stand in the place of the classes' own. The best
+    score is drawn last, on top. OpenCV's font has Latin letters only; others show as question marks.
     """
     line, scale, weight = _sizes(canvas)
-    scores, ids = detections.get("scores"), detections.get("ids")
+    scores, ids, colors = detections.get("scores"), detections.get("ids"), detections.get("colors")
     boxes = np.asarray(detections["boxes"]).reshape(-1, 4).round().astype(int).tolist()
     for i in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable").tolist():
         text = detections["names"][i] if scores is None else f"{detections['names'][i]} {scores[i]:.2f}"
         number = int(detections["labels"][i])
         if ids is not None and ids[i] is not None:
             text, number = f"#{ids[i]} {text}", ids[i]
-        color = class_color(number)
+        color = class_color(number) if colors is None else colors[i]
         _rectangle(canvas, boxes[i], color[::-1] if bgr else color, line)
         _label(canvas, text, boxes[i], color, bgr, scale, weight)
 

@@ -58,6 +58,8 @@ class Progress:
     """Time spent, over all sittings."""
     evaluated: int = 0
     """Epochs finished at the last evaluation."""
+    scored: int = 0
+    """Epochs finished at the last evaluation whose score is known; less than `evaluated` while one is worked out."""
     best: float | None = None
     """Best score (AP, top-1) so far; None before the first that is a number."""
     best_epoch: int = 0
@@ -208,12 +210,38 @@ class TrainingRun:
 
     def keep_if_best(self, score: float, numbers: Mapping[str, Any]) -> bool:
         """Note the score of an evaluation and write best.pt if it is the best so far; returns whether it is."""
+        better = self.is_best(score, self.progress.epoch)
+        if better:
+            self.save_best(numbers)
+        return better
+
+    def is_best(self, score: float, epoch: int) -> bool:
+        """Note the score of the evaluation after an epoch; returns whether it is the best so far."""
         # NaN, of a set without ground truth, compares false and so never becomes the best.
         better = score > (-1.0 if self.progress.best is None else self.progress.best)
         if better:
-            self.progress.best, self.progress.best_epoch = score, self.progress.epoch
-            self.save_best(numbers)
+            self.progress.best, self.progress.best_epoch = score, epoch
+        self.progress.scored = epoch
         return better
+
+    def share_score(self) -> None:
+        """The main process alone scores; the others take over what it knows."""
+        progress = self.progress
+        progress.best, progress.best_epoch, progress.scored = distributed.gather(
+            (progress.best, progress.best_epoch, progress.scored)
+        )[0]
+
+    def settle(self, monitor: Monitor) -> None:
+        """At the end: wait for an evaluation that is still scored in the background, and take it in."""
+        if self.progress.scored < self.progress.evaluated:
+            if distributed.is_main():
+                self.take_score(monitor)
+            self.share_score()
+            self.save()
+
+    def take_score(self, monitor: Monitor) -> None:
+        """Wait for the score of the last evaluation and write what it means; only runs that evaluate in the
+        background have one to wait for."""
 
     def description(self) -> dict[str, Any]:
         return {
@@ -227,7 +255,8 @@ class TrainingRun:
         content = read_checkpoint(path, self.format)
         if "optimizer" not in content:
             raise UserError(f"{path} holds weights alone; a run is resumed from its last.pt")
-        progress = Progress(**content["progress"])
+        # Files of version 0.1 know of no scores that come later.
+        progress = Progress(**({"scored": content["progress"]["evaluated"]} | content["progress"]))
         self._compare(content, progress.batch > 0)
         if tuple(content["classes"]["names"]) != self.classes.names:
             raise UserError(f"{path} was trained on other classes: {', '.join(content['classes']['names'])}")

@@ -12,6 +12,7 @@ import torch
 from detection import distributed
 from detection.config import Experiment, save_config
 from detection.data.loader import explain_death, iterate
+from detection.environment import note_environment
 from detection.errors import UserError
 from detection.files import make_folder, remove_unfinished
 from detection.training.base import TrainingRun
@@ -30,6 +31,7 @@ def launch(
     describe: Callable[[Any], str],
     summarize: Callable[[Any], str],
     resume: bool,
+    follow_up: Callable[[Any], None] = lambda run: None,
 ) -> bool:
     """Train in `config.output_dir`. Returns False where a signal stopped it (resume goes on).
 
@@ -39,6 +41,7 @@ def launch(
         build: (config, device) -> run.
         evaluate: see `detection.training.loop.train`.
         describe, summarize: what to log of the run before and after.
+        follow_up: what to do after a finished run, in the main process alone.
 
     Raises:
         UserError: anything the user can mend, see its message.
@@ -62,6 +65,7 @@ def launch(
             log.info("resumed after epoch %d, step %d", run.progress.epoch, run.progress.step)
         if distributed.is_main():
             save_config(config, folder / "config.yaml")
+            note_environment(folder, config.device)
         log.info("%s", describe(run))
         monitor = Monitor(folder, run.progress.step, wandb=config.train.wandb, config=config.model_dump())
         try:
@@ -80,6 +84,7 @@ def launch(
         if finished:
             if distributed.is_main():
                 log.info("%s", summarize(run))
+                follow_up(run)
         elif (folder / "last.pt").exists():
             log.info("stopped at step %d; go on with the same command and --resume", run.progress.step)
         else:

@@ -32,10 +32,10 @@ def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_dete
                     run.align()
                     evaluate(run, monitor, progress.loss, stop)
                     progress.evaluated = progress.epoch
-                    # The main process alone has scored.
-                    progress.best, progress.best_epoch = distributed.gather((progress.best, progress.best_epoch))[0]
+                    run.share_score()
                     run.save()
                 elif _finished(run):
+                    run.settle(monitor)
                     return True
                 else:
                     train_epoch(run, monitor, bar, stop)
@@ -140,7 +140,7 @@ def _evaluation_due(run: TrainingRun) -> bool:
 
 def _finished(run: TrainingRun) -> bool:
     train, progress = run.config.train, run.progress
-    if train.patience is not None and progress.evaluated - progress.best_epoch >= train.patience * train.eval_every:
+    if train.patience is not None and progress.scored - progress.best_epoch >= train.patience * train.eval_every:
         return True
     if train.minutes is not None:
         return run.share_done() >= 1

@@ -39,7 +39,7 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
     Raises:
         UserError: a key changed that cannot; the message names all of them and what to do.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     changed: list[str] = []
     refused: list[str] = []
     for key in sorted(set(before) | set(after)):
@@ -62,11 +62,12 @@ def _within(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

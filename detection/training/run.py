@@ -22,7 +22,15 @@ def run_training(config: Config, *, resume: bool = False) -> bool:
     Raises:
         UserError: anything the user can mend, see its message.
     """
-    return launch(config, build=build_run, evaluate=evaluate, describe=describe, summarize=_summarize, resume=resume)
+    return launch(
+        config,
+        build=build_run,
+        evaluate=evaluate,
+        describe=describe,
+        summarize=_summarize,
+        resume=resume,
+        follow_up=_report,
+    )
 
 
 def dry_run(config: Config) -> str:
@@ -74,6 +82,14 @@ def _summarize(run: Run) -> str:
         f"  detections   {folder / 'predictions.json'}\n"
         f"  next         python tools/detect.py {folder / 'best.pt'} PICTURES --out {folder / 'pictures'}"
     )
+
+
+def _report(run: Run) -> None:
+    if run.config.train.report:
+        # Plots and timing take a second to import, and are of no use before.
+        from detection.report.write import report_on_training
+
+        report_on_training(run.folder)
 
 
 def _shapes(images: list[torch.Tensor]) -> str:

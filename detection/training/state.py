@@ -1,6 +1,9 @@
 """A detector's training run, built from a config."""
 
 import logging
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +17,14 @@ from detection.data.dataset import build_dataset, check_same_classes
 from detection.data.index import AnnotationIndex
 from detection.data.loader import BadImages, TrainBatches, build_loader
 from detection.device import pick_device
+from detection.evaluation.coco import Evaluation
 from detection.evaluation.evaluate import eval_loader
+from detection.files import second_name
 from detection.models import build_model
 from detection.models.retinanet import GhostRetinaNet
 from detection.training.base import TrainingRun, part_ways, seed_everything
 from detection.training.monitor import Monitor
+from detection.training.pending import Pending, remove_pending
 from detection.training.pictures import training_grid
 
 log = logging.getLogger("detection")
@@ -30,6 +36,8 @@ class Run(TrainingRun):
 
     config: Config
     val_index: AnnotationIndex
+    pending: Pending | None = None
+    """The last evaluation, while it is scored in the background."""
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         device = self.device
@@ -53,6 +61,61 @@ class Run(TrainingRun):
 
     def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
         monitor.picture("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)
+
+    def save_best(self, numbers: Mapping[str, Any]) -> None:
+        """Write best.pt, and let best_predictions.json be predictions.json as it is now."""
+        super().save_best(numbers)
+        second_name(self.folder / "predictions.json", self.folder / "best_predictions.json")
+
+    def settle(self, monitor: Monitor) -> None:
+        super().settle(monitor)
+        if distributed.is_main():
+            remove_pending(self.folder)
+
+    def take_score(self, monitor: Monitor) -> None:
+        pending, start = self.pending, time.monotonic()
+        if pending is None:
+            pending = Pending.resume(self.folder, self.progress.evaluated, self.val_index, self.config.eval.backend)
+        evaluation = pending.wait()
+        self.pending = None
+        self.conclude(monitor, evaluation, pending.record, pending.save_best, time.monotonic() - start)
+
+    def conclude(
+        self,
+        monitor: Monitor,
+        evaluation: Evaluation,
+        record: Mapping[str, Any],
+        save_best: Callable[[Mapping[str, Any]], None],
+        seconds: float,
+    ) -> None:
+        """What follows from a score: the line in metrics.jsonl, and best.pt.
+
+        Args:
+            record: that line, without the numbers.
+            save_best: writes best.pt with these numbers.
+            seconds: that the training stood still for it.
+        """
+        numbers = evaluation.to_json()
+        ap = evaluation.numbers["AP"]
+        better = self.is_best(ap, record["epoch"])
+        if math.isnan(ap):
+            log.warning("val has no ground truth: AP is undefined; the latest weights are kept as best.pt")
+        if better or math.isnan(ap):
+            save_best(numbers)
+        line = {"epoch": record["epoch"], "step": record["step"], **numbers, **record}
+        line["per_class"] = line.pop("per_class")
+        monitor.evaluation(line)
+        log.info(
+            "epoch %d  loss %.3f  AP %.3f  AP50 %.3f  AP75 %.3f%s  (%.0f s training, %.1f s evaluation)",
+            record["epoch"], math.nan if record["loss"] is None else record["loss"], ap,
+            evaluation.numbers["AP50"], evaluation.numbers["AP75"],
+            "  best so far" if better else "", record["seconds"], seconds,
+        )  # fmt: skip
+        if ap == 0 and self.share_done() > 0.3:
+            log.warning(
+                "AP is still 0: are images and boxes of one piece? Look at them with their boxes, and see that "
+                "ground truth scored as its own detections gives AP 1.0"
+            )
 
     def name_images(self, targets: list[dict[str, Any]]) -> str:
         return f"images with ids {', '.join(str(target['image_id']) for target in targets)} (look at their boxes)"

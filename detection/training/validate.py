@@ -10,6 +10,7 @@ from detection.device import memory_in_use
 from detection.evaluation.coco import evaluate_results, write_results
 from detection.evaluation.evaluate import detect_dataset
 from detection.training.monitor import Monitor
+from detection.training.pending import Pending, remove_pending
 from detection.training.pictures import detections_grid
 from detection.training.state import Run
 from detection.training.stop import StopSignal
@@ -18,7 +19,10 @@ log = logging.getLogger("detection")
 
 
 def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
-    """Score the evaluated weights on val; write metrics, predictions and, when it is the best so far, best.pt."""
+    """Score the evaluated weights on val; write metrics, predictions and, when it is the best so far, best.pt.
+
+    With eval.background the score, and what hangs on it, is written at the next evaluation or at the end.
+    """
     config, progress = run.config, run.progress
     start = time.monotonic()
     with stop.interruptible():
@@ -27,30 +31,26 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     results = [result for share in distributed.gather(results) for result in share]
     if not distributed.is_main():
         return
-    evaluation = evaluate_results(run.val_index, results)
+    if progress.scored < progress.evaluated:
+        run.take_score(monitor)
     write_results(run.folder / "predictions.json", results)
     dataset = run.val_loader.dataset
     assert isinstance(dataset, DetectionDataset)
     found = detections_grid(dataset, results, run.classes.ids, run.classes.names)
     monitor.picture("val_detections", found, progress.step)
-    numbers = evaluation.to_json()
-    ap = evaluation.numbers["AP"]
-    better = run.keep_if_best(ap, numbers)
-    if math.isnan(ap):
-        log.warning("val has no ground truth: AP is undefined; the latest weights are kept as best.pt")
-        run.save_best(numbers)
-    per_class = numbers.pop("per_class")
-    record = {"epoch": progress.epoch, "step": progress.step, **numbers}
-    record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds(), "memory_mb": memory_in_use()}
-    record["per_class"] = per_class
-    monitor.evaluation(record)
-    log.info(
-        "epoch %d  loss %.3f  AP %.3f  AP50 %.3f  AP75 %.3f%s  (%.0f s training, %.1f s evaluation)",
-        progress.epoch, loss, ap, evaluation.numbers["AP50"], evaluation.numbers["AP75"],
-        "  best so far" if better else "", run.seconds(), time.monotonic() - start,
-    )  # fmt: skip
-    if ap == 0 and run.share_done() > 0.3:
-        log.warning(
-            "AP is still 0: are images and boxes of one piece? Look at them with their boxes, and see that "
-            "ground truth scored as its own detections gives AP 1.0"
-        )
+    record = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "loss": None if math.isnan(loss) else loss,
+        "seconds": run.seconds(),
+        "memory_mb": memory_in_use(),
+    }
+    if config.eval.background:
+        checkpoint = {**run.description(), "model": run.eval_model.state_dict()}
+        # The one before is known by now, but not to last.pt.
+        remove_pending(run.folder, but=progress.evaluated)
+        run.pending = Pending.begin(run.folder, checkpoint, record, results, run.val_index, config.eval.backend)
+        return
+    evaluation = evaluate_results(run.val_index, results, config.eval.backend)
+    record["seconds"] = run.seconds()
+    run.conclude(monitor, evaluation, record, run.save_best, time.monotonic() - start)

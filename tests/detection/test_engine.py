@@ -169,8 +169,7 @@ def test_one_cycle_is_torchs():
 
 def test_patience_ends_a_run_that_no_longer_gets_better(tiny_config, tmp_path, monkeypatch):
     def evaluate(run, monitor, loss, stop):
-        if run.progress.epoch == 2:
-            run.progress.best, run.progress.best_epoch = 0.5, 2
+        run.is_best(0.5 if run.progress.epoch == 2 else 0.1, run.progress.epoch)
 
     run = build_run(tiny_config.with_overrides(["train.epochs=20", "train.patience=3"]))
     run.folder.mkdir()

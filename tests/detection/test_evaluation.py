@@ -250,3 +250,85 @@ def test_an_evaluation_that_is_cut_off_goes_on_where_it_was(trained, tmp_path, m
     other = {**options, "overrides": [*options["overrides"], "eval.nms_threshold=0.3"]}
     score_checkpoint(trained / "best.pt", **other, resume=True)
     assert len(seen) == 12
+
+
+# ---- faster-coco-eval
+
+
+def assert_same_numbers(index, results):
+    plain, fast = evaluate_results(index, results), evaluate_results(index, results, "faster-coco-eval")
+    assert fast.numbers == pytest.approx(plain.numbers, abs=1e-9, nan_ok=True)
+    for one, two in zip(plain.per_class, fast.per_class, strict=True):
+        assert one[0] == two[0] and one[1:] == pytest.approx(two[1:], abs=1e-9, nan_ok=True)
+
+
+def test_the_fast_backend_gives_the_same(coco_set):
+    pytest.importorskip("faster_coco_eval")
+    index = read_coco(coco_set / "annotations.json")
+    for results in ([], truth_as_results(index), random_results(index, np.random.default_rng(0), 30)):
+        before = json.dumps(results)
+        assert_same_numbers(index, results)
+        assert json.dumps(results) == before
+
+
+def test_the_fast_backend_and_the_traps(coco_set):
+    """Crowd regions, no ground truth, more detections than count, equal scores, areas on COCO's very limits."""
+    pytest.importorskip("faster_coco_eval")
+    path = coco_set / "annotations.json"
+    content = json.loads(path.read_text())
+    for annotation, side in zip(content["annotations"], [32, 96, 32, 96, 31.99, 96.01] * 4, strict=False):
+        annotation["bbox"][2:], annotation["area"] = [side, side], side * side
+    for annotation in content["annotations"][1::3]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    index = read_coco(path)
+    rng = np.random.default_rng(0)
+    many = random_results(index, rng, 400)
+    assert max(np.bincount([r["image_id"] for r in many if r["category_id"] == 3])) > 100
+    assert_same_numbers(index, many)
+    assert_same_numbers(index, [r | {"score": round(r["score"], 1)} for r in many])
+    assert_same_numbers(index, [r for r in many if r["image_id"] == 10])
+    path.write_text(json.dumps({**content, "annotations": []}))
+    assert_same_numbers(read_coco(path), many)
+    assert_same_numbers(read_coco(path), [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_the_fast_backend_gives_the_same_on_photographs(shared_data, name):
+    pytest.importorskip("faster_coco_eval")
+    for path in sorted((shared_data / name).glob("*.json")):
+        index = read_coco(path)
+        for results in (random_results(index, np.random.default_rng(1), 40), truth_as_results(index), []):
+            assert_same_numbers(index, results)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_fast_backend_gives_the_same_at_the_size_of_coco():
+    pytest.importorskip("faster_coco_eval")
+    from detection.benchmark.evaluation import random_evaluation
+
+    assert_same_numbers(*random_evaluation(5000, 100, 80))
+
+
+def test_a_backend_that_is_not_installed_is_named(coco_set, tool, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    index = read_coco(coco_set / "annotations.json")
+    with pytest.raises(UserError, match=r"needs the package faster-coco-eval .*pip install -e '\.\[fast-eval\]'"):
+        evaluate_results(index, [], "faster-coco-eval")
+
+
+def test_the_tools_take_a_backend(tool, coco_set, tmp_path):
+    pytest.importorskip("faster_coco_eval")
+    index = read_coco(coco_set / "annotations.json")
+    write_results(tmp_path / "p.json", random_results(index, np.random.default_rng(5)))
+    arguments = ["--predictions", tmp_path / "p.json", "--data", coco_set / "annotations.json"]
+    plain, fast = tool("evaluate", *arguments), tool("evaluate", *arguments, "--backend", "faster-coco-eval")
+    assert plain.returncode == fast.returncode == 0, fast.stderr
+    assert plain.stdout == fast.stdout
+    done = tool("benchmark", "--evaluation", 20, 10, 3)
+    assert done.returncode == 0, done.stderr
+    assert "20 images, 200 detections" in done.stdout and "times as fast" in done.stdout

@@ -1,0 +1,70 @@
+"""Where something was made, and with what."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from detection.device import pick_device, processor_name
+from detection.files import write_atomically
+
+FILE = "environment.json"
+"""In a run's folder: a list, one entry for each time that it was started or resumed."""
+PACKAGES = ("ghostnet-detection", "torch", "torchvision", "pycocotools", "numpy", "albumentations")
+
+
+def describe_environment(device: str = "auto") -> dict[str, str]:
+    """Name -> value: machine, versions, commit of this toolkit, date. `device` as in a config."""
+    place = pick_device(device)
+    machine = f"{processor_name()}, {os.cpu_count()} cores"
+    if place.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(place)}; {machine}"
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "machine": f"{machine}; {platform.system()} {platform.release()}",
+        "versions": ", ".join(versions),
+        "commit": commit() or "not known",
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+    }
+
+
+def commit() -> str | None:
+    """Of the checkout that this toolkit runs from, marked where files differ from it; None for an installed copy."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def note_environment(folder: Path, device: str) -> None:
+    """Add where a training runs to its folder."""
+    text = json.dumps([*read_environments(folder), describe_environment(device)], indent=1)
+    write_atomically(folder / FILE, lambda file: file.write(text.encode()))
+
+
+def read_environments(folder: Path) -> list[dict[str, str]]:
+    """Where a run was trained; [] where that was not noted."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
