@@ -21,6 +21,7 @@ examples:
   python tools/benchmark.py --train configs/retina_ghost_320.yaml data.batch_size=8 …
   python tools/benchmark.py --folder runs/mine/best.pt photos/ mine.onnx     (against a plain loop over the model)
   python tools/benchmark.py --evaluation                 (eval.backend: 5000 images x 100 detections x 80 classes)
+  python tools/benchmark.py --index coco_like.json       (of tools/make_coco_like.py: reading annotations)
   python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
 
 A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
@@ -69,6 +70,12 @@ def main() -> int:
         from detection.benchmark.evaluation import compare_evaluations
 
         print(compare_evaluations(*args.evaluation, seed=args.seed))
+        return 0
+
+    if args.index is not None:
+        from detection.benchmark.annotations import compare_reading
+
+        print(compare_reading(args.index))
         return 0
 
     if args.tables is not None:
@@ -129,6 +136,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="time the backends of eval.backend on random data: IMAGES DETECTIONS CLASSES (default: 5000 100 80)",
     )
+    what.add_argument("--index", metavar="JSON", help="time reading a large COCO file against pycocotools")
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
     parser.add_argument(
         "--num-classes", type=count, help="of random weights (default: those of the first checkpoint; 80)"
@@ -160,11 +168,12 @@ def parse_arguments() -> argparse.Namespace:
         if len(args.evaluation) not in (0, 3):
             parser.error("--evaluation takes three numbers, or none: IMAGES DETECTIONS CLASSES")
         args.evaluation = args.evaluation or [5000, 100, 80]
-    named = [args.cost, args.tables, args.train, args.folder, args.evaluation]
-    if not (args.networks or args.peers) and all(value is None for value in named):
-        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train --folder --evaluation")
-    if (args.networks or args.peers) and any(value is not None for value in named):
-        parser.error("--cost, --tables, --train, --folder and --evaluation are not done together with timing")
+    others = ("cost", "tables", "train", "folder", "evaluation", "index")
+    named = [getattr(args, name) is not None for name in others]
+    if not (args.networks or args.peers) and not any(named):
+        parser.error(f"name a NETWORK to be timed, or one of --peers --{' --'.join(others)}")
+    if (args.networks or args.peers) and any(named):
+        parser.error(f"--{', --'.join(others[:-1])} and --{others[-1]} are not done together with timing")
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error("--score-threshold must be between 0 and 1")
     return args

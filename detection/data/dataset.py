@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from detection.config import Config, SourceConfig
+from detection.config import Config
 from detection.data.cache import PictureCache
-from detection.data.index import AnnotationIndex, read_coco
+from detection.data.index import AnnotationIndex
 from detection.data.mixing import Piece, copy_paste, mixup, mosaic
+from detection.data.sources import read_split
 from detection.data.transforms import Augmentation, read_image, resize_to, resized_shape, to_tensor
 from detection.errors import UserError
 
@@ -187,16 +188,15 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
     Raises:
         UserError: anything amiss with the annotation file, the images folder, or the files named in it.
     """
-    source: SourceConfig = getattr(config.data, split)
-    index = read_source(source, f"data.{split}")
+    index = read_split(config.data, split)
     augmentation = None
     if split == "train":
         if (index.labels[~index.crowd].size) == 0:
-            raise UserError(f"{source.annotations} has no annotation at all: there is nothing to learn from")
+            raise UserError(f"{index.source} has no annotation at all: there is nothing to learn from")
         augmentation = Augmentation(config.data.augment, config.data.short_side, config.data.long_side)
     return DetectionDataset(
         index,
-        source.images,
+        index.images,
         short_side=config.data.short_side,
         long_side=config.data.long_side,
         augmentation=augmentation,
@@ -204,38 +204,3 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
         largest_side=max(config.data.multi_scale, default=None) if split == "train" else None,
         cache=config.train.cache,
     )
-
-
-def read_source(source: SourceConfig, key: str) -> AnnotationIndex:
-    """Read the annotations and check that each image they name is in the folder."""
-    index = read_coco(source.annotations)
-    check_images(index, source.images, key)
-    return index
-
-
-def check_images(index: AnnotationIndex, images: str | Path, key: str = "images") -> None:
-    """Raises UserError, naming the first few, where images are absent; better now than in hour three."""
-    folder = Path(images)
-    if not folder.is_dir():
-        raise UserError(f"{key}.images: folder {folder} does not exist")
-    present = set(os.listdir(folder))
-    absent = [
-        str(name)
-        for name in index.file_names
-        if str(name) not in present and not ("/" in str(name) and (folder / str(name)).is_file())
-    ]
-    if absent:
-        shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {shown}")
-
-
-def check_same_classes(train: AnnotationIndex, val: AnnotationIndex) -> None:
-    """Labels must mean the same in both. Raises UserError naming the first difference."""
-    pairs = [dict(zip(index.category_ids.tolist(), index.class_names, strict=True)) for index in (train, val)]
-    for category_id in sorted(set(pairs[0]) | set(pairs[1])):
-        names = [pair.get(category_id, "nothing") for pair in pairs]
-        if names[0] != names[1]:
-            raise UserError(
-                f"{train.source} and {val.source} have different categories: id {category_id} is "
-                f"{names[0]!r} in the first, {names[1]!r} in the second"
-            )

@@ -1,13 +1,11 @@
 """What smaller files of a detector are judged by: AP on pictures of the val set, and time, all files by turns."""
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -15,8 +13,8 @@ from detection.benchmark.latency import take_turns
 from detection.benchmark.report import markdown
 from detection.checkpoint import Classes
 from detection.config import Config
-from detection.data.dataset import DetectionDataset, read_source
-from detection.data.index import AnnotationIndex
+from detection.data.dataset import DetectionDataset
+from detection.data.sources import read_split
 from detection.device import cpu_fields, processor_name, progress_interval
 from detection.evaluation.coco import Evaluation, evaluate_results
 from detection.evaluation.evaluate import detect_dataset, eval_loader
@@ -53,13 +51,12 @@ class Exam:
     """The pictures of `data.val`, or some of them, on which files are scored."""
 
     def __init__(self, config: Config, metadata: Metadata, count: int, threads: int) -> None:
-        source = config.data.val
-        index = read_source(source, "data.val")
-        self.index = part_of(index, spread(len(index), count))
+        index = read_split(config.data, "val", alone=True)
+        self.index = index.part(spread(len(index), count))
         self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
         self.metadata, self.threads = metadata, threads
         dataset = DetectionDataset(
-            self.index, source.images, short_side=metadata.short_side, long_side=metadata.long_side
+            self.index, index.images, short_side=metadata.short_side, long_side=metadata.long_side
         )
         self.loader = eval_loader(dataset, metadata.batch or 1, config.data.workers, CPU)
 
@@ -80,23 +77,6 @@ def spread(total: int, count: int) -> list[int]:
     """At most `count` of the first `total` numbers, spread evenly."""
     chosen = min(count, total)
     return [i * total // chosen for i in range(chosen)]
-
-
-def part_of(index: AnnotationIndex, images: Sequence[int]) -> AnnotationIndex:
-    """The same annotations for some of the images only."""
-    rows = [np.arange(index.offsets[i], index.offsets[i + 1]) for i in images]
-    boxes = np.concatenate([np.zeros(0, np.int64), *rows])
-    return dataclasses.replace(
-        index,
-        image_ids=index.image_ids[images],
-        file_names=index.file_names[images],
-        sizes=index.sizes[images],
-        offsets=np.cumsum([0, *(len(row) for row in rows)]),
-        boxes=index.boxes[boxes],
-        labels=index.labels[boxes],
-        areas=index.areas[boxes],
-        crowd=index.crowd[boxes],
-    )
 
 
 def latencies(paths: Sequence[Path], frame: Frames, threads: int, runs: int = 30) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from detection.config import Config, parse_config
-from detection.data.dataset import read_source
+from detection.data.sources import read_split
 from detection.data.transforms import read_image, resize
 from detection.device import progress_interval
 from detection.errors import UserError
@@ -128,12 +128,12 @@ def calibration_frames(config: Config, metadata: Metadata, sources: Sequence[str
         paths = find_pictures(sources, count)
     else:
         try:
-            index = read_source(config.data.train, "data.train")
+            index = read_split(config.data, "train")
         except UserError as error:
             raise UserError(
                 f"int8 is calibrated on pictures of the training, or name some: --calibration DIR ({error})"
             ) from None
-        paths = [str(Path(config.data.train.images) / str(index.file_names[i])) for i in spread(len(index), count)]
+        paths = [str(Path(index.images) / str(index.file_names[i])) for i in spread(len(index), count)]
     # Only for its frames.
     detector = ExportedDetector(lambda images, sizes: {}, metadata)
     frames, step = [], metadata.batch or 1
