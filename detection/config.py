@@ -185,6 +185,8 @@ class TrainConfig(Section):
 class DetectorTrainConfig(TrainConfig):
     cache: Literal["off", "ram", "disk"] = "off"
     """Keep pictures decoded and resized: in memory, or in a file under ~/.cache."""
+    report: bool = True
+    """Write report.html and report.json when the training has ended, see docs/report.md."""
 
 
 class EvalConfig(Section):
@@ -193,6 +195,14 @@ class EvalConfig(Section):
     score_threshold: Probability = 0.001
     nms_threshold: Probability = 0.5
     max_detections: Positive = 100
+    backend: Literal["pycocotools", "faster-coco-eval"] = "pycocotools"
+    """What scores: faster-coco-eval (extra fast-eval) gives the same numbers several times as fast."""
+    background: bool = False
+    """In training: score in a process of its own while the training goes on; see docs/training.md."""
+
+
+EVAL_BACKENDS: tuple[str, ...] = get_args(EvalConfig.model_fields["backend"].annotation)
+"""The first one is the default, and the measure of the others."""
 
 
 class Experiment(Section):

@@ -1,6 +1,5 @@
 """A picture of AP against latency."""
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ NO_AP = "--plot needs an AP: a best.pt knows its own, those of others are given 
 
 def check_plot(path: str | Path, settings: Settings) -> None:
     """Raises UserError where a picture of what these settings measure could not be drawn or written."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--plot needs matplotlib: pip install -e '.[plot]'")
     if not settings.aps and not any(kind_of(target) == "checkpoint" for target in settings.targets):
         raise UserError(NO_AP)
     path = Path(path)

@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detection.config import EVAL_BACKENDS
 from detection.data.index import AnnotationIndex
 from detection.errors import UserError
 from detection.files import write_atomically
@@ -55,18 +56,31 @@ class Evaluation:
         }
 
 
-def evaluate_results(index: AnnotationIndex, results: Sequence[Result]) -> Evaluation:
+def evaluate_results(index: AnnotationIndex, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
     """Score detections against every image of `index`, those without a detection included.
 
     No detections but ground truth is AP 0; no ground truth is NaN (pycocotools' -1), which must never be averaged
     nor win as "best".
 
+    Args:
+        backend: of `EVAL_BACKENDS`.
+
     Raises:
-        UserError: a result of an image or category that the annotations do not have, or a malformed one.
+        UserError: a result of an image or category that the annotations do not have, or a malformed one; a backend
+            that is not installed.
+    """
+    return summarize(index, run_cocoeval(index, results, backend))
+
+
+def run_cocoeval(index: AnnotationIndex, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Any:
+    """The evaluator (COCOeval, or its faster twin) after `accumulate` and `summarize`; see `evaluate_results`.
+
+    Ids of its ground truth are rows of `index` plus 1, those of its detections places in `results` plus 1.
     """
     check_results(index, results)
+    coco_class, evaluator_class = _backend(backend)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth = coco_class()
         truth.dataset = index.to_coco()
         truth.createIndex()
         if results:
@@ -74,14 +88,19 @@ def evaluate_results(index: AnnotationIndex, results: Sequence[Result]) -> Evalu
             found = truth.loadRes([dict(result) for result in results])
         else:
             # loadRes([]) raises IndexError.
-            found = COCO()
+            found = coco_class()
             found.dataset = {**truth.dataset, "annotations": []}
             found.createIndex()
         # The default iouType is segm. Params take every image of the ground truth, also those without detections.
-        coco = COCOeval(truth, found, iouType="bbox")
+        coco = evaluator_class(truth, found, iouType="bbox")
         coco.evaluate()
         coco.accumulate()
         coco.summarize()
+    return coco
+
+
+def summarize(index: AnnotationIndex, coco: Any) -> Evaluation:
+    """The numbers of an evaluator that `run_cocoeval` gave."""
     numbers = {name: _nan(value) for name, value in zip(METRICS, coco.stats, strict=True)}
     # precision is [IoU, recall, class, area, maxDets]; classes follow the sorted category ids.
     precision = coco.eval["precision"][:, :, :, 0, -1]
@@ -90,6 +109,22 @@ def evaluate_results(index: AnnotationIndex, results: Sequence[Result]) -> Evalu
         boxes = int(((index.labels == k + 1) & ~index.crowd).sum())
         per_class.append((name, _mean(precision[:, :, k]), _mean(precision[0, :, k]), boxes))
     return Evaluation(numbers, per_class)
+
+
+def _backend(name: str) -> tuple[Any, Any]:
+    """The classes COCO and COCOeval of a backend."""
+    if name == EVAL_BACKENDS[0]:
+        return COCO, COCOeval
+    if name != EVAL_BACKENDS[1]:
+        raise UserError(f"unknown evaluation backend {name!r}; known: {', '.join(EVAL_BACKENDS)}")
+    try:
+        from faster_coco_eval import COCO as FasterCOCO
+        from faster_coco_eval import COCOeval_faster
+    except ImportError as error:
+        raise UserError(
+            f"eval.backend {name} needs the package faster-coco-eval ({error}): pip install -e '.[fast-eval]'"
+        ) from error
+    return FasterCOCO, COCOeval_faster
 
 
 def check_results(index: AnnotationIndex, results: Any, source: str = "predictions") -> None:

@@ -1,0 +1,182 @@
+"""How a detector's scores are to be read: thresholds, calibration, and what becomes of each image at the thresholds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from detection.evaluation.matches import Matches
+
+CALIBRATED_FROM = 0.05
+"""Detections of lower scores, which nobody draws but which are most of them, play no part in the calibration."""
+BINS = 10
+MATRIX_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """Precision, recall and F1 of a class at IoU 0.5 against the score threshold, one entry for each different score.
+
+    Attributes:
+        threshold: float64 [s], falling: detections with scores of at least so much are kept.
+        best: the recommended threshold: F1 is largest there, and nothing has a score just at it. None where no
+            detection is right.
+    """
+
+    threshold: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    best: float | None
+
+    def at_best(self) -> tuple[float, float, float] | None:
+        """Precision, recall and F1 at the recommended threshold."""
+        if self.best is None:
+            return None
+        i = int(np.argmax(self.f1))
+        return float(self.precision[i]), float(self.recall[i]), float(self.f1[i])
+
+
+def threshold_curve(matches: Matches, label: int) -> ThresholdCurve:
+    """The curve of a class; empty where it has neither detections nor objects."""
+    rows = matches.rows(label)
+    right, wrong, score = matches.right(0)[rows], matches.wrong(0)[rows], matches.score[rows]
+    objects = int((matches.counted & (matches.index.labels == label)).sum())
+    true, false = np.cumsum(right), np.cumsum(wrong)
+    # The last of each group of equal scores: a threshold keeps all of them or none.
+    last = np.flatnonzero(np.append(score[1:] != score[:-1], True)) if len(score) else np.zeros(0, int)
+    true, false, threshold = true[last], false[last], score[last]
+    precision = true / np.maximum(true + false, 1)
+    recall = true / max(objects, 1)
+    f1 = 2 * true / np.maximum(objects + true + false, 1)
+    best = None
+    if len(f1) and f1.max() > 0:
+        i = int(np.argmax(f1))
+        # Half way to the first one that is to be left out: no rounding of a score can turn it over.
+        below = threshold[i + 1] if i + 1 < len(threshold) else 0.0
+        best = float((threshold[i] + below) / 2)
+    return ThresholdCurve(threshold, precision, recall, f1, best)
+
+
+def kept(matches: Matches, thresholds: list[float | None]) -> np.ndarray:
+    """bool [n]: detections of at least their class's threshold; a class without one keeps none."""
+    limits = np.array([np.inf, *(np.inf if value is None else value for value in thresholds)])
+    return matches.score >= limits[matches.label]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores against the share of detections that are right (IoU 0.5), in `BINS` bins of equal width over [0, 1].
+
+    Attributes:
+        score: mean score of each bin; NaN where it is empty.
+        precision: share that is right; NaN where it is empty.
+        count: detections in each bin.
+        error: the expected calibration error (arXiv 1706.04599; for detectors arXiv 2004.13546): the mean of
+            |precision - score| over the bins, weighted by their counts; NaN without detections.
+    """
+
+    score: np.ndarray
+    precision: np.ndarray
+    count: np.ndarray
+    error: float
+
+
+def calibrate(matches: Matches) -> Calibration:
+    """Of all classes together, from `CALIBRATED_FROM` on; detections on crowd regions are left out."""
+    chosen = (matches.score >= CALIBRATED_FROM) & ~matches.ignored[0]
+    score, right = matches.score[chosen], matches.right(0)[chosen]
+    bins = np.clip((score * BINS).astype(int), 0, BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        mean_score = np.bincount(bins, score, BINS) / count
+        precision = np.bincount(bins, right, BINS) / count
+    known = count > 0
+    error = float((np.abs(precision - mean_score)[known] * count[known]).sum() / count.sum()) if known.any() else np.nan
+    return Calibration(mean_score, precision, count, float(error))
+
+
+def confusion_matrix(matches: Matches, thresholds: list[float | None]) -> np.ndarray:
+    """What objects were taken for, at the thresholds: int64 [classes + 1, classes + 1], rows are the truth.
+
+    The last row is background (detections of nothing), the last column what was missed. COCOeval itself matches,
+    told not to care for classes (useCats = 0): the best score first, each detection gets the free object that it
+    covers best, with an IoU of at least 0.5. So the diagonal may differ by a few from the true positives of AP,
+    where each class is matched by itself.
+    """
+    index, size = matches.index, len(matches.index.class_names) + 1
+    matrix = np.zeros((size, size), np.int64)
+    chosen = np.flatnonzero(kept(matches, thresholds))
+    truth_label = np.full(len(chosen), size)
+    found = np.zeros(len(index.boxes), bool)
+    ignored = np.zeros(len(chosen), bool)
+    evaluator = COCOeval(iouType="bbox")
+    params = evaluator.params
+    params.useCats, params.catIds, params.iouThrs = 0, [-1], np.array([MATRIX_IOU])
+    order = np.argsort(matches.image[chosen], kind="stable")
+    bounds = np.searchsorted(matches.image[chosen][order], np.arange(len(index) + 1))
+    for i in range(len(index)):
+        places = order[bounds[i] : bounds[i + 1]]
+        objects = range(index.offsets[i], index.offsets[i + 1])
+        params.maxDets = [max(1, len(places))]
+        evaluator._gts[i, -1] = [
+            {
+                "id": row + 1,
+                "bbox": index.boxes[row],
+                "area": 1.0,
+                "iscrowd": int(index.crowd[row]),
+                "ignore": int(index.crowd[row]),
+            }
+            for row in objects
+        ]
+        evaluator._dts[i, -1] = [
+            {
+                "id": int(place) + 1,
+                "bbox": matches.box[chosen[place]],
+                "area": 1.0,
+                "score": matches.score[chosen[place]],
+            }
+            for place in places
+        ]
+        evaluator.ious[i, -1] = evaluator.computeIoU(i, -1)
+        decided = evaluator.evaluateImg(i, -1, params.areaRng[0], params.maxDets[0])
+        if decided is None:
+            continue
+        at = np.array(decided["dtIds"], int) - 1
+        got = decided["dtMatches"][0].astype(int) - 1
+        ignored[at] = decided["dtIgnore"][0]
+        truth_label[at[got >= 0]] = index.labels[got[got >= 0]]
+        found[got[got >= 0]] = True
+    taken_for = matches.label[chosen]
+    np.add.at(matrix, (truth_label[~ignored] - 1, taken_for[~ignored] - 1), 1)
+    missed = matches.counted & ~found
+    np.add.at(matrix, (index.labels[missed] - 1, size - 1), 1)
+    return matrix
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """What became of each image at the recommended thresholds, IoU 0.5: int64 [images] each."""
+
+    right: np.ndarray
+    wrong: np.ndarray
+    missed: np.ndarray
+
+    @property
+    def f1(self) -> np.ndarray:
+        """float64 [images]; 1 for an image in which there is nothing and nothing was found."""
+        asked = 2 * self.right + self.wrong + self.missed
+        return np.where(asked == 0, 1.0, 2 * self.right / np.maximum(asked, 1))
+
+
+def score_images(matches: Matches, thresholds: list[float | None]) -> ImageScores:
+    chosen, size = kept(matches, thresholds), len(matches.index)
+    right, wrong = matches.right(0) & chosen, matches.wrong(0) & chosen
+    found = np.zeros(len(matches.index.boxes), bool)
+    found[matches.truth[0][right]] = True
+    missed = matches.counted & ~found
+    return ImageScores(
+        np.bincount(matches.image[right], minlength=size),
+        np.bincount(matches.image[wrong], minlength=size),
+        np.bincount(matches.image_of_object[missed], minlength=size),
+    )
