@@ -7,16 +7,19 @@ import numpy as np
 from detection.doctor.box_form import Form, as_xywh, box_form
 from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.pairs import overlaps, pairs_in_images
-from detection.doctor.raw import RawSet
+from detection.doctor.entries import Entries
 
 SAME = 0.98
 """IoU from which two boxes are the same one."""
-CROWD = 4
-"""Boxes of its class within a box, from which on it looks like a region of many."""
+CROWD = 5
+"""Boxes of its class within a box, from which on it looks like a region of many.
+
+Measured on coco_mini and person with their crowd flags hidden: of 217 regions 77 % are found, and of what is found
+87 % are regions (with 4: 80 % and 81 %; with 8: 59 % and 96 %). The others are people before an audience."""
 THIN = 20.0
 
 
-def check_boxes(raw: RawSet) -> tuple[list[Finding], RawSet]:
+def check_boxes(raw: Entries) -> tuple[list[Finding], Entries]:
     """Findings, and the set with its boxes as xywh where they are certain to have been in another form."""
     found = []
     form = form_of(raw)
@@ -35,13 +38,13 @@ def check_boxes(raw: RawSet) -> tuple[list[Finding], RawSet]:
     return found, raw
 
 
-def form_of(raw: RawSet) -> Form:
+def form_of(raw: Entries) -> Form:
     """The form of all good boxes together; its rows count among them."""
     rows = np.flatnonzero(raw.good)
     return box_form(raw.boxes[rows], raw.sizes[raw.images[rows]], raw.areas[rows])
 
 
-def in_pixels(raw: RawSet, form: Form) -> RawSet:
+def in_pixels(raw: Entries, form: Form) -> Entries:
     """The set with its boxes (crowd regions too) as xywh."""
     boxes = raw.boxes.copy()
     rows = np.flatnonzero((raw.images >= 0) & np.isfinite(boxes).all(axis=1))
@@ -50,7 +53,7 @@ def in_pixels(raw: RawSet, form: Form) -> RawSet:
     return raw.changed(boxes=boxes)
 
 
-def box_sizes(raw: RawSet) -> np.ndarray:
+def box_sizes(raw: Entries) -> np.ndarray:
     """int [m, 2]: size of each annotation's picture; zeros where it has none."""
     return np.where((raw.images >= 0)[:, None], raw.sizes[raw.images], 0) if len(raw.images) else raw.sizes[:0]
 
@@ -61,27 +64,27 @@ def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), 0, limit)
 
 
-def degenerate(raw: RawSet) -> np.ndarray:
+def degenerate(raw: Entries) -> np.ndarray:
     """bool [m]: boxes without width or height."""
     with np.errstate(invalid="ignore"):
         return raw.good & (raw.boxes[:, 2:] <= 0).any(axis=1)
 
 
-def outside(raw: RawSet) -> np.ndarray:
+def outside(raw: Entries) -> np.ndarray:
     """bool [m]: boxes of which nothing is in the picture."""
     inner = clipped(raw.boxes, box_sizes(raw))
     with np.errstate(invalid="ignore"):
         return raw.good & ~degenerate(raw) & ((inner[:, 2:] - inner[:, :2]) <= 0).any(axis=1)
 
 
-def tiny(raw: RawSet) -> np.ndarray:
+def tiny(raw: Entries) -> np.ndarray:
     """bool [m]: boxes with less than a pixel in the picture, which training drops (`detection.data.index`)."""
     inner = clipped(raw.boxes, box_sizes(raw))
     with np.errstate(invalid="ignore"):
         return raw.good & ~degenerate(raw) & ~outside(raw) & ((inner[:, 2:] - inner[:, :2]) < 1).any(axis=1)
 
 
-def beyond(raw: RawSet) -> np.ndarray:
+def beyond(raw: Entries) -> np.ndarray:
     """float [m]: by how many pixels a box reaches beyond its picture, 0 for those that do not count here."""
     sizes = box_sizes(raw)
     over = np.concatenate([-raw.boxes[:, :2], raw.boxes[:, :2] + raw.boxes[:, 2:] - sizes], axis=1).max(axis=1, initial=0)
@@ -91,7 +94,7 @@ def beyond(raw: RawSet) -> np.ndarray:
 Check = tuple[str, np.ndarray, Callable[[int], str] | None]
 
 
-def _geometry(raw: RawSet, sizes: np.ndarray) -> list[Check]:
+def _geometry(raw: Entries, sizes: np.ndarray) -> list[Check]:
     over = beyond(raw)
     far = over > np.maximum(2.0, 0.02 * sizes.max(axis=1, initial=0))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,7 +114,7 @@ def _geometry(raw: RawSet, sizes: np.ndarray) -> list[Check]:
     ]
 
 
-def doubles(raw: RawSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def doubles(raw: Entries) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Boxes that are there twice, and those that look like a region of many.
 
     Returns:
@@ -140,7 +143,7 @@ def doubles(raw: RawSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     return twice, np.concatenate([np.zeros((0, 2), np.int64), *shared]), np.flatnonzero(within >= CROWD), within
 
 
-def _pairs(raw: RawSet) -> list[Finding]:
+def _pairs(raw: Entries) -> list[Finding]:
     twice, shared, regions, within = doubles(raw)
     total = int(raw.good.sum())
     names = raw.category_names
@@ -158,6 +161,17 @@ def _pairs(raw: RawSet) -> list[Finding]:
         examples: list[Example] = raw.box_examples(
             regions, lambda row: f"{within[row]} boxes of {names[raw.categories[row]]!r} in it"
         )
+        # Who flags some has thought of it; who flags none has not, or lost the flags in a conversion.
         flags = f"{int(raw.crowd.sum())} boxes have the flag" if raw.crowd.any() else "no box has the flag"
-        found.append(finding("crowd-unflagged", raw.split, len(regions), examples, total=total, detail=flags))
+        found.append(
+            finding(
+                "crowd-unflagged",
+                raw.split,
+                len(regions),
+                examples,
+                total=total,
+                detail=flags,
+                severity="note" if raw.crowd.any() else "warning",
+            )
+        )
     return found

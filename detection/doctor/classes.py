@@ -3,14 +3,14 @@
 import numpy as np
 
 from detection.doctor.findings import Example, Finding, finding
-from detection.doctor.raw import RawSet
+from detection.doctor.entries import Entries
 
 FEW = 20
 """Boxes of a class in the training set, under which it is hardly learnt."""
 IMBALANCE = 50
 
 
-def class_counts(raw: RawSet) -> tuple[np.ndarray, np.ndarray]:
+def class_counts(raw: Entries) -> tuple[np.ndarray, np.ndarray]:
     """int [k], int [k]: boxes of each category (no crowd), and images with one."""
     rows = np.flatnonzero(raw.good & (raw.categories >= 0))
     boxes = np.bincount(raw.categories[rows], minlength=len(raw.category_ids))
@@ -18,12 +18,12 @@ def class_counts(raw: RawSet) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.bincount(pairs[:, 0], minlength=len(raw.category_ids))
 
 
-def boxes_per_image(raw: RawSet) -> np.ndarray:
+def boxes_per_image(raw: Entries) -> np.ndarray:
     """int [n], no crowd."""
     return np.bincount(raw.images[raw.good], minlength=len(raw.image_ids))
 
 
-def check_classes(raw: RawSet) -> list[Finding]:
+def check_classes(raw: Entries) -> list[Finding]:
     """Findings about one set by itself."""
     if not raw.good.any():
         return [finding("no-boxes", raw.split, 0)]
@@ -50,7 +50,7 @@ def check_classes(raw: RawSet) -> list[Finding]:
     return found
 
 
-def check_both(train: RawSet, val: RawSet) -> list[Finding]:
+def check_both(train: Entries, val: Entries) -> list[Finding]:
     """Findings about two sets that are to be trained and evaluated on."""
     found = []
     pairs = [dict(zip(raw.category_ids.tolist(), raw.category_names, strict=True)) for raw in (train, val)]

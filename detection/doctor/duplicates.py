@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.pictures import Looks
-from detection.doctor.raw import RawSet
+from detection.doctor.entries import Entries
 
 BANDS = 16
 """Of 16 bits each. Pictures that share no band are not compared: with a hash of 256 bits, those that differ in fewer
@@ -42,7 +42,7 @@ def alike(thumbs: np.ndarray, usable: np.ndarray) -> np.ndarray:
     values = thumbs.reshape(len(thumbs), -1).astype(np.float32)
     rows = np.flatnonzero(usable & (values.std(axis=1) > FLAT)) if len(values) else np.zeros(0, np.int64)
     hashes = difference_hash(thumbs[rows])
-    bands = hashes.view(np.uint16)
+    bands = np.ascontiguousarray(hashes).view(np.uint16)
     pairs = [np.zeros((0, 2), np.int64)]
     for band in range(BANDS):
         for left, right in _same_key(bands[:, band]):
@@ -84,7 +84,7 @@ def same_files(looks: Looks, paths: Sequence[str]) -> np.ndarray:
     return result
 
 
-def check_duplicates(raws: Sequence[RawSet], seen: Sequence[Looks]) -> list[Finding]:
+def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Finding]:
     """The same picture twice in a set, and in both of two sets (train first)."""
     together = Looks(
         [one for looks in seen for one in looks.looks],

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from detection.device import progress_interval
 from detection.doctor.findings import Finding
 from detection.doctor.look import THUMB, Look, look
-from detection.doctor.raw import RawSet
+from detection.doctor.entries import Entries
 
 CHUNK = 64
 """Pictures that a process is given at a time."""
@@ -141,7 +141,7 @@ def default_workers() -> int:
 # ---- findings
 
 
-def check_pictures(raw: RawSet, seen: Looks) -> list[Finding]:
+def check_pictures(raw: Entries, seen: Looks) -> list[Finding]:
     """What is wrong with the pictures themselves, and with what the annotations say of them."""
     found: list[Finding] = []
     looks = seen.looks
@@ -189,7 +189,7 @@ def blank(seen: Looks) -> np.ndarray:
     return ok & (np.ptp(flat, axis=1) <= 2) if len(flat) else ok
 
 
-def size_rows(raw: RawSet, seen: Looks) -> dict[str, list[int]]:
+def size_rows(raw: Entries, seen: Looks) -> dict[str, list[int]]:
     """Images by how the annotated size goes with the picture's: image-size, exif-at-odds, exif-turned."""
     rows: dict[str, list[int]] = {"image-size": [], "exif-at-odds": [], "exif-turned": []}
     for row in seen.rows("ok", "huge", "truncated", "damaged").tolist():
@@ -203,7 +203,7 @@ def size_rows(raw: RawSet, seen: Looks) -> dict[str, list[int]]:
     return rows
 
 
-def similar_names(raw: RawSet, rows: np.ndarray) -> dict[int, str]:
+def similar_names(raw: Entries, rows: np.ndarray) -> dict[int, str]:
     """Of images that are not there: the one file of the folder that has the name in another spelling or place."""
     if raw.folder is None or not raw.folder.is_dir():
         return {}
@@ -237,7 +237,7 @@ def _plain(name: str) -> str:
     return os.path.splitext(name)[0].casefold()
 
 
-def _size_text(raw: RawSet, seen: Looks, row: int) -> str:
+def _size_text(raw: Entries, seen: Looks, row: int) -> str:
     width, height = seen.looks[row].size
     turned = f", EXIF orientation {seen.looks[row].orientation}" if seen.looks[row].orientation != 1 else ""
     return f"is {width}x{height}{turned}, annotated as {raw.sizes[row, 0]}x{raw.sizes[row, 1]}"

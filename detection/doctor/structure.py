@@ -3,10 +3,10 @@
 import numpy as np
 
 from detection.doctor.findings import Example, Finding, finding
-from detection.doctor.raw import RawSet
+from detection.doctor.entries import Entries
 
 
-def check_structure(raw: RawSet) -> list[Finding]:
+def check_structure(raw: Entries) -> list[Finding]:
     """Faults of the file, without a look at pictures, boxes and classes; those found in reading are among them."""
     if not len(raw.image_ids):
         return [*raw.faults, finding("no-images", raw.split, 0)]
@@ -50,7 +50,7 @@ def check_structure(raw: RawSet) -> list[Finding]:
     return found
 
 
-def check_categories(raw: RawSet) -> list[Finding]:
+def check_categories(raw: Entries) -> list[Finding]:
     """Ids and names of the classes."""
     found = []
     names = np.array(raw.category_names, object)
@@ -92,7 +92,7 @@ def again(values: np.ndarray) -> np.ndarray:
     return rows[~np.array(nothing, bool)]
 
 
-def lost_annotations(raw: RawSet, rows: np.ndarray) -> np.ndarray:
+def lost_annotations(raw: Entries, rows: np.ndarray) -> np.ndarray:
     """Annotations whose image or category (`rows` of either) is not there, those that name none at all left out."""
     broken = (raw.images < 0) & (raw.categories < 0) & (raw.annotation_ids == 0)
     return np.flatnonzero((rows < 0) & ~broken)

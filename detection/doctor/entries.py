@@ -1,4 +1,4 @@
-"""`RawSet`: annotations as they stand in a file, faults and all, in arrays that are parallel to the file's lists.
+"""`Entries`: annotations as they stand in a file, faults and all, in arrays parallel to the lists of the file.
 
 `detection.data.index.read_coco` refuses a faulty file with its first fault; here all of them are to be found.
 """
@@ -17,7 +17,7 @@ Describe = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class RawSet:
+class Entries:
     """n images, m annotations, k categories; row i is entry i of the file's list, however broken it is.
 
     Of VOC and YOLO sets the rows are in the order in which they were read.
@@ -60,7 +60,7 @@ class RawSet:
         known[known] &= (self.sizes[self.images[known]] > 0).all(axis=1)
         object.__setattr__(self, "good", known & ~self.crowd)
 
-    def changed(self, **fields: Any) -> "RawSet":
+    def changed(self, **fields: Any) -> "Entries":
         """A copy with other values."""
         return replace(self, **fields)
 
@@ -105,8 +105,8 @@ def _few(rows: np.ndarray, most: int = 100) -> list[int]:
     return rows.tolist()
 
 
-def raw_coco(content: Any, source: str, split: str, folder: Path | None) -> RawSet:
-    """The content of a COCO file as a `RawSet`, with the faults of its structure.
+def coco_entries(content: Any, source: str, split: str, folder: Path | None) -> Entries:
+    """The content of a COCO file as a `Entries`, with the faults of its structure.
 
     Raises:
         UserError: it is no COCO file at all.
@@ -123,7 +123,7 @@ def raw_coco(content: Any, source: str, split: str, folder: Path | None) -> RawS
     annotations = _read_annotations(
         content["annotations"], _rows_of(images["image_ids"]), _rows_of(categories["category_ids"]), notes
     )
-    raw = RawSet(split=split, source=source, folder=folder, **images, **categories, **annotations)
+    raw = Entries(split=split, source=source, folder=folder, **images, **categories, **annotations)
     return raw.changed(faults=tuple(_structure_faults(raw, notes)))
 
 
@@ -238,7 +238,7 @@ def _rows_of(ids: np.ndarray) -> dict[int, int]:
     return rows
 
 
-def _structure_faults(raw: RawSet, notes: _Notes) -> list[Finding]:
+def _structure_faults(raw: Entries, notes: _Notes) -> list[Finding]:
     faults = []
     for kind in ("images", "categories", "annotations"):
         if notes.broken[kind]:
