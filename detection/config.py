@@ -72,9 +72,15 @@ class ModelConfig(Section):
 
 
 class SourceConfig(Section):
-    images: str
+    """One split of a data set, see docs/data.md."""
+
     annotations: str
-    format: Literal["coco"] = "coco"
+    """COCO: the JSON file. VOC: its folder, an image set, or a folder of XML files. YOLO: data.yaml."""
+    images: str | None = None
+    """The pictures' folder; null is where the format has it: images/ beside a JSON file, JPEGImages/, …"""
+    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    split: str | None = None
+    """Of a VOC folder or data.yaml: train, val or test; null is that of the key (data.train, data.val)."""
 
 
 class AugmentConfig(Section):
@@ -112,6 +118,8 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     train: SourceConfig
     val: SourceConfig
+    classes: Annotated[list[str] | dict[str, list[str]], Field(min_length=1)] | None = None
+    """Only these of the data's classes; or new ones made of several, like {vehicle: [car, bus]}; null is all."""
     batch_size: Positive = 16
     workers: Annotated[int, Field(ge=0)] = 2
     short_side: Positive = 800

@@ -117,9 +117,8 @@ class PlainTraining:
             self.optimizer = torch.optim.SGD(parameters, run.lr, optim.momentum, weight_decay=optim.weight_decay)
         else:
             self.optimizer = torch.optim.AdamW(parameters, run.lr, weight_decay=optim.weight_decay)
-        source = config.data.train
         self.loader = DataLoader(
-            PlainDataset(run.train_loader.dataset.index, source.images),  # type: ignore[attr-defined]
+            PlainDataset(run.train_loader.dataset.index),  # type: ignore[attr-defined]
             batch_size=config.data.batch_size,
             shuffle=True,
             drop_last=True,
@@ -145,8 +144,8 @@ class PlainTraining:
 class PlainDataset(Dataset):
     """As in torchvision's references: PIL, float tensors, a flip."""
 
-    def __init__(self, index: AnnotationIndex, images: str) -> None:
-        self.index, self.images = index, Path(images)
+    def __init__(self, index: AnnotationIndex) -> None:
+        self.index, self.images = index, Path(index.images)
         self.transform = v2.Compose(
             [v2.RandomHorizontalFlip(0.5), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         )

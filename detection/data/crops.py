@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from detection.data.dataset import check_images
-from detection.data.index import AnnotationIndex, read_coco
+from detection.data.formats import read_annotations
+from detection.data.index import AnnotationIndex
 from detection.data.transforms import read_image
 from detection.device import progress_interval
 from detection.errors import UserError
@@ -97,8 +98,8 @@ def make_crops(
     seen: set[bytes] = set()
     repeated = 0
     for number, path in enumerate(annotations):
-        index = read_coco(path)
-        folder = Path(images[number]) if images else Path(path).parent / "images"
+        index = read_annotations(path, images=images[number] if images else None)
+        folder = Path(index.images)
         check_images(index, folder)
         for i in range(len(index)):
             digest = hashlib.sha1((folder / str(index.file_names[i])).read_bytes()).digest()

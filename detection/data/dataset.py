@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from detection.config import Config, SourceConfig
+from detection.config import Config, DataConfig, SourceConfig
 from detection.data.cache import PictureCache
-from detection.data.index import AnnotationIndex, read_coco
+from detection.data.classes import choose_classes, with_names
+from detection.data.formats import read_annotations
+from detection.data.index import AnnotationIndex
 from detection.data.mixing import Piece, copy_paste, mixup, mosaic
 from detection.data.transforms import Augmentation, read_image, resize_to, resized_shape, to_tensor
 from detection.errors import UserError
@@ -187,16 +189,15 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
     Raises:
         UserError: anything amiss with the annotation file, the images folder, or the files named in it.
     """
-    source: SourceConfig = getattr(config.data, split)
-    index = read_source(source, f"data.{split}")
+    index = read_split(config.data, split)
     augmentation = None
     if split == "train":
         if (index.labels[~index.crowd].size) == 0:
-            raise UserError(f"{source.annotations} has no annotation at all: there is nothing to learn from")
+            raise UserError(f"{index.source} has no annotation at all: there is nothing to learn from")
         augmentation = Augmentation(config.data.augment, config.data.short_side, config.data.long_side)
     return DetectionDataset(
         index,
-        source.images,
+        index.images,
         short_side=config.data.short_side,
         long_side=config.data.long_side,
         augmentation=augmentation,
@@ -206,11 +207,31 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
     )
 
 
-def read_source(source: SourceConfig, key: str) -> AnnotationIndex:
-    """Read the annotations and check that each image they name is in the folder."""
-    index = read_coco(source.annotations)
-    check_images(index, source.images, key)
+def read_split(data: DataConfig, split: str, *, alone: bool = False, pictures: bool = True) -> AnnotationIndex:
+    """The annotations of `data.train` or `data.val` with the classes of `data.classes`; their images are there.
+
+    Args:
+        split: "train" or "val".
+        alone: the other split need not be there. Classes of VOC, whose files tell no list of them, are then those
+            of this split only, and what is absent of `data.classes` is passed over.
+        pictures: whether it is checked that they are there.
+
+    Raises:
+        UserError: anything amiss with the annotations or the images folder.
+    """
+    index = _read(data, split)
+    if index.format == "voc" and not alone:
+        other = _read(data, "val" if split == "train" else "train")
+        index = with_names(index, sorted({*index.class_names, *other.class_names}))
+    index = choose_classes(index, data.classes, lenient=alone)
+    if pictures:
+        check_images(index, index.images, f"data.{split}")
     return index
+
+
+def _read(data: DataConfig, split: str) -> AnnotationIndex:
+    source: SourceConfig = getattr(data, split)
+    return read_annotations(source.annotations, images=source.images, format=source.format, split=source.split or split)
 
 
 def check_images(index: AnnotationIndex, images: str | Path, key: str = "images") -> None:

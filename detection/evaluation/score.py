@@ -8,8 +8,9 @@ from typing import Any
 from detection import distributed
 from detection.checkpoint import Classes
 from detection.config import Config, SourceConfig
-from detection.data.dataset import DetectionDataset, check_images
-from detection.data.index import AnnotationIndex, read_coco
+from detection.data.dataset import DetectionDataset, read_split
+from detection.data.formats import read_annotations
+from detection.data.index import AnnotationIndex
 from detection.errors import UserError
 from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.evaluate import detect_batches, eval_loader
@@ -43,8 +44,7 @@ def score_checkpoint(
     """
     config = detector_config(checkpoint, overrides)
     source = _source(annotations, images, config.data.val)
-    index = read_coco(source.annotations)
-    check_images(index, source.images)
+    index = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
     path = Path(predictions_file) if predictions_file else Path(checkpoint).with_name("predictions.json")
     with distributed.session(config.device) as device:
         if distributed.is_main():
@@ -52,9 +52,9 @@ def score_checkpoint(
         model, config, classes = load_detector(checkpoint, device, overrides=overrides)
         category_ids = category_ids_of(classes, index)
         data = config.data
-        dataset = DetectionDataset(index, source.images, short_side=data.short_side, long_side=data.long_side)
+        dataset = DetectionDataset(index, index.images, short_side=data.short_side, long_side=data.long_side)
         part = path.with_name(f"{path.name}.part{distributed.rank()}")
-        journal = Journal(part, _made_of(checkpoint, config, source), resume)
+        journal = Journal(part, _made_of(checkpoint, config, index), resume)
         if journal.images:
             print(f"{len(journal.images)} images were done before")
         batch_size = config.eval.batch_size or data.batch_size
@@ -72,11 +72,12 @@ def score_checkpoint(
         return evaluation
 
 
-def _made_of(checkpoint: str | Path, config: Config, source: SourceConfig) -> dict[str, Any]:
-    files = [Path(checkpoint), Path(source.annotations)]
+def _made_of(checkpoint: str | Path, config: Config, index: AnnotationIndex) -> dict[str, Any]:
+    file = Path(checkpoint)
     return {
-        "files": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-        "images": str(Path(source.images).resolve()),
+        "checkpoint": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
+        "annotations": index.fingerprint(),
+        "images": str(Path(index.images).resolve()),
         "config": config.model_dump(mode="json"),
         "processes": distributed.world_size(),
     }
@@ -88,8 +89,9 @@ def score_file(
     """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given."""
     if annotations is None:
         assert checkpoint is not None
-        annotations = detector_config(checkpoint).data.val.annotations
-    index = read_coco(annotations)
+        index = read_split(detector_config(checkpoint).data, "val", alone=True, pictures=False)
+    else:
+        index = read_annotations(annotations, split="val")
     print(index.report())
     results = read_results(predictions)
     check_results(index, results, predictions)
@@ -123,7 +125,7 @@ def category_ids_of(classes: Classes, index: AnnotationIndex) -> list[int | None
 def _source(annotations: str | None, images: str | None, default: SourceConfig) -> SourceConfig:
     if annotations is None:
         return default.model_copy(update={"images": images} if images else {})
-    return SourceConfig(annotations=annotations, images=images or str(Path(annotations).parent / "images"))
+    return SourceConfig(annotations=annotations, images=images)
 
 
 def _write_numbers(evaluation: Evaluation, json_file: str | None) -> None:

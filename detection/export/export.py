@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detection.config import Config
-from detection.data.index import read_coco
+from detection.config import Config, parse_config
+from detection.data.dataset import read_split
 from detection.data.transforms import read_image, resize, to_tensor
 from detection.errors import UserError
 from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads
@@ -232,11 +232,11 @@ def test_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
     """Pictures as the file takes them: of the config's val set where it can be read, and one of random blocks."""
     size = (metadata.short_side, metadata.long_side)
     pictures = []
-    val = metadata.config["data"]["val"]
     try:
-        index = read_coco(val["annotations"])
+        data = parse_config(metadata.config, "the config in the checkpoint").data
+        index = read_split(data, "val", alone=True, pictures=False)
         names = [index.file_names[i] for i in range(0, len(index.file_names), max(1, len(index.file_names) // count))]
-        pictures = [read_image(Path(val["images"]) / name) for name in names[:count]]
+        pictures = [read_image(Path(index.images) / name) for name in names[:count]]
     except UserError:
         pass
     blocks = np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)

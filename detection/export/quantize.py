@@ -18,7 +18,7 @@ from tqdm import tqdm
 from detection.benchmark.report import markdown
 from detection.checkpoint import Classes
 from detection.config import Config, parse_config
-from detection.data.dataset import DetectionDataset, read_source
+from detection.data.dataset import DetectionDataset, read_split
 from detection.data.index import AnnotationIndex
 from detection.data.transforms import read_image, resize
 from detection.device import progress_interval
@@ -161,12 +161,12 @@ def calibration_frames(config: Config, metadata: Metadata, sources: Sequence[str
         paths = find_pictures(sources, count)
     else:
         try:
-            index = read_source(config.data.train, "data.train")
+            index = read_split(config.data, "train")
         except UserError as error:
             raise UserError(
                 f"int8 is calibrated on pictures of the training, or name some: --calibration DIR ({error})"
             ) from None
-        paths = [str(Path(config.data.train.images) / str(index.file_names[i])) for i in spread(len(index), count)]
+        paths = [str(Path(index.images) / str(index.file_names[i])) for i in spread(len(index), count)]
     # Only for its frames.
     detector = ExportedDetector(lambda images, sizes: {}, metadata)
     frames, step = [], metadata.batch or 1
@@ -298,13 +298,12 @@ class Exam:
     """The pictures of `data.val`, or some of them, on which files are scored."""
 
     def __init__(self, config: Config, metadata: Metadata, count: int, threads: int) -> None:
-        source = config.data.val
-        index = read_source(source, "data.val")
+        index = read_split(config.data, "val", alone=True)
         self.index = part_of(index, spread(len(index), count))
         self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
         self.metadata, self.threads = metadata, threads
         dataset = DetectionDataset(
-            self.index, source.images, short_side=metadata.short_side, long_side=metadata.long_side
+            self.index, index.images, short_side=metadata.short_side, long_side=metadata.long_side
         )
         self.loader = eval_loader(dataset, metadata.batch or 1, config.data.workers, CPU)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from detection.config import Config
-from detection.data.index import read_coco
+from detection.data.dataset import read_split
 from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.models import build_model
@@ -26,7 +26,7 @@ def with_largest_batch(config: Config, share: float = 0.85) -> Config:
     device = pick_device(config.device)
     if device.type != "cuda":
         raise UserError(f"--auto-batch measures GPU memory, and the device is {device}; set data.batch_size by hand")
-    num_classes = len(read_coco(config.data.train.annotations).class_names)
+    num_classes = len(read_split(config.data, "train").class_names)
     model = build_model(config, num_classes).to(device).train()
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     sides = max(config.data.multi_scale, default=config.data.short_side), config.data.long_side

@@ -7,7 +7,7 @@ from detection.errors import UserError
 
 # Keys (or sections) that the saved state was made with: with others it does not fit, or the rest of the run would not
 # be the run that was begun. `weights` and the like only say how the network started.
-FIXED = ("seed", "model", "optim.name", "teacher")
+FIXED = ("seed", "model", "data.classes", "optim.name", "teacher")
 FREE = (
     "model.backbone.weights",
     "model.backbone.frozen_stages",

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from detection import UserError
 from detection.config import AugmentConfig
+from detection.data.coco import read_coco
 from detection.data.dataset import DetectionDataset, Draw, build_dataset, check_same_classes
-from detection.data.index import read_coco
 from detection.data.loader import EvalBatches, TrainBatches, build_loader, iterate
 from detection.data.transforms import Augmentation, read_image, resize, to_original
 

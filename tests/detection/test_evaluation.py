@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detection import UserError
 from detection.checkpoint import Classes
-from detection.data.index import read_coco
+from detection.data.coco import read_coco
 from detection.evaluation import score
 from detection.evaluation.coco import METRICS, evaluate_results, read_results, write_results
 from detection.evaluation.score import category_ids_of, score_checkpoint

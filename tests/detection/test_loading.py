@@ -12,8 +12,8 @@ from conftest import ROOT
 
 from detection.config import AugmentConfig
 from detection.data import cache as cache_module
+from detection.data.coco import read_coco
 from detection.data.dataset import DetectionDataset, Draw, build_dataset
-from detection.data.index import read_coco
 from detection.data.loader import BadImages, EvalBatches, TrainBatches, build_loader, iterate
 from detection.data.transforms import Augmentation, read_image
 from detection.errors import UserError
@@ -124,7 +124,7 @@ def test_a_folder_of_nothing_but_bad_pictures_ends(tiny_config):
 DEADLY = """
 import os, signal, sys, torch
 from detection.data.dataset import DetectionDataset
-from detection.data.index import read_coco
+from detection.data.coco import read_coco
 from detection.data.loader import EvalBatches, build_loader, iterate
 from detection.errors import UserError
 

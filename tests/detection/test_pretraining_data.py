@@ -19,8 +19,8 @@ from backbones import GhostNet
 from backbones.classifier import build_classifier
 from detection import UserError
 from detection.config import read_config, valid_keys
+from detection.data.coco import read_coco
 from detection.data.crops import make_crops, square_around
-from detection.data.index import read_coco
 from detection.pretraining.config import PretrainConfig, TeacherConfig
 from detection.pretraining.data import batch_mixing, build_datasets
 from detection.pretraining.objective import Objective, soft_answer_loss, unexplained

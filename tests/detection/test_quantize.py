@@ -9,7 +9,7 @@ import pytest
 from conftest import assert_clear_error
 
 from detection import UserError
-from detection.data.index import read_coco
+from detection.data.coco import read_coco
 from detection.export.metadata import KEY
 from detection.export.quantize import matching, part_of, search_int8, spread
 from detection.inference.predict import Predictor

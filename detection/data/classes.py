@@ -1,0 +1,85 @@
+"""Which classes a detector learns: all of the data's, some of them, or several taken as one (`data.classes`)."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from detection.data.index import AnnotationIndex
+from detection.errors import UserError
+
+Chosen = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def choose_classes(index: AnnotationIndex, chosen: Chosen | None, *, lenient: bool = False) -> AnnotationIndex:
+    """The same images with the boxes of some classes only.
+
+    Category ids stay those of the file, so that results can be scored against it; a merged class has the lowest of
+    its classes' ids. Labels follow the ids, as always, whatever the order of `chosen`.
+
+    Args:
+        chosen: names; or new names, each with those that it stands for; None is all.
+        lenient: pass over names that the data do not have, as a set to evaluate on may lack some.
+
+    Raises:
+        UserError: a name that the data do not have (with the nearest one), a name twice, none left.
+    """
+    if chosen is None:
+        return index
+    groups = chosen if isinstance(chosen, Mapping) else {name: [name] for name in chosen}
+    if not isinstance(chosen, Mapping) and len(groups) < len(chosen):
+        raise UserError(f"data.classes has a class twice: {', '.join(chosen)}")
+    group_of: dict[str, str] = {}
+    for new, members in groups.items():
+        for name in members:
+            if name in group_of:
+                raise UserError(f"data.classes: {name!r} is in {group_of[name]!r} and in {new!r}; it can be in one")
+            if name not in index.class_names and not lenient:
+                close = difflib.get_close_matches(name, index.class_names, n=1, cutoff=0.5)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                shown = ", ".join(index.class_names[:20]) + (", …" if len(index.class_names) > 20 else "")
+                raise UserError(f"data.classes: {index.source} has no class {name!r}{hint}; it has {shown}")
+            group_of[name] = new
+    id_of: dict[str, int] = {}
+    for category_id, name in zip(index.category_ids.tolist(), index.class_names, strict=True):
+        if name in group_of:
+            id_of.setdefault(group_of[name], category_id)
+    if not id_of:
+        raise UserError(
+            f"{index.source} has none of the classes of data.classes; it has {', '.join(index.class_names)}"
+        )
+    names = list(id_of)  # by ascending id, as the data's own are
+    new_label = np.array([0, *(names.index(group_of[n]) + 1 if n in group_of else 0 for n in index.class_names)])
+    left_out = [name for name in index.class_names if name not in group_of]
+    changed = _relabelled(index, tuple(names), np.array(list(id_of.values()), np.int64), new_label)
+    if not left_out:
+        return changed
+    lost = len(index.boxes) - len(changed.boxes)
+    note = f"{lost} boxes of {len(left_out)} classes that data.classes does not have left out"
+    return dataclasses.replace(changed, notes=(*changed.notes, note))
+
+
+def with_names(index: AnnotationIndex, names: Sequence[str]) -> AnnotationIndex:
+    """The same with the classes `names`, ids 1…k: for formats whose files tell names only, and each its own."""
+    place = {name: i for i, name in enumerate(names, 1)}
+    new_label = np.array([0, *(place[name] for name in index.class_names)])
+    return _relabelled(index, tuple(names), np.arange(1, len(names) + 1), new_label)
+
+
+def _relabelled(
+    index: AnnotationIndex, names: tuple[str, ...], category_ids: np.ndarray, new_label: np.ndarray
+) -> AnnotationIndex:
+    """Args: new_label: int [k + 1], for each old label the new one, 0 for what is to be left out."""
+    labels = new_label[index.labels]
+    keep = labels > 0
+    return dataclasses.replace(
+        index,
+        class_names=names,
+        category_ids=category_ids,
+        offsets=np.concatenate([[0], np.cumsum(keep)])[index.offsets],
+        boxes=index.boxes[keep],
+        labels=labels[keep],
+        areas=index.areas[keep],
+        crowd=index.crowd[keep],
+    )

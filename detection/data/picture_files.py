@@ -1,0 +1,75 @@
+"""Picture files in folders: which there are, and how large the pictures are, without decoding any."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from detection.data.transforms import read_image
+from detection.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
+"""Of files that are taken for pictures."""
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""Orientations in EXIF that exchange width and height."""
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Names, relative to `folder` and with "/", of all files in it and below, sorted within each folder.
+
+    Links to folders are followed, a folder that was there already (a loop of links) is not gone into again.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def walk(path: str, prefix: str) -> Iterator[str]:
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"folder {path} cannot be read: {error.strerror}") from None
+        for entry in found:
+            try:
+                below = entry.is_dir()
+            except OSError:  # a link to itself; as a file it is told when it is opened
+                below = False
+            if below:
+                yield from walk(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name
+
+    yield from walk(str(folder), "")
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """As `files_below`, of pictures only (by their suffix, hidden files left out), all sorted."""
+    return sorted(
+        name
+        for name in files_below(folder)
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not os.path.basename(name).startswith(".")
+    )
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, as `read_image` gives it, out of the file's header.
+
+    Raises:
+        UserError: absent, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _LYING else (width, height)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+    except Exception:
+        height, width = read_image(path).shape[:2]
+        return width, height
