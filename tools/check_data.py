@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--val-images", metavar="DIR", help="its pictures (default: --images, or images/ beside --val)")
     parser.add_argument("--json", metavar="FILE", help="write all findings and numbers to this file")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots and contact sheets")
-    parser.add_argument("--fix", metavar="OUT.json", help="write a mended copy, and OUT.changes.json; val: OUT_val.json")
+    parser.add_argument(
+        "--fix", metavar="OUT.json", help="write a mended copy, and OUT.changes.json; val: OUT_val.json"
+    )
     parser.add_argument("--no-decode", action="store_true", help="read pictures' headers and bytes, decode nothing")
     parser.add_argument("--no-pictures", action="store_true", help="open no picture: see only whether it is there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read (default: one for each core)")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from detection.doctor.box_form import Form, as_xywh, box_form
+from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.pairs import overlaps, pairs_in_images
-from detection.doctor.entries import Entries
 
 SAME = 0.98
 """IoU from which two boxes are the same one."""
@@ -87,7 +87,9 @@ def tiny(raw: Entries) -> np.ndarray:
 def beyond(raw: Entries) -> np.ndarray:
     """float [m]: by how many pixels a box reaches beyond its picture, 0 for those that do not count here."""
     sizes = box_sizes(raw)
-    over = np.concatenate([-raw.boxes[:, :2], raw.boxes[:, :2] + raw.boxes[:, 2:] - sizes], axis=1).max(axis=1, initial=0)
+    over = np.concatenate([-raw.boxes[:, :2], raw.boxes[:, :2] + raw.boxes[:, 2:] - sizes], axis=1).max(
+        axis=1, initial=0
+    )
     return np.where(raw.good & ~degenerate(raw) & ~outside(raw), over, 0)
 
 

@@ -1,13 +1,45 @@
 """Classes and images: how many boxes they have."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from detection.doctor.findings import Example, Finding, finding
+from detection.data.classes import Chosen
 from detection.doctor.entries import Entries
+from detection.doctor.findings import Example, Finding, finding
 
 FEW = 20
 """Boxes of a class in the training set, under which it is hardly learnt."""
 IMBALANCE = 50
+
+
+def chosen_classes(raw: Entries, chosen: Chosen | None) -> Entries:
+    """The set as `data.classes` has it trained: the others' boxes are gone, merged classes are one.
+
+    Names that the set does not have are passed over; `detection.data.classes.choose_classes` refuses them.
+    """
+    if chosen is None:
+        return raw
+    groups = chosen if isinstance(chosen, Mapping) else {name: [name] for name in chosen}
+    group_of = {member: new for new, members in groups.items() for member in members}
+    first: dict[str, int] = {}
+    for row in np.argsort(raw.category_ids, kind="stable").tolist():
+        if raw.category_names[row] in group_of:
+            first.setdefault(group_of[raw.category_names[row]], row)
+    names = list(first)
+    place = np.array([*(names.index(group_of[n]) if n in group_of else -1 for n in raw.category_names), -1])
+    categories = place[raw.categories]
+    keep = categories >= 0
+    return raw.changed(
+        category_ids=raw.category_ids[list(first.values())],
+        category_names=tuple(names),
+        categories=categories[keep],
+        annotation_ids=raw.annotation_ids[keep],
+        images=raw.images[keep],
+        boxes=raw.boxes[keep],
+        areas=raw.areas[keep],
+        crowd=raw.crowd[keep],
+    )
 
 
 def class_counts(raw: Entries) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,9 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.pictures import Looks
-from detection.doctor.entries import Entries
 
 BANDS = 16
 """Of 16 bits each. Pictures that share no band are not compared: with a hash of 256 bits, those that differ in fewer
@@ -27,7 +27,7 @@ def difference_hash(thumbs: np.ndarray) -> np.ndarray:
 
     Bits of a band lie all over the picture, so that a plain sky does not make many of them alike.
     """
-    bits = (thumbs[:, :, 1:] > thumbs[:, :, :-1]).reshape(len(thumbs), -1)
+    bits = (thumbs[:, :, 1:] > thumbs[:, :, :-1]).reshape(len(thumbs), thumbs.shape[1] * (thumbs.shape[2] - 1))
     order = np.random.default_rng(0).permutation(bits.shape[1])
     return np.packbits(bits[:, order], axis=1)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from detection.config import Config
+from detection.data.classes import Chosen
 from detection.doctor.boxes import check_boxes
-from detection.doctor.classes import check_both, check_classes
+from detection.doctor.classes import check_both, check_classes, chosen_classes
 from detection.doctor.duplicates import check_duplicates
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding, in_order
@@ -30,10 +31,12 @@ from detection.errors import UserError
 
 @dataclass(frozen=True)
 class Checked:
-    """A set as it stands in its file (`raw`), as it is meant (`plain`: boxes xywh, sizes known), and its pictures."""
+    """A set as it stands in its file (`raw`), as it is meant (`plain`: boxes xywh, sizes known; rows as in `raw`), as
+    it is trained on (`trained`: with `data.classes`), and its pictures."""
 
     raw: Entries
     plain: Entries
+    trained: Entries
     seen: Looks
 
 
@@ -80,37 +83,39 @@ def examine(
     seen = seen or [_look(raw, pictures, workers) for raw in sets]
     report = Report([], config_name=config_name, pictures=pictures)
     for raw, looks in zip(sets, seen, strict=True):
-        findings, checked = check_set(raw, looks)
+        findings, checked = check_set(raw, looks, config.data.classes if config is not None else None)
         report.findings += findings
         report.sets.append(checked)
     plain = [checked.plain for checked in report.sets]
     if all(len(raw.image_ids) for raw in sets):
         report.findings += check_duplicates(plain, seen)
-    if len(plain) == 2:
-        report.findings += check_both(plain[0], plain[1])
+    trained = [checked.trained for checked in report.sets]
+    if len(trained) == 2:
+        report.findings += check_both(trained[0], trained[1])
     report.findings += _unlisted(plain)
     setting = setting_of(config, config_name or "config") if config is not None else DEFAULT
-    report.suitability = examine_anchors(plain[0], setting)
+    report.suitability = examine_anchors(trained[0], setting)
     if report.suitability is not None:
         # Without a config nobody has said that these anchors are to be used: the numbers are given, and no warning.
         report.findings += check_suitability(report.suitability, plain[0].split) if config is not None else []
-    if config is not None and len(plain[0].category_ids):
-        report.memory = predicted_memory(config, len(plain[0].category_ids))
+    if config is not None and len(trained[0].category_ids):
+        report.memory = predicted_memory(config, len(trained[0].category_ids))
         report.findings += memory_finding(report.memory["total"], free_memory(config.device), plain[0].split)
     report.findings = in_order(report.findings)
     report.seconds = time.perf_counter() - start
     return report
 
 
-def check_set(raw: Entries, seen: Looks) -> tuple[list[Finding], Checked]:
-    """All that concerns one set by itself."""
+def check_set(raw: Entries, seen: Looks, classes: Chosen | None = None) -> tuple[list[Finding], Checked]:
+    """All that concerns one set by itself; `classes` is `data.classes` of its config."""
     findings = check_structure(raw)
     if not len(raw.image_ids) or not len(raw.category_ids):
-        return findings, Checked(raw, raw, seen)
+        return findings, Checked(raw, raw, raw, seen)
     findings += check_categories(raw) + check_pictures(raw, seen)
     sized = with_sizes(raw, seen)
     of_boxes, plain = check_boxes(sized)
-    return findings + of_boxes + check_classes(plain), Checked(raw, plain, seen)
+    trained = chosen_classes(plain, classes)
+    return findings + of_boxes + check_classes(trained), Checked(raw, plain, trained, seen)
 
 
 def with_sizes(raw: Entries, seen: Looks) -> Entries:
@@ -124,7 +129,9 @@ def with_sizes(raw: Entries, seen: Looks) -> Entries:
 def _look(raw: Entries, pictures: str, workers: int) -> Looks:
     paths = [raw.path(row) for row in range(len(raw.file_names))]
     if raw.folder is not None and not raw.folder.is_dir():
-        raise UserError(f"{raw.source}: the folder of its pictures, {raw.folder}, does not exist; name it with --images")
+        raise UserError(
+            f"{raw.source}: the folder of its pictures, {raw.folder}, does not exist; name it with --images"
+        )
     if pictures != "none":
         return look_at(paths, workers=workers, decode=pictures == "all", name=f"{raw.split} pictures")
     nothing = look_at([None] * len(paths), workers=1)

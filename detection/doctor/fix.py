@@ -184,7 +184,9 @@ def _plan_annotations(
         if np.isfinite(boxes[row]).all():
             changes.append(_of(raw, row, "box taken from the polygon"))
     images = np.where(raw.images >= 0, plan.target[raw.images], -1) if len(plan.target) else raw.images
-    categories = np.where(raw.categories >= 0, category_rows[raw.categories], -1) if len(category_rows) else raw.categories
+    categories = (
+        np.where(raw.categories >= 0, category_rows[raw.categories], -1) if len(category_rows) else raw.categories
+    )
     known = images >= 0
     boxes[known] *= plan.scale[raw.images[known]]
     moved = raw.changed(boxes=boxes, images=images, categories=categories, sizes=plan.sizes)

@@ -47,7 +47,8 @@ def _summary(report: Report) -> list[Markup]:
     )
     blocks = [verdict]
     for checked in report.sets:
-        numbers = statistics(checked.plain)
+        numbers = statistics(checked.trained)
+        each = numbers["boxes_per_image"]
         blocks.append(html.heading(f"{checked.raw.split}: {numbers['source']}"))
         blocks.append(
             html.cards(
@@ -55,18 +56,19 @@ def _summary(report: Report) -> list[Markup]:
                     ("images", numbers["images"], f"{numbers['images_without_boxes']} without boxes"),
                     ("boxes", numbers["boxes"], f"and {numbers['crowd']} crowd regions" if numbers["crowd"] else ""),
                     ("classes", len(numbers["classes"])),
-                    ("boxes an image", f"{numbers['boxes_per_image']['mean']:.1f}", f"at most {numbers['boxes_per_image']['most']}"),
+                    ("boxes an image", f"{each['mean']:.1f}", f"at most {each['most']}"),
                     ("small", f"{numbers['small']:.0%}", "under 32² pixels"),
                     ("medium", f"{numbers['medium']:.0%}", "under 96²"),
                     ("large", f"{numbers['large']:.0%}", "96² and above"),
                 ]
             )
-        )  # fmt: skip
+        )
     blocks.append(html.paragraph(f"Pictures: {DECODED[report.pictures]}."))
     if report.findings:
         rows = [
-            [html.marked(f.severity, COLORS[f.severity]), f.split, f.code, f"{f.count} {_title(f)}"] for f in report.findings
-        ]  # fmt: skip
+            [html.marked(f.severity, COLORS[f.severity]), f.split, f.code, f"{f.count or 'no'} {_title(f)}"]
+            for f in report.findings
+        ]
         blocks.append(html.table(["severity", "set", "code", "what"], rows, left=4))
     return blocks
 
@@ -82,9 +84,9 @@ def _findings(report: Report, album: html.Album) -> list[Markup]:
         blocks.append(html.note(f"{found.severity}: {found.message}", {"note": ""}.get(found.severity, found.severity)))
         blocks.append(html.paragraph(f"What to do: {found.remedy}."))
         # A sheet of each note would bury those of the errors.
-        if (found.severity != "note" or found.code in ("picture-alike", "box-two-classes", "box-aspect")) and offender_sheet(
-            report, found, album
-        ):
+        if (
+            found.severity != "note" or found.code in ("picture-alike", "box-two-classes", "box-aspect")
+        ) and offender_sheet(report, found, album):
             blocks.append(album.gallery())
         if found.examples:
             lines = "\n".join(describe_example(example) for example in found.examples)
@@ -105,7 +107,7 @@ def _pictures(report: Report) -> list[Markup]:
 def _classes(report: Report) -> list[Markup]:
     names: dict[str, list[int]] = {}
     for i, checked in enumerate(report.sets):
-        for entry in statistics(checked.plain)["classes"]:
+        for entry in statistics(checked.trained)["classes"]:
             row = names.setdefault(entry["name"], [0] * 2 * len(report.sets))
             row[2 * i] += entry["boxes"]
             row[2 * i + 1] += entry["images"]
@@ -143,7 +145,7 @@ def _cut(name: str) -> str:
 
 
 def _boxes(report: Report) -> list[Markup]:
-    sets = [(checked.raw.split, checked.plain) for checked in report.sets]
+    sets = [(checked.raw.split, checked.trained) for checked in report.sets]
     sides = [(split, box_sides(raw)) for split, raw in sets]
     if not any(len(values) for _, values in sides):
         return [html.note("There is no box to draw.", "error")]
@@ -152,7 +154,9 @@ def _boxes(report: Report) -> list[Markup]:
     most = max(int(boxes_per_image(raw).max(initial=0)) for _, raw in sets)
     edges = np.arange(min(most, 60) + 2) - 0.5
     each = [(split, np.minimum(boxes_per_image(raw), 60)) for split, raw in sets]
-    widths = [(split, np.sqrt(raw.sizes[(raw.sizes > 0).all(axis=1)].astype(float).prod(axis=1))) for split, raw in sets]
+    widths = [
+        (split, np.sqrt(raw.sizes[(raw.sizes > 0).all(axis=1)].astype(float).prod(axis=1))) for split, raw in sets
+    ]
     plots = [
         _histogram(root, "side of a box: root of its area (pixels of the picture)", log=2),
         _histogram(aspect, "width / height of a box", log=2),
@@ -212,15 +216,17 @@ def _anchors(report: Report) -> list[Markup]:
     setting = found.setting
     text = (
         f"{setting.detector} with anchor sizes {', '.join(map(str, setting.anchor_sizes))} and pictures of "
-        f"{setting.short_side}x{setting.long_side} pixels (short and long side), from {setting.name}. An anchor learns a box "
-        f"from IoU 0.5 on; a box that none reaches is given the best one, and is learnt badly."
+        f"{setting.short_side}x{setting.long_side} pixels (short and long side), from {setting.name}. An anchor "
+        f"learns a box from IoU 0.5 on; a box that none reaches is given the best one, and is learnt badly."
     )
     cards = [
         ("matched", f"{found.matched:.1%}", f"of {found.boxes} boxes"),
         ("small", f"{found.small:.1%}", f"a side under {SMALL:g} pixels at the input"),
     ]
     if found.better_anchors:
-        cards.append(("better anchors", f"{found.better_matched:.1%}", f"sizes {', '.join(map(str, found.better_anchors))}"))
+        cards.append(
+            ("better anchors", f"{found.better_matched:.1%}", f"sizes {', '.join(map(str, found.better_anchors))}")
+        )
     if report.memory is not None:
         cards.append(("memory of a step", f"{report.memory['total'] / 1e9:.2f} GB", "predicted"))
     levels = [[stride, size, f"{matched:.1%}", f"{best:.1%}"] for stride, size, matched, best in found.by_level]

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +10,18 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from detection.device import progress_interval
-from detection.doctor.findings import Finding
-from detection.doctor.look import THUMB, Look, look
 from detection.doctor.entries import Entries
+from detection.doctor.findings import Finding
+from detection.doctor.look import THUMB, Look, init_worker, look_at_many
 
 CHUNK = 64
 """Pictures that a process is given at a time."""
-ALONE = 200
+ALONE = 400
 """So few pictures are read here: other processes take a second to start."""
 UNSEEN = Look("unseen")
 BAD = ("missing", "unreadable", "truncated", "damaged")
@@ -72,7 +70,7 @@ def look_at(paths: Sequence[Path | None], *, workers: int, decode: bool = True, 
         files = [[str(paths[i]) for i in chunk] for chunk in chunks]
         if workers <= 1 or len(wanted) <= ALONE:
             for chunk, names in zip(chunks, files, strict=True):
-                yield chunk, _look_at_many(names, decode)
+                yield chunk, look_at_many(names, decode)
         else:
             yield from _in_processes(chunks, files, workers, decode)
 
@@ -96,10 +94,10 @@ def _in_processes(
     alone = False
     while waiting:
         # Once one has died, each file has its own turn in a single process, until it is known which one it was.
-        with ProcessPoolExecutor(1 if alone else workers, context, _init_worker) as pool:
+        with ProcessPoolExecutor(1 if alone else workers, context, init_worker) as pool:
             futures: dict[Future[list[Look]], tuple[list[int], list[str]]] = {}
             try:
-                futures = {pool.submit(_look_at_many, names, decode): (chunk, names) for chunk, names in waiting}
+                futures = {pool.submit(look_at_many, names, decode): (chunk, names) for chunk, names in waiting}
                 waiting = []
                 for future in as_completed(futures):
                     chunk, names = futures[future]
@@ -116,21 +114,6 @@ def _in_processes(
         if waiting and not alone:
             waiting = [([i], [name]) for chunk, names in waiting for i, name in zip(chunk, names, strict=True)]
             alone = True
-
-
-def _init_worker() -> None:
-    # A terminal's Ctrl-C is for the main process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-
-
-def _look_at_many(files: list[str], decode: bool) -> list[Look]:
-    # `look` itself decides what is too large to be decoded.
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return [look(file, decode) for file in files]
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def default_workers() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from detection.config import Config, load_config
-from detection.data import coco, voc, yolo
+from detection.data import coco, yolo
 from detection.data.formats import read_raw, recognise
 from detection.data.raw import RawSet
 from detection.doctor.entries import Entries, coco_entries
@@ -49,21 +49,38 @@ def read_sets(
     path = Path(target)
     if is_config(path):
         if val is not None or val_images is not None or images is not None:
-            raise UserError(f"{target} is a config, which names its own sets: --images and --val are for files and folders")
+            raise UserError(
+                f"{target} is a config, which names its own sets: --images and --val are for files and folders"
+            )
         config = load_config(path, overrides)
         sets = []
         for split in ("train", "val"):
             source = getattr(config.data, split)
-            sets.append(read_set(source.annotations, split, source.images, source.format))
-        return sets, config
+            sets.append(read_set(source.annotations, split, source.images, source.format, source.split or split))
+        return with_same_names(sets), config
     if overrides:
         raise UserError(f"{overrides[0]}: overrides are for configs, and {target} is none")
     if val is not None:
-        return [read_set(target, "train", images), read_set(val, "val", val_images or images)], None
+        train = read_set(target, "train", images, split="train" if path.is_dir() else None)
+        other = read_set(val, "val", val_images or images, split="val" if Path(val).is_dir() else None)
+        return with_same_names([train, other]), None
     splits = splits_in(path)
     if len(splits) == 2:
-        return [read_set(target, split, images, split=split) for split in splits], None
+        return with_same_names([read_set(target, split, images, split=split) for split in splits]), None
     return [read_set(target, "data", images, split=splits[0] if splits else None)], None
+
+
+def with_same_names(sets: list[Entries]) -> list[Entries]:
+    """VOC's files tell no list of classes; the names of both sets together are that of each (`data.classes`)."""
+    if any(raw.format != "voc" for raw in sets):
+        return sets
+    names = sorted({name for raw in sets for name in raw.category_names})
+    result = []
+    for raw in sets:
+        place = np.array([*(names.index(name) for name in raw.category_names), -1])
+        numbers = np.arange(1, len(names) + 1)
+        result.append(raw.changed(category_ids=numbers, category_names=tuple(names), categories=place[raw.categories]))
+    return result
 
 
 def is_config(path: Path) -> bool:

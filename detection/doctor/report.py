@@ -51,13 +51,14 @@ def _lines(report: Report) -> Iterator[str]:
     if report.memory is not None:
         yield memory_line(report.memory)
     counts = report.counts()
-    yield f"\n{counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes in {report.seconds:.1f} s: " + (
-        "mend the errors before training" if counts["error"] else "clean" if not counts["warning"] else "no errors"
+    yield (
+        f"\n{counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes in {report.seconds:.1f} s: "
+        + ("mend the errors before training" if counts["error"] else "clean" if not counts["warning"] else "no errors")
     )
 
 
 def _describe(checked: Checked) -> str:
-    numbers = statistics(checked.plain)
+    numbers = statistics(checked.trained)
     crowd = f" and {numbers['crowd']} crowd regions" if numbers["crowd"] else ""
     return (
         f"{numbers['source']} ({checked.raw.split}, {numbers['format'].upper()}): {numbers['images']} images, "
@@ -81,8 +82,9 @@ def describe_example(example: Example) -> str:
 def suitability_lines(found: Suitability) -> Iterator[str]:
     setting = found.setting
     yield (
-        f"anchors of {setting.name} ({setting.detector}, sizes {', '.join(map(str, setting.anchor_sizes))}, input "
-        f"{setting.short_side}x{setting.long_side}): {found.matched:.1%} of {found.boxes} boxes have one with IoU >= 0.5"
+        f"anchors of {setting.name} ({setting.detector}, sizes {', '.join(map(str, setting.anchor_sizes))}, "
+        f"input {setting.short_side}x{setting.long_side}): "
+        f"{found.matched:.1%} of {found.boxes} boxes have one with IoU >= 0.5"
     )
     levels = ", ".join(f"stride {stride} {share:.0%}" for stride, _, share, _ in found.by_level)
     yield f"  by level: {levels}; {found.small:.1%} have a side under 8 pixels at the input"
@@ -110,7 +112,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "counts": report.counts(),
         "pictures": report.pictures,
         "seconds": round(report.seconds, 2),
-        "sets": {checked.raw.split: statistics(checked.plain) for checked in report.sets},
+        "sets": {checked.raw.split: statistics(checked.trained) for checked in report.sets},
         "findings": [finding.as_json() for finding in report.findings],
         "suitability": None
         if found is None

@@ -25,7 +25,7 @@ UNSHOWN = {"image-missing", "image-unlisted"}
 
 def example_sheet(checked: Checked, album: Album, count: int = 12) -> None:
     """Pictures from all over the set, those with boxes first, with all their boxes."""
-    raw = checked.plain
+    raw = checked.trained
     full = np.unique(raw.images[raw.good])
     rows = spread(full.tolist(), count) or spread(list(range(len(raw.image_ids))), count)
     by_image = _boxes_by_image(raw, rows)

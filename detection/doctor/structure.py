@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.entries import Entries
+from detection.doctor.findings import Example, Finding, finding
 
 
 def check_structure(raw: Entries) -> list[Finding]:
@@ -29,7 +29,9 @@ def check_structure(raw: Entries) -> list[Finding]:
     bad_ids = np.union1d(np.flatnonzero(raw.annotation_ids < 1), again(raw.annotation_ids))
     if len(bad_ids) and raw.format == "coco":
         found.append(
-            raw.box_finding("annotation-ids", bad_ids, lambda row: f"id {raw.annotation_ids[row]}", total=len(raw.boxes))
+            raw.box_finding(
+                "annotation-ids", bad_ids, lambda row: f"id {raw.annotation_ids[row]}", total=len(raw.boxes)
+            )
         )
     sizeless = np.flatnonzero((raw.sizes < 1).any(axis=1) & (raw.file_names != ""))
     if len(sizeless):

@@ -129,12 +129,11 @@ def check_suitability(found: Suitability, split: str) -> list[Finding]:
         )
     if found.small > 0.1 and found.better_input:
         short, long = found.better_input
-        cost = next(entry[4] for entry in found.inputs if entry[:2] == found.better_input)
-        detail = (
-            f"data.short_side={short} data.long_side={long} leaves "
-            f"{next(entry[3] for entry in found.inputs if entry[:2] == found.better_input):.0%}, at {cost:.1f} times the cost"
+        _, _, _, small, cost = next(entry for entry in found.inputs if entry[:2] == found.better_input)
+        detail = f"data.short_side={short} data.long_side={long} leaves {small:.0%}, at {cost:.1f} times the cost"
+        findings.append(
+            finding("boxes-small", split, round(found.small * found.boxes), total=found.boxes, detail=detail)
         )
-        findings.append(finding("boxes-small", split, round(found.small * found.boxes), total=found.boxes, detail=detail))
     return findings
 
 
