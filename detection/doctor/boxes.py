@@ -32,7 +32,7 @@ def check_boxes(raw: Entries) -> tuple[list[Finding], Entries]:
     for code, mask, describe in _geometry(raw, sizes):
         rows = np.flatnonzero(mask)
         # What a wrong form makes of boxes has been told of.
-        if len(rows) and not (form.name != "xywh" and not form.certain and code.startswith("box-")):
+        if len(rows) and (form.name == "xywh" or form.certain):
             found.append(raw.box_finding(code, rows, describe, total=int(raw.good.sum())))
     found += _pairs(raw)
     return found, raw
@@ -103,12 +103,18 @@ def _geometry(raw: Entries, sizes: np.ndarray) -> list[Check]:
         ratio = raw.boxes[:, 2] / raw.boxes[:, 3]
         thin = raw.good & ~degenerate(raw) & ((ratio > THIN) | (ratio < 1 / THIN))
 
+    # A polygon's area cannot be above its box's; a pixel is left for rounding.
+    area = raw.boxes[:, 2] * raw.boxes[:, 3]
+    with np.errstate(invalid="ignore"):
+        wrong_area = raw.good & (area > 0) & ((raw.areas <= 0) | (raw.areas > 1.05 * area + 1))
+
     def picture(row: int) -> str:
         return f"picture {sizes[row, 0]}x{sizes[row, 1]}"
 
     return [
         ("box-degenerate", degenerate(raw), None),
         ("box-outside", outside(raw), picture),
+        ("area-wrong", wrong_area, lambda row: f"area {raw.areas[row]:g}, box {area[row]:g}"),
         ("box-tiny", tiny(raw), picture),
         ("box-beyond", far, lambda row: f"by {over[row]:.1f} pixels"),
         ("box-beyond-slightly", (over > 0.5) & ~far, lambda row: f"by {over[row]:.1f} pixels"),

@@ -60,6 +60,11 @@ class Entries:
         known[known] &= (self.sizes[self.images[known]] > 0).all(axis=1)
         object.__setattr__(self, "good", known & ~self.crowd)
 
+    @property
+    def broken(self) -> np.ndarray:
+        """bool [m]: entries that could not be read."""
+        return (self.images < 0) & (self.categories < 0) & (self.annotation_ids == 0)
+
     def changed(self, **fields: Any) -> "Entries":
         """A copy with other values."""
         return replace(self, **fields)

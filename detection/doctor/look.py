@@ -1,16 +1,18 @@
 """One picture file: what its header says, whether it is whole, and what it looks like in 17 x 16 pixels.
 
-Runs in processes of its own, which start the sooner for it: Pillow and OpenCV are all that it imports.
+Runs in processes of its own, which start the sooner for it: Pillow, simplejpeg and OpenCV are all that it imports.
 """
 
 import hashlib
 import io
+import re
 import signal
 import warnings
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from detection.data.ends import TAIL, is_truncated
@@ -20,6 +22,8 @@ THUMB = (17, 16)
 HUGE = 100_000_000
 """Pixels above which a picture is not decoded."""
 ORIENTATION = 0x0112
+HARMLESS = 16
+"""Bytes between the data and the end mark of a JPEG that are no damage."""
 FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer: git lfs pull fetches the picture"),
     (b"<", "text that begins with '<', perhaps the error page of a failed download"),
@@ -130,20 +134,36 @@ def _header(image: Image.Image, data: bytes) -> Look:
 
 def _decoded(image: Image.Image, data: bytes, found: Look) -> Look:
     try:
-        if image.format in ("JPEG", "MPO"):
-            # Scaled while decoding to 1/8, 1/4 or 1/2, but never below three times the thumbnail.
-            image.draft("L" if image.mode in ("RGB", "L") else image.mode, (3 * THUMB[0], 3 * THUMB[1]))
-        image.load()
-        clear = _is_clear(image)
-        grey = _grey(image)
+        if found.format == "JPEG" and found.mode in ("RGB", "L"):
+            clear, grey = False, _jpeg(data)
+        else:
+            image.load()
+            clear, grey = _is_clear(image), _grey(image)
     except Exception as error:
         # Decoders raise all kinds of errors over broken files, which is what is to be found.
-        status = "truncated" if "truncated" in str(error) else "damaged"
+        early = "truncated" in str(error) or "premature" in str(error).lower()
+        status = "truncated" if early else "damaged"
         return found._replace(status=status, detail=str(error) or type(error).__name__)
     plain = found.format in ("JPEG", "PNG", "BMP") and found.mode in ("RGB", "RGBA", "L", "P", "1")
     if not plain and not _opencv_reads(data):
         return found._replace(status="unreadable", detail=f"{found.format} {found.mode}, which OpenCV cannot read")
     return found._replace(clear=clear, thumb=_upright(grey, found.orientation).tobytes())
+
+
+def _jpeg(data: bytes) -> np.ndarray:
+    """The luminance, scaled while it is decoded to 1/8, 1/4 or 1/2, but not below three times the thumbnail.
+
+    Raises ValueError for what OpenCV and Pillow pass over, filling in grey: an early end, damage in the middle.
+    """
+    width, height = 3 * THUMB[0], 3 * THUMB[1]
+    try:
+        return simplejpeg.decode_jpeg(data, "GRAY", min_height=height, min_width=width, min_factor=1)[..., 0]
+    except ValueError as error:
+        extra = re.search(r"(\d+) extraneous bytes", str(error))
+        # Some cameras pad; what is decoded is whole.
+        if extra is None or int(extra[1]) > HARMLESS:
+            raise
+    return simplejpeg.decode_jpeg(data, "GRAY", min_height=height, min_width=width, min_factor=1, strict=False)[..., 0]
 
 
 def _is_clear(image: Image.Image) -> bool:

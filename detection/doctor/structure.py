@@ -26,7 +26,8 @@ def check_structure(raw: Entries) -> list[Finding]:
     unknown = lost_annotations(raw, raw.categories)
     if len(unknown):
         found.append(raw.box_finding("category-unknown", unknown))
-    bad_ids = np.union1d(np.flatnonzero(raw.annotation_ids < 1), again(raw.annotation_ids))
+    numbered = np.where(raw.broken, -np.arange(len(raw.broken)) - 1, raw.annotation_ids)
+    bad_ids = np.setdiff1d(np.union1d(np.flatnonzero(numbered < 1), again(numbered)), np.flatnonzero(raw.broken))
     if len(bad_ids) and raw.format == "coco":
         found.append(
             raw.box_finding(
@@ -36,19 +37,6 @@ def check_structure(raw: Entries) -> list[Finding]:
     sizeless = np.flatnonzero((raw.sizes < 1).any(axis=1) & (raw.file_names != ""))
     if len(sizeless):
         found.append(raw.image_finding("size-missing", sizeless))
-    area = raw.boxes[:, 2] * raw.boxes[:, 3]
-    # A polygon's area cannot be above its box's; a pixel is left for rounding.
-    with np.errstate(invalid="ignore"):
-        wrong = raw.good & (area > 0) & ((raw.areas <= 0) | (raw.areas > 1.05 * area + 1))
-    if wrong.any():
-        found.append(
-            raw.box_finding(
-                "area-wrong",
-                np.flatnonzero(wrong),
-                lambda row: f"area {raw.areas[row]:g}, box {area[row]:g}",
-                total=len(raw.boxes),
-            )
-        )
     return found
 
 
@@ -84,20 +72,16 @@ def check_categories(raw: Entries) -> list[Finding]:
 
 
 def again(values: np.ndarray) -> np.ndarray:
-    """Rows of values that were there before; what stands for nothing (-1, 0, "") does not count."""
+    """Rows of values that were there before; what stands for nothing (below 0, "") does not count."""
     _, first, inverse = np.unique(values.astype(str) if values.dtype == object else values, True, True)
     rows = np.flatnonzero(first[inverse.reshape(-1)] != np.arange(len(values)))
-    nothing = [values[row] in ("",) if values.dtype == object else values[row] < 1 for row in rows]
-    # Category and image ids may be 0, and are then there twice.
-    if values.dtype != object:
-        nothing = [values[row] < 0 for row in rows]
+    nothing = [not values[row] if values.dtype == object else values[row] < 0 for row in rows]
     return rows[~np.array(nothing, bool)]
 
 
 def lost_annotations(raw: Entries, rows: np.ndarray) -> np.ndarray:
     """Annotations whose image or category (`rows` of either) is not there, those that name none at all left out."""
-    broken = (raw.images < 0) & (raw.categories < 0) & (raw.annotation_ids == 0)
-    return np.flatnonzero((rows < 0) & ~broken)
+    return np.flatnonzero((rows < 0) & ~raw.broken)
 
 
 def _quoted(names: np.ndarray | list[str]) -> str:

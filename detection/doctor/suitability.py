@@ -167,12 +167,12 @@ def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, setting: Setting) -> np.
         # torchvision: the stride is what the frame's side divided by the map's gives, rounded down.
         stride = frames // cells
         place = np.clip(np.round(centre / stride), 0, cells - 1) * stride
-        for shape in anchor_shapes(size, setting.detector):
-            low = np.maximum(place - shape / 2, seen[:, :2])
-            high = np.minimum(place + shape / 2, seen[:, 2:])
-            common = np.clip(high - low, 0, None).prod(axis=1)
-            union = side.prod(axis=1) + shape.prod() - common
-            result[:, level] = np.maximum(result[:, level], common / union)
+        shapes = anchor_shapes(size, setting.detector)
+        low = np.maximum(place[:, None] - shapes / 2, seen[:, None, :2])
+        high = np.minimum(place[:, None] + shapes / 2, seen[:, None, 2:])
+        common = np.clip(high - low, 0, None).prod(axis=2)
+        union = side.prod(axis=1)[:, None] + shapes.prod(axis=1) - common
+        result[:, level] = (common / union).max(axis=1)
         cells = np.ceil(cells / 2)
     return result
 
