@@ -250,7 +250,7 @@ FAULTS: dict[str, tuple[Callable, set[str]]] = {
     "image-truncated": (_bytes(lambda data: data[: len(data) * 2 // 3]), {"image-truncated"}),
     # An end mark behind what is left, as where a thumbnail's stays.
     "image-truncated marked": (_bytes(lambda data: data[: len(data) // 2] + b"\xff\xd9"), {"image-truncated"}),
-    "image-damaged": (_bytes(lambda data: data[:-300] + bytes(60) + data[-240:]), {"image-damaged"}),
+    "image-damaged": (_bytes(lambda data: data[:-500] + bytes(60) + data[-440:]), {"image-damaged"}),
     "image-damaged png": (_damaged_png, {"image-damaged"}),
     "image-size": (lambda c, f: c["images"][3].update(width=200, height=100), {"image-size"}),
     "exif-at-odds": (_exif(6, WIDTH, HEIGHT), {"exif-at-odds"}),
