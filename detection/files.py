@@ -8,6 +8,8 @@ from typing import Any
 
 from detection.errors import UserError
 
+CACHE_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ghostnet-detection"
+"""For what can be made anew."""
 UNFINISHED = ".unfinished"
 """How the name of a file ends that is being written; a killed process may leave such files."""
 

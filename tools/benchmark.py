@@ -20,6 +20,7 @@ examples:
   python tools/benchmark.py --cost ghostnet --layers --format csv --out layers.csv
   python tools/benchmark.py --train configs/retina_ghost_320.yaml data.batch_size=8 …
   python tools/benchmark.py --folder runs/mine/best.pt photos/ mine.onnx     (against a plain loop over the model)
+  python tools/benchmark.py --index coco_like.json       (of tools/make_coco_like.py: reading annotations)
   python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
 
 A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
@@ -62,6 +63,12 @@ def main() -> int:
 
         checkpoint, folder, *exported = args.folder
         print(compare_folder(checkpoint, folder, exported=exported[0] if exported else None, device=args.device))
+        return 0
+
+    if args.index is not None:
+        from detection.benchmark.annotations import compare_reading
+
+        print(compare_reading(args.index))
         return 0
 
     if args.tables is not None:
@@ -115,6 +122,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("CHECKPOINT", "FOLDER"),
         help="time tools/detect.py on a folder against a plain loop; a third name: what detect.py runs in its place",
     )
+    what.add_argument("--index", metavar="JSON", help="time reading a large COCO file against pycocotools")
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
     parser.add_argument(
         "--num-classes", type=count, help="of random weights (default: those of the first checkpoint; 80)"
@@ -142,11 +150,11 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.folder is not None and len(args.folder) not in (2, 3):
         parser.error("--folder takes a checkpoint, a folder, and maybe an exported file")
-    named = [args.cost, args.tables, args.train, args.folder]
+    named = [args.cost, args.tables, args.train, args.folder, args.index]
     if not (args.networks or args.peers) and all(value is None for value in named):
-        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train --folder")
+        parser.error("name a NETWORK to be timed, or one of --peers --cost --tables --train --folder --index")
     if (args.networks or args.peers) and any(value is not None for value in named):
-        parser.error("--cost, --tables, --train and --folder are not done together with timing")
+        parser.error("--cost, --tables, --train, --folder and --index are not done together with timing")
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error("--score-threshold must be between 0 and 1")
     return args

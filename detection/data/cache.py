@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from detection.device import progress_interval
 from detection.errors import UserError
+from detection.files import CACHE_FOLDER
 
 Read = Callable[[int], np.ndarray]
-FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ghostnet-detection"
+FOLDER = CACHE_FOLDER
 
 
 class PictureCache:

@@ -56,7 +56,7 @@ def choose_classes(index: AnnotationIndex, chosen: Chosen | None, *, lenient: bo
     if not left_out:
         return changed
     lost = len(index.boxes) - len(changed.boxes)
-    note = f"{lost} boxes of {len(left_out)} classes that data.classes does not have left out"
+    note = f"{lost} boxes of {len(left_out)} classes that were not chosen left out"
     return dataclasses.replace(changed, notes=(*changed.notes, note))
 
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from detection.data.dataset import check_images
 from detection.data.formats import read_annotations
 from detection.data.index import AnnotationIndex
+from detection.data.sources import check_images
 from detection.data.transforms import read_image
 from detection.device import progress_interval
 from detection.errors import UserError

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from detection.config import Config, DataConfig, SourceConfig
+from detection.config import Config
 from detection.data.cache import PictureCache
-from detection.data.classes import choose_classes, with_names
-from detection.data.formats import read_annotations
 from detection.data.index import AnnotationIndex
 from detection.data.mixing import Piece, copy_paste, mixup, mosaic
+from detection.data.sources import read_split
 from detection.data.transforms import Augmentation, read_image, resize_to, resized_shape, to_tensor
 from detection.errors import UserError
 
@@ -205,58 +204,3 @@ def build_dataset(config: Config, split: str) -> DetectionDataset:
         largest_side=max(config.data.multi_scale, default=None) if split == "train" else None,
         cache=config.train.cache,
     )
-
-
-def read_split(data: DataConfig, split: str, *, alone: bool = False, pictures: bool = True) -> AnnotationIndex:
-    """The annotations of `data.train` or `data.val` with the classes of `data.classes`; their images are there.
-
-    Args:
-        split: "train" or "val".
-        alone: the other split need not be there. Classes of VOC, whose files tell no list of them, are then those
-            of this split only, and what is absent of `data.classes` is passed over.
-        pictures: whether it is checked that they are there.
-
-    Raises:
-        UserError: anything amiss with the annotations or the images folder.
-    """
-    index = _read(data, split)
-    if index.format == "voc" and not alone:
-        other = _read(data, "val" if split == "train" else "train")
-        index = with_names(index, sorted({*index.class_names, *other.class_names}))
-    index = choose_classes(index, data.classes, lenient=alone)
-    if pictures:
-        check_images(index, index.images, f"data.{split}")
-    return index
-
-
-def _read(data: DataConfig, split: str) -> AnnotationIndex:
-    source: SourceConfig = getattr(data, split)
-    return read_annotations(source.annotations, images=source.images, format=source.format, split=source.split or split)
-
-
-def check_images(index: AnnotationIndex, images: str | Path, key: str = "images") -> None:
-    """Raises UserError, naming the first few, where images are absent; better now than in hour three."""
-    folder = Path(images)
-    if not folder.is_dir():
-        raise UserError(f"{key}.images: folder {folder} does not exist")
-    present = set(os.listdir(folder))
-    absent = [
-        str(name)
-        for name in index.file_names
-        if str(name) not in present and not ("/" in str(name) and (folder / str(name)).is_file())
-    ]
-    if absent:
-        shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {shown}")
-
-
-def check_same_classes(train: AnnotationIndex, val: AnnotationIndex) -> None:
-    """Labels must mean the same in both. Raises UserError naming the first difference."""
-    pairs = [dict(zip(index.category_ids.tolist(), index.class_names, strict=True)) for index in (train, val)]
-    for category_id in sorted(set(pairs[0]) | set(pairs[1])):
-        names = [pair.get(category_id, "nothing") for pair in pairs]
-        if names[0] != names[1]:
-            raise UserError(
-                f"{train.source} and {val.source} have different categories: id {category_id} is "
-                f"{names[0]!r} in the first, {names[1]!r} in the second"
-            )

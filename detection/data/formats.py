@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from detection.data import coco, voc, yolo
+from detection.data import coco, index_cache, voc, yolo
 from detection.data.index import AnnotationIndex
 from detection.data.raw import RawSet, to_index
 from detection.errors import UserError
@@ -12,7 +12,12 @@ FORMATS = ("coco", "voc", "yolo")
 
 
 def read_annotations(
-    annotations: str | Path, *, images: str | Path | None = None, format: str = "auto", split: str | None = None
+    annotations: str | Path,
+    *,
+    images: str | Path | None = None,
+    format: str = "auto",
+    split: str | None = None,
+    cache: bool = True,
 ) -> AnnotationIndex:
     """Read a split of a data set, strictly.
 
@@ -23,11 +28,20 @@ def read_annotations(
         format: "coco", "voc", "yolo", or "auto".
         split: "train", "val" or "test" of a folder or data.yaml that holds several; None reads all of a VOC folder,
             the one file of a COCO folder, and the training pictures of a data.yaml.
+        cache: keep the index of a large COCO file beside it, and take it from there.
 
     Raises:
         UserError: absent, unreadable, wrong; the message names file and entry.
     """
-    return to_index(read_raw(annotations, images=images, format=format, split=split))
+    path = Path(annotations)
+    if not cache or (recognise(path) if format == "auto" else format) != "coco":
+        return to_index(read_raw(path, images=images, format=format, split=split))
+    path = coco.find_file(path, split)
+    if not path.is_file() or path.stat().st_size < index_cache.FROM_BYTES:
+        return to_index(coco.parse_coco(path, images))
+    stamp = index_cache.stamp_of(path)
+    kept = index_cache.open_cached(path, stamp, str(images or coco.pictures_beside(path)))
+    return kept or index_cache.keep(path, stamp, to_index(coco.parse_coco(path, images)))
 
 
 def read_raw(

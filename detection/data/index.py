@@ -5,10 +5,14 @@ Lists of dicts in a dataset are copied page by page into every worker as referen
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from detection.data.columns import ColumnFile, map_columns
+from detection.errors import UserError
 
 MIN_SIDE = 1.0
 """Boxes with a side below this many pixels, once clipped to the picture, are no training targets."""
@@ -54,9 +58,29 @@ class AnnotationIndex:
     """bool [m]"""
     notes: tuple[str, ...] = ()
     """What the file lacked and how that was read, for people."""
+    mapped: ColumnFile | None = None
+    """The file on disk that arrays may be of; a process that gets the index opens it, in place of a copy of them."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.mapped is not None:
+            for name, array in self.mapped.columns.items():
+                if state[name] is array:
+                    del state[name]
+            state["mapped"] = self.mapped.path, self.mapped.digest
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["mapped"] is not None:
+            path, digest = state["mapped"]
+            file = map_columns(path, check=False)
+            if file.digest != digest:
+                raise UserError(f"{self.source}: its cache {path} was written anew meanwhile; start again")
+            state = {**file.columns, **state, "mapped": file}
+        self.__dict__.update(state)
 
     def training_boxes(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [b, 4] xyxy, clipped to the picture, and labels int64 [b]; no crowd, none degenerate."""
@@ -64,6 +88,16 @@ class AnnotationIndex:
         boxes = _clip(self.boxes[rows], self.sizes[i])
         keep = ~self.crowd[rows] & _large_enough(boxes)
         return boxes[keep].astype(np.float32), self.labels[rows][keep]
+
+    def part(self, images: Sequence[int] | np.ndarray) -> "AnnotationIndex":
+        """The same annotations for some of the images only, in the order of `images` (numbers from 0)."""
+        images = np.asarray(images, np.int64)
+        counts = np.diff(self.offsets)[images]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[images] - offsets[:-1], counts)
+        of_images = {name: getattr(self, name)[images] for name in ("image_ids", "file_names", "sizes")}
+        of_boxes = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "areas", "crowd")}
+        return replace(self, offsets=offsets, **of_images, **of_boxes)
 
     def fingerprint(self) -> str:
         """Of everything that training and evaluation make of it but the pictures themselves."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from detection.data.transforms import read_image
 from detection.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
@@ -71,5 +70,8 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}") from None
     except Exception:
+        # Only now: it brings torch and more with it, for which reading annotations need not wait.
+        from detection.data.transforms import read_image
+
         height, width = read_image(path).shape[:2]
         return width, height

@@ -141,7 +141,7 @@ def to_index(raw: RawSet) -> AnnotationIndex:
         raise UserError(f"{raw.source}: {fatal[0].message}{more}")
     if not len(raw.image_ids):
         raise UserError(f"annotation file {raw.source} has no images")
-    if not raw.categories:
+    if not raw.categories and raw.format != "voc":  # whose classes are those of the boxes, of which there may be none
         raise UserError(f"annotation file {raw.source} has no categories")
 
     order_of_images = np.argsort(raw.image_ids, kind="stable")

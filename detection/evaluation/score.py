@@ -8,9 +8,10 @@ from typing import Any
 from detection import distributed
 from detection.checkpoint import Classes
 from detection.config import Config, SourceConfig
-from detection.data.dataset import DetectionDataset, read_split
+from detection.data.dataset import DetectionDataset
 from detection.data.formats import read_annotations
 from detection.data.index import AnnotationIndex
+from detection.data.sources import read_split
 from detection.errors import UserError
 from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.evaluate import detect_batches, eval_loader

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detection.config import Config, parse_config
-from detection.data.dataset import read_split
+from detection.data.sources import read_split
 from detection.data.transforms import read_image, resize, to_tensor
 from detection.errors import UserError
 from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads

@@ -11,15 +11,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from detection.benchmark.report import markdown
 from detection.checkpoint import Classes
 from detection.config import Config, parse_config
-from detection.data.dataset import DetectionDataset, read_split
-from detection.data.index import AnnotationIndex
+from detection.data.dataset import DetectionDataset
+from detection.data.sources import read_split
 from detection.data.transforms import read_image, resize
 from detection.device import progress_interval
 from detection.errors import UserError
@@ -299,7 +298,7 @@ class Exam:
 
     def __init__(self, config: Config, metadata: Metadata, count: int, threads: int) -> None:
         index = read_split(config.data, "val", alone=True)
-        self.index = part_of(index, spread(len(index), count))
+        self.index = index.part(spread(len(index), count))
         self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
         self.metadata, self.threads = metadata, threads
         dataset = DetectionDataset(
@@ -324,23 +323,6 @@ def spread(total: int, count: int) -> list[int]:
     """At most `count` of the first `total` numbers, spread evenly."""
     chosen = min(count, total)
     return [i * total // chosen for i in range(chosen)]
-
-
-def part_of(index: AnnotationIndex, images: Sequence[int]) -> AnnotationIndex:
-    """The same annotations for some of the images only."""
-    rows = [np.arange(index.offsets[i], index.offsets[i + 1]) for i in images]
-    boxes = np.concatenate([np.zeros(0, np.int64), *rows])
-    return dataclasses.replace(
-        index,
-        image_ids=index.image_ids[images],
-        file_names=index.file_names[images],
-        sizes=index.sizes[images],
-        offsets=np.cumsum([0, *(len(row) for row in rows)]),
-        boxes=index.boxes[boxes],
-        labels=index.labels[boxes],
-        areas=index.areas[boxes],
-        crowd=index.crowd[boxes],
-    )
 
 
 def latencies(paths: Sequence[Path], frame: Frames, threads: int, rounds: int = 30) -> list[float]:

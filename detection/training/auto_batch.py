@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from detection.config import Config
-from detection.data.dataset import read_split
+from detection.data.sources import read_split
 from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.models import build_model

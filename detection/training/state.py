@@ -10,9 +10,10 @@ from torch import Tensor
 from detection import distributed
 from detection.checkpoint import Classes
 from detection.config import Config
-from detection.data.dataset import build_dataset, check_same_classes
+from detection.data.dataset import build_dataset
 from detection.data.index import AnnotationIndex
 from detection.data.loader import BadImages, TrainBatches, build_loader
+from detection.data.sources import check_same_classes
 from detection.device import pick_device
 from detection.evaluation.evaluate import eval_loader
 from detection.models import build_model

@@ -13,8 +13,9 @@ from hypothesis.extra.numpy import arrays
 from detection import UserError
 from detection.config import AugmentConfig
 from detection.data.coco import read_coco
-from detection.data.dataset import DetectionDataset, Draw, build_dataset, check_same_classes
+from detection.data.dataset import DetectionDataset, Draw, build_dataset
 from detection.data.loader import EvalBatches, TrainBatches, build_loader, iterate
+from detection.data.sources import check_same_classes
 from detection.data.transforms import Augmentation, read_image, resize, to_original
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 50}

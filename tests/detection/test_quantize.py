@@ -11,7 +11,7 @@ from conftest import assert_clear_error
 from detection import UserError
 from detection.data.coco import read_coco
 from detection.export.metadata import KEY
-from detection.export.quantize import matching, part_of, search_int8, spread
+from detection.export.quantize import matching, search_int8, spread
 from detection.inference.predict import Predictor
 
 
@@ -114,7 +114,7 @@ def test_a_part_of_the_annotations(coco_set):
     index = read_coco(coco_set / "annotations.json")
     chosen = spread(len(index), 5)
     assert chosen == [0, 2, 4, 7, 9] and spread(3, 5) == [0, 1, 2]
-    part = part_of(index, chosen)
+    part = index.part(chosen)
     assert len(part) == 5
     for i, old in enumerate(chosen):
         assert part.image_ids[i] == index.image_ids[old] and part.file_names[i] == index.file_names[old]
