@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detection.config import AugmentConfig
+from detection.data.ends import TAIL, is_truncated
 from detection.errors import UserError
 
 # albumentations otherwise asks a server for its newest version at import, which hangs without a network.
@@ -48,7 +49,7 @@ def read_image(
         raise UserError(f"image {path} does not exist") from None
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    if _is_truncated(data):
+    if is_truncated(data[:4].tobytes(), data[-TAIL:].tobytes()):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
     if size is not None and at_least is not None and (factor := _reduction(data, size, at_least)) > 1:
         image = decode_image(data, REDUCED[factor], bgr=bgr)
@@ -85,14 +86,6 @@ def _reduction(data: np.ndarray, size: tuple[int, int], at_least: tuple[int, int
         return 1
     room = min(size[0] / at_least[1], size[1] / at_least[0])
     return max((factor for factor in REDUCED if factor <= room), default=1)
-
-
-def _is_truncated(data: np.ndarray) -> bool:
-    """Whether a JPEG or PNG lacks its end: OpenCV fills the rest with grey and only warns on stderr."""
-    head = data[:4].tobytes()
-    mark = b"\xff\xd9" if head.startswith(b"\xff\xd8") else b"IEND" if head == b"\x89PNG" else b""
-    # Cameras append bytes after the end mark, so it is searched for in the tail.
-    return mark not in data[-65536:].tobytes()
 
 
 def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarray, tuple[float, float]]:

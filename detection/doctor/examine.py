@@ -1,0 +1,156 @@
+"""The whole examination: from the entries of one or two sets to a `Report`."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from detection.config import Config
+from detection.data.classes import Chosen
+from detection.doctor.boxes import check_boxes
+from detection.doctor.classes import check_both, check_classes, chosen_classes
+from detection.doctor.duplicates import check_duplicates
+from detection.doctor.entries import Entries
+from detection.doctor.findings import Example, Finding, finding, in_order
+from detection.doctor.pictures import UNSEEN, Looks, check_pictures, look_at, picture_files
+from detection.doctor.structure import check_categories, check_structure
+from detection.doctor.suitability import (
+    DEFAULT,
+    Suitability,
+    check_suitability,
+    examine_anchors,
+    free_memory,
+    memory_finding,
+    predicted_memory,
+    setting_of,
+)
+from detection.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A set as it stands in its file (`raw`), as it is meant (`plain`: boxes xywh, sizes known; rows as in `raw`), as
+    it is trained on (`trained`: with `data.classes`), and its pictures."""
+
+    raw: Entries
+    plain: Entries
+    trained: Entries
+    seen: Looks
+
+
+@dataclass
+class Report:
+    """What was found; console, JSON and page are made of it."""
+
+    sets: list[Checked]
+    findings: list[Finding] = field(default_factory=list)
+    suitability: Suitability | None = None
+    memory: dict[str, float] | None = None
+    config_name: str | None = None
+    pictures: str = "all"
+    """"all" (decoded), "headers", or "none" """
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return int(any(found.severity == "error" for found in self.findings))
+
+    def counts(self) -> dict[str, int]:
+        return {s: sum(f.severity == s for f in self.findings) for s in ("error", "warning", "note")}
+
+
+def examine(
+    sets: Sequence[Entries],
+    config: Config | None = None,
+    *,
+    config_name: str | None = None,
+    pictures: str = "all",
+    workers: int = 1,
+    seen: Sequence[Looks] | None = None,
+) -> Report:
+    """Examine one set, or train and val.
+
+    Args:
+        config: the experiment they are for; without one, anchors are those of configs/retina_ghost_320.yaml.
+        config_name: of the config, for people.
+        pictures: "all" decodes them, "headers" reads the files without, "none" sees only whether they are there.
+        workers: processes that read.
+        seen: what was found of the pictures, where that is known already.
+    """
+    start = time.perf_counter()
+    seen = seen or [_look(raw, pictures, workers) for raw in sets]
+    report = Report([], config_name=config_name, pictures=pictures)
+    for raw, looks in zip(sets, seen, strict=True):
+        findings, checked = check_set(raw, looks, config.data.classes if config is not None else None)
+        report.findings += findings
+        report.sets.append(checked)
+    plain = [checked.plain for checked in report.sets]
+    if all(len(raw.image_ids) for raw in sets):
+        report.findings += check_duplicates(plain, seen)
+    trained = [checked.trained for checked in report.sets]
+    if len(trained) == 2:
+        report.findings += check_both(trained[0], trained[1])
+    report.findings += _unlisted(plain)
+    setting = setting_of(config, config_name or "config") if config is not None else DEFAULT
+    report.suitability = examine_anchors(trained[0], setting)
+    if report.suitability is not None:
+        # Without a config nobody has said that these anchors are to be used: the numbers are given, and no warning.
+        report.findings += check_suitability(report.suitability, plain[0].split) if config is not None else []
+    if config is not None and len(trained[0].category_ids):
+        report.memory = predicted_memory(config, len(trained[0].category_ids))
+        report.findings += memory_finding(report.memory["total"], free_memory(config.device), plain[0].split)
+    report.findings = in_order(report.findings)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def check_set(raw: Entries, seen: Looks, classes: Chosen | None = None) -> tuple[list[Finding], Checked]:
+    """All that concerns one set by itself; `classes` is `data.classes` of its config."""
+    findings = check_structure(raw)
+    if not len(raw.image_ids) or not len(raw.category_ids):
+        return findings, Checked(raw, raw, raw, seen)
+    findings += check_categories(raw) + check_pictures(raw, seen)
+    sized = with_sizes(raw, seen)
+    of_boxes, plain = check_boxes(sized)
+    trained = chosen_classes(plain, classes)
+    return findings + of_boxes + check_classes(trained), Checked(raw, plain, trained, seen)
+
+
+def with_sizes(raw: Entries, seen: Looks) -> Entries:
+    """The set with sizes that its file lacks taken from the pictures."""
+    sizes = raw.sizes.copy()
+    for row in np.flatnonzero((sizes < 1).any(axis=1)).tolist():
+        sizes[row] = seen.upright(row)
+    return raw.changed(sizes=sizes)
+
+
+def _look(raw: Entries, pictures: str, workers: int) -> Looks:
+    paths = [raw.path(row) for row in range(len(raw.file_names))]
+    if raw.folder is not None and not raw.folder.is_dir():
+        raise UserError(
+            f"{raw.source}: the folder of its pictures, {raw.folder}, does not exist; name it with --images"
+        )
+    if pictures != "none":
+        return look_at(paths, workers=workers, decode=pictures == "all", name=f"{raw.split} pictures")
+    nothing = look_at([None] * len(paths), workers=1)
+    there = [path is None or os.path.isfile(path) for path in paths]
+    looks = [UNSEEN if found else UNSEEN._replace(status="missing") for found in there]
+    return Looks(looks, nothing.thumbs, 0.0, False)
+
+
+def _unlisted(sets: Sequence[Entries]) -> list[Finding]:
+    """Pictures in a folder that no set names; where another file beside may name them, nothing is said."""
+    if sets[0].format != "coco" or sets[0].split == "data":
+        return []
+    found = []
+    for folder in dict.fromkeys(raw.folder for raw in sets if raw.folder is not None):
+        own = [raw for raw in sets if raw.folder == folder]
+        named = {name.replace("\\", "/") for raw in own for name in raw.file_names}
+        extra = [name for name in picture_files(folder) if name not in named]
+        if extra:
+            split = own[0].split if len(own) == 1 else "train and val"
+            examples = [Example(text=str(folder / name)) for name in sorted(extra)]
+            found.append(finding("image-unlisted", split, len(extra), examples, detail=f"in {folder}"))
+    return found

@@ -1,0 +1,61 @@
+"""Look for what is wrong with a data set, before a training does: files, pictures, boxes, classes, splits, anchors."""
+
+import argparse
+from pathlib import Path
+
+from detection.cli import run_tool
+
+EXAMPLE = """\
+examples:
+  python tools/check_data.py configs/retina_ghost_320.yaml --html report.html     (train and val of a config)
+  python tools/check_data.py mine/train.json --val mine/val.json                  (COCO; pictures in mine/images)
+  python tools/check_data.py mine/                                                (a folder: COCO, VOC or YOLO)
+  python tools/check_data.py mine/train.json --fix mended.json                    (a mended copy, and what was changed)
+
+exit code: 0 where there are no errors (warnings and notes are allowed), 1 where there are, 2 for what cannot be read at
+all and for a mistaken command. docs/doctor.md explains each finding.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", metavar="CONFIG|JSON|DIR", help="config, annotation file, data.yaml, or folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of a config")
+    parser.add_argument("--images", metavar="DIR", help="the pictures (default: images/ beside a JSON)")
+    parser.add_argument("--val", metavar="JSON|DIR", help="the validation set that goes with it, to look for leaks")
+    parser.add_argument("--val-images", metavar="DIR", help="its pictures (default: --images, or images/ beside --val)")
+    parser.add_argument("--json", metavar="FILE", help="write all findings and numbers to this file")
+    parser.add_argument("--html", metavar="FILE", help="write a page with plots and contact sheets")
+    parser.add_argument(
+        "--fix", metavar="OUT.json", help="write a mended copy, and OUT.changes.json; val: OUT_val.json"
+    )
+    parser.add_argument("--no-decode", action="store_true", help="read pictures' headers and bytes, decode nothing")
+    parser.add_argument("--no-pictures", action="store_true", help="open no picture: see only whether it is there")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read (default: one for each core)")
+    args = parser.parse_intermixed_args()
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers must be at least 1")
+    if args.val_images is not None and args.val is None:
+        parser.error("--val-images needs --val")
+
+    from detection.doctor.run import run_doctor
+
+    report = run_doctor(
+        args.target,
+        overrides=args.overrides,
+        images=args.images,
+        val=args.val,
+        val_images=args.val_images,
+        json_file=args.json and Path(args.json),
+        html_file=args.html and Path(args.html),
+        fix_file=args.fix and Path(args.fix),
+        pictures="none" if args.no_pictures else "headers" if args.no_decode else "all",
+        workers=args.workers,
+    )
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    run_tool(main)
