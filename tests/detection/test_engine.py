@@ -347,7 +347,10 @@ def test_detect_anomaly_names_the_operation(tiny_file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", str(tiny_file), "--detect-anomaly"])
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(RuntimeError, match="MulBackward0' returned nan"), pytest.warns(UserWarning, match="Traceback of forward"):
+        with (
+            pytest.raises(RuntimeError, match="MulBackward0' returned nan"),
+            pytest.warns(UserWarning, match="Traceback of forward"),
+        ):
             runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
     finally:
         torch.autograd.set_detect_anomaly(False)
