@@ -51,7 +51,7 @@ class GhostifyConfig(Section):
 
 
 class ModelConfig(Section):
-    detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
+    detector: Literal["retinanet", "faster_rcnn", "ghostdet"] = "retinanet"
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     fpn_channels: Positive = 256
     head_channels: Positive = 256

@@ -16,7 +16,6 @@ from detection.data.loader import BadImages, TrainBatches, build_loader
 from detection.device import pick_device
 from detection.evaluation.evaluate import eval_loader
 from detection.models import build_model
-from detection.models.retinanet import GhostRetinaNet
 from detection.training.base import TrainingRun, part_ways, seed_everything
 from detection.training.monitor import Monitor
 from detection.training.pictures import training_grid
@@ -41,7 +40,7 @@ class Run(TrainingRun):
         # Losses, box decoding and NMS depend on the data at every step: compiling them would be for nothing.
         model: Any = self.model
         model.backbone.compile()
-        if isinstance(model, GhostRetinaNet):
+        if hasattr(model, "head"):
             model.head.compile()
 
     def begin_epoch(self) -> None:
