@@ -11,6 +11,8 @@ from backbones import Backbone
 from backbones.ghost import GhostBottleneck
 from detection.models.retinanet import LevelNorm
 
+STRIDES = (8, 16, 32)
+
 
 class DepthwiseSeparable(nn.Sequential):
     """Depthwise k x k, then 1x1, each with batch norm and ReLU. [N, C, H, W] -> [N, out, H/stride, W/stride]."""
@@ -27,7 +29,7 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class GhostPAN(nn.Module):
-    """Top-down, then bottom-up (PANet, arXiv 1803.01534), each meeting a ghost bottleneck; one more level below.
+    """Top-down, then bottom-up (PANet, arXiv 1803.01534), each meeting a ghost bottleneck.
 
     The idea of NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902): all levels have the same few channels,
     and large depthwise kernels give the sight that few layers lack.
@@ -36,7 +38,7 @@ class GhostPAN(nn.Module):
         in_channels: of the maps, finest first, each half the size of the one before.
         channels: of all outputs.
 
-    forward: maps -> as many maps, and one of half the size of the last.
+    forward: maps, each exactly half as high and wide as the one before -> as many of the same sizes.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, kernel_size: int = 5) -> None:
@@ -53,25 +55,25 @@ class GhostPAN(nn.Module):
         self.top_down = nn.ModuleList(meeting() for _ in range(count - 1))
         self.down = nn.ModuleList(DepthwiseSeparable(channels, channels, kernel_size, 2) for _ in range(count - 1))
         self.bottom_up = nn.ModuleList(meeting() for _ in range(count - 1))
-        self.extra_in = DepthwiseSeparable(channels, channels, kernel_size, 2)
-        self.extra_out = DepthwiseSeparable(channels, channels, kernel_size, 2)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         reduced = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
         inner = [reduced[-1]]
         for block, finer in zip(self.top_down, reversed(reduced[:-1]), strict=True):
-            coarser = F.interpolate(inner[0], size=finer.shape[2:], mode="nearest")
+            # By a factor, not "to the size of the other": exported, the map stays in the runtime's own layout.
+            coarser = F.interpolate(inner[0], scale_factor=2.0, mode="nearest")
             inner.insert(0, block(torch.cat([coarser, finer], dim=1)))
         outer = [inner[0]]
         for down, block, coarser in zip(self.down, self.bottom_up, inner[1:], strict=True):
             outer.append(block(torch.cat([down(outer[-1]), coarser], dim=1)))
-        return [*outer, self.extra_in(reduced[-1]) + self.extra_out(outer[-1])]
+        return outer
 
 
 class GhostPyramid(nn.Module):
     """`body` (any `Backbone`) and a `GhostPAN` on its C3, C4 and C5.
 
-    forward: [N, 3, H, W] -> OrderedDict p3 … p6 -> [N, out_channels, H/stride, W/stride], strides 8, 16, 32, 64.
+    forward: [N, 3, H, W], sides multiples of 32 -> OrderedDict p3, p4, p5 -> [N, out_channels, H/stride, W/stride] of
+    `STRIDES`.
     """
 
     def __init__(self, body: Backbone, out_channels: int) -> None:
@@ -84,4 +86,4 @@ class GhostPyramid(nn.Module):
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         features = self.body(images)
         maps = self.fpn([features[level] for level in self.levels])
-        return OrderedDict(zip(("p3", "p4", "p5", "p6"), maps, strict=True))
+        return OrderedDict(zip(("p3", "p4", "p5"), maps, strict=True))

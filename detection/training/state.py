@@ -49,6 +49,7 @@ class Run(TrainingRun):
         # As it stood at the start of the epoch, also for a run that is resumed within it.
         done = self.share_done() if train.minutes is not None else progress.epoch / train.epochs
         self.batches.mix = done < 1 - self.config.data.augment.close_share
+        self.batches.short_side = self.config.data.side_at(done)
 
     def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
         monitor.picture("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)
