@@ -18,12 +18,14 @@ class Assignment:
     positive: bool [N, A].
     boxes: float32 [N, A, 4] xyxy, meaningful where positive.
     labels: int64 [N, A], 0…C-1, likewise.
-    quality: float32 [N, A] in [0, 1], 0 where not positive: what the score of that label should be.
+    weight: float32 [N, A] in [0, 1], 0 where not positive: 1 for the best point of a box, less for the others.
+    quality: float32 [N, A] in [0, 1], likewise: what the score of that label should be.
     """
 
     positive: Tensor
     boxes: Tensor
     labels: Tensor
+    weight: Tensor
     quality: Tensor
 
 
@@ -69,9 +71,10 @@ def assign(
     half = (boxes[:, :, None, 2:] - boxes[:, :, None, :2]) / 2
     centre = boxes[:, :, None, :2] + half
     inside = ((points - centre).abs() < torch.maximum(half, strides[:, None] / 2)).all(dim=-1) & real[..., None]
-    metric = of_class.pow(alpha) * iou.pow(beta)
+    # Not nothing where a box is not overlapped at all yet, so that it has a best point all the same.
+    metric = of_class.pow(alpha) * iou.clamp(min=0.01).pow(beta)
 
-    # Points outside come last; of two inside that both have an IoU of 0, any.
+    # Points outside come last.
     best = torch.where(inside, metric, -1.0).topk(min(candidates, len(points)), dim=-1).indices
     chosen = torch.zeros_like(inside).scatter_(2, best, True) & inside
     # A point that several boxes want takes the one it overlaps most.
@@ -79,13 +82,15 @@ def assign(
     positive = chosen.any(dim=1)
     own = chosen & (torch.arange(boxes.shape[1], device=box.device)[None, :, None] == box[:, None])
 
-    metric, overlap = metric * own, iou * own
-    scale = overlap.amax(dim=2, keepdim=True) / metric.amax(dim=2, keepdim=True).clamp(min=1e-9)
+    metric = metric * own
+    share = metric / metric.amax(dim=2, keepdim=True).clamp(min=1e-30)
     return Assignment(
         positive=positive,
         boxes=boxes.gather(1, box[..., None].expand(-1, -1, 4)),
         labels=labels.gather(1, box),
-        quality=(metric * scale).amax(dim=1),
+        weight=share.amax(dim=1),
+        # The best metric stands for the best overlap.
+        quality=(share * (iou * own).amax(dim=2, keepdim=True)).amax(dim=1),
     )
 
 
@@ -101,7 +106,10 @@ def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 def aligned_losses(
     logits: Tensor, distances: Tensor, found: Tensor, points: Tensor, strides: Tensor, target: Assignment
 ) -> dict[str, Tensor]:
-    """Varifocal, GIoU and distribution focal loss, each divided by the qualities' sum over the batch.
+    """Varifocal, GIoU and distribution focal loss, each divided by the sum of the weights over the batch.
+
+    The papers weigh a positive point by its quality. Here it is its share of the best quality that its box has: small
+    boxes and rare classes, whose qualities are low for long, would else have hardly a part in the sum, and learn late.
 
     Args:
         logits: float32 [N, A, C].
@@ -111,14 +119,14 @@ def aligned_losses(
     Returns:
         {"classification", "bbox_regression", "distances"}, scalars.
     """
-    total = target.quality.sum().clamp(min=1.0)
+    total = target.weight.sum().clamp(min=1.0)
     own = logits.gather(2, target.labels[..., None])[..., 0]
-    # Varifocal loss (arXiv 2008.13367): cross entropy to the quality for what is positive, weighted by it.
-    toward = F.binary_cross_entropy_with_logits(own, target.quality, reduction="none") * target.quality
+    # Varifocal loss (arXiv 2008.13367): cross entropy to the quality for what is positive, focal for the rest.
+    toward = F.binary_cross_entropy_with_logits(own, target.quality, reduction="none") * target.weight
     classification = negative_focal_loss(logits).sum() + ((toward - negative_focal_loss(own)) * target.positive).sum()
 
     chosen = target.positive
-    weight = target.quality[chosen]
+    weight = target.weight[chosen]
     box = generalized_box_iou_loss(found[chosen], target.boxes[chosen], eps=1e-7) * weight
     side = sides_of(target.boxes[chosen], points.expand(len(chosen), -1, -1)[chosen])
     side = side / strides.expand(len(chosen), -1)[chosen][:, None]

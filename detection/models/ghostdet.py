@@ -34,6 +34,9 @@ class LevelHead(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         # Every point begins with a score of 1 %: few are positive (arXiv 1708.02002, section 4.1).
         nn.init.constant_(self.cls_logits.bias, -math.log(99))  # type: ignore[arg-type]
+        # And with a box of four strides a side: the distances' average is 2 then.
+        with torch.no_grad():
+            self.bbox_reg.bias.copy_((-0.32 * torch.arange(bins)).repeat(4))  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.tower(x)

@@ -36,6 +36,7 @@ def test_a_box_gets_the_points_that_score_and_place_it_best():
     # The best metric stands for the best IoU, the others in proportion.
     expected = [0.5 / 0.8, 0, 1, 0, 0.7 * 0.75**6 / 0.8]
     torch.testing.assert_close(target.quality[0], torch.tensor(expected))
+    torch.testing.assert_close(target.weight[0], torch.tensor(expected))
     assert target.labels[0][target.positive[0]].tolist() == [1, 1, 1]
     torch.testing.assert_close(target.boxes[0, 0], torch.tensor([0.0, 0, 16, 16]))
 
@@ -59,6 +60,23 @@ def test_a_box_finer_than_the_grid_still_gets_a_point_and_an_image_without_boxes
     target = assign(torch.full((2, 5, 1), 0.5), found, points, strides, boxes, labels, real)
     assert target.positive[0].tolist() == [True, False, False, False, True]
     assert not target.positive[1].any() and target.quality[1].sum() == 0
+
+
+def test_the_best_point_of_each_box_weighs_as_much_however_badly_it_is_found():
+    """The first box is found well, the second by points whose boxes are far too large, the third not at all."""
+    points, strides = points_of([(8, 8), (4, 4), (2, 2)], torch.device("cpu"))
+    truth = torch.tensor([[0.0, 0, 32, 32], [40, 40, 48, 48], [40, 8, 44, 12]])
+    boxes, labels, real = pad_targets([truth], [torch.tensor([0, 0, 0])])
+    half = torch.where(points[:, :1] < 36, 16.0, 28.0)
+    found = torch.cat([points - half, points + half], dim=1)
+    # The points about the third box have found something beside it.
+    beside = (points[:, 0] > 36) & (points[:, 1] < 36)
+    found[beside] = torch.tensor([50.0, 50, 60, 60])
+    target = assign(torch.full((1, len(points), 1), 0.01), found[None], points, strides, boxes, labels, real)
+    for i, best in enumerate((1.0, 64 / 56**2, 0.0)):
+        mine = target.positive[0] & (target.boxes[0] == truth[i]).all(dim=1)
+        assert target.weight[0][mine].max() == 1
+        torch.testing.assert_close(target.quality[0][mine].max(), torch.tensor(best), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,19 +118,20 @@ def test_losses_by_hand():
         positive=torch.tensor([[True, False]]),
         boxes=box,
         labels=torch.tensor([[0, 0]]),
+        weight=torch.tensor([[0.8, 0.0]]),
         quality=torch.tensor([[0.5, 0.0]]),
     )
     losses = aligned_losses(logits, distances, box, points, strides, target)
     assert losses["bbox_regression"].item() == pytest.approx(0, abs=1e-6)
-    # Half a stride to each side, between the bins 0 and 1 of three that are equally likely; total quality counts as 1.
-    assert losses["distances"].item() == pytest.approx(0.5 * math.log(3))
+    # Half a stride to each side, between the bins 0 and 1 of three that are equally likely; 0.8 in all counts as 1.
+    assert losses["distances"].item() == pytest.approx(0.8 * math.log(3))
 
     def negative(x):
         p = 1 / (1 + math.exp(-x))
         return 0.75 * p * p * math.log1p(math.exp(x))
 
     p = 1 / (1 + math.exp(-0.4))
-    positive = -0.5 * (0.5 * math.log(p) + 0.5 * math.log(1 - p))
+    positive = -0.8 * (0.5 * math.log(p) + 0.5 * math.log(1 - p))
     assert losses["classification"].item() == pytest.approx(positive + negative(-1) + negative(0.3) + negative(-2))
 
 
