@@ -51,7 +51,7 @@ class GhostifyConfig(Section):
 
 
 class ModelConfig(Section):
-    detector: Literal["retinanet", "faster_rcnn"] = "retinanet"
+    detector: Literal["retinanet", "faster_rcnn", "ghostdet"] = "retinanet"
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     fpn_channels: Positive = 256
     head_channels: Positive = 256
@@ -128,6 +128,9 @@ class DataConfig(Section):
     """… unless the long side would exceed this many."""
     multi_scale: list[Positive] = []
     """Short sides from which each training batch draws one; the long side changes in proportion. [] is off."""
+    progressive: list[tuple[Annotated[float, Field(gt=0, lt=1)], Positive]] = []
+    """Pairs of a share of the training and the short side up to there: [[0.5, 192], [0.75, 256]] begins with small
+    pictures, which take less time, and ends with whole ones. The long side changes in proportion. [] is off."""
     group_by_aspect: bool = True
     """Batches hold either landscape or portrait pictures, so that less is padded."""
     max_bad_images: Annotated[int, Field(ge=0)] = 10
@@ -138,7 +141,18 @@ class DataConfig(Section):
     def _ordered(self) -> "DataConfig":
         if self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) is below short_side ({self.short_side})")
+        shares = [share for share, _ in self.progressive]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"progressive must name ascending shares of the training, not {shares}")
+        if any(side > self.short_side for _, side in self.progressive):
+            raise ValueError(f"progressive sides must not be above short_side ({self.short_side})")
+        if self.progressive and self.multi_scale:
+            raise ValueError("progressive and multi_scale both say how large pictures are; leave one of them out")
         return self
+
+    def side_at(self, done: float) -> int | None:
+        """The short side of training pictures when this share of the training is done; None: the config's own."""
+        return next((side for until, side in self.progressive if done < until), None)
 
 
 class OptimConfig(Section):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 
+from detection.models.ghostdet import GhostDet
+
 CANDIDATES = 1000
 """Of a picture, where no trained network in the table tells. configs/retina_ghost_320.yaml trained on bccd has,
 of 57 618, some 57 500 above 0.001 (the threshold of evaluations), 2400 above 0.05, 1100 above 0.1 and 100 above 0.3."""
@@ -54,7 +56,7 @@ def candidate_scores(model: nn.Module, picture: Tensor) -> Tensor:
         handle.remove()
     logits = outputs[0][0] if isinstance(model, FasterRCNN) else outputs[0]["cls_logits"]
     # The others' first column is the background.
-    scores = logits.sigmoid() if isinstance(model, RetinaNet) else logits.softmax(-1)[..., 1:]
+    scores = logits.sigmoid() if isinstance(model, RetinaNet | GhostDet) else logits.softmax(-1)[..., 1:]
     return scores.flatten().sort(descending=True).values
 
 

@@ -55,6 +55,8 @@ class TrainBatches(Sampler[list[Draw]]):
         """First batch to give: above 0 when an epoch is resumed in its middle."""
         self.mix = True
         """Whether samples may be mixed from several pictures; see `Draw.mix`."""
+        self.short_side: int | None = None
+        """Of the pictures of this epoch (progressive training), where no batch draws one by chance."""
 
     def __len__(self) -> int:
         return max(1, len(self.portrait) // (self.batch_size * self.world_size))
@@ -73,7 +75,9 @@ class TrainBatches(Sampler[list[Draw]]):
         rest = waiting[0] + waiting[1]
         for start in range(0, len(rest), together):
             batches.append(rest[start : start + together])
-        sides = rng.choice(self.short_sides, len(batches)).tolist() if self.short_sides else [None] * len(batches)
+        sides = [self.short_side] * len(batches)
+        if self.short_sides:
+            sides = rng.choice(self.short_sides, len(batches)).tolist()
         for batch, side in list(zip(batches, sides, strict=True))[self.start : len(self)]:
             own = batch[self.rank :: self.world_size] or batch[:1]
             yield [Draw(self.epoch, i, side, self.mix) for i in own]

@@ -4,7 +4,7 @@
     logits, regression = session.run(None, {"images": frames, "sizes": sizes})
     found = decode(logits, regression, sizes, frames.shape[1:3], metadata)
 
-What it does, for whoever writes it in another language. The A anchors lie on maps of `strides`, level by level, row by
+What it does, for whoever writes it in another language, of a RetinaNet. The A anchors lie on maps of `strides`, level by level, row by
 row, column by column, and within a place in the order of `cells` (boxes x1, y1, x2, y2 around 0). A map has
 ceil(frame / stride) rows and columns; they are floor(frame / rows) and floor(frame / columns) pixels apart.
 
@@ -14,6 +14,10 @@ ceil(frame / stride) rows and columns; they are floor(frame / rows) and floor(fr
    width' = exp(min(dw, limit)) * width. Boxes are clipped to the picture.
 3. Within each class, the best box suppresses those whose intersection over union with it is above the NMS threshold,
    then the next best that is left, and so on. The `max_detections` best of all classes are the result; labels are 1…C.
+
+A GhostDet has points in place of anchors ("anchors" holds no `cells`): one in the middle of each place, at
+(column + 0.5, row + 0.5) * stride. In step 1 the levels are one: `candidates` are chosen of all. In step 2 a regression
+is the distances from the point to the left, upper, right and lower side of its box, in strides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,11 +55,12 @@ def decode(
     overlap = metadata["nms_threshold"] if nms_threshold is None else nms_threshold
     most = metadata["max_detections"] if max_detections is None else max_detections
     spec = metadata["anchors"]
-    levels = anchors_of(spec, frame)
+    boxes_at = _boxes if "cells" in spec else _boxes_around
+    levels = anchors_of(spec, frame) if "cells" in spec else [points_of(spec, frame)]
     found = []
     for logits, regression, (height, width) in zip(cls_logits, bbox_regression, sizes, strict=True):
         anchor, label, score = _candidates(logits, [len(level) for level in levels], spec["candidates"], least)
-        boxes = _boxes(regression[anchor], np.concatenate(levels)[anchor], spec)
+        boxes = boxes_at(regression[anchor], np.concatenate(levels)[anchor], spec)
         boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
         order = np.argsort(-score, kind="stable")
         boxes, label, score = boxes[order], label[order], score[order]
@@ -75,6 +80,16 @@ def anchors_of(spec: Mapping[str, Any], frame: Sequence[int]) -> list[np.ndarray
         shifts = np.stack([x, y, x, y], axis=-1)[:, :, None]
         levels.append((shifts + np.array(cells)).reshape(-1, 4).astype(np.float32))
     return levels
+
+
+def points_of(spec: Mapping[str, Any], frame: Sequence[int]) -> np.ndarray:
+    """float32 [A, 3]: x, y and stride of each point in a frame of (height, width)."""
+    levels = []
+    for stride in spec["strides"]:
+        rows, columns = (-(-int(side) // stride) for side in frame)
+        y, x = np.meshgrid(np.arange(rows) + 0.5, np.arange(columns) + 0.5, indexing="ij")
+        levels.append(np.stack([x * stride, y * stride, np.full_like(x, stride)], axis=-1).reshape(-1, 3))
+    return np.concatenate(levels).astype(np.float32)
 
 
 def _candidates(
@@ -100,6 +115,11 @@ def _boxes(codes: np.ndarray, anchors: np.ndarray, spec: Mapping[str, Any]) -> n
     centre = codes[:, :2] * extent + anchors[:, :2] + np.float32(0.5) * extent
     half = np.float32(0.5) * np.exp(np.minimum(codes[:, 2:], np.float32(spec["limit"]))) * extent
     return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _boxes_around(distances: np.ndarray, points: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+    sides = distances * points[:, 2:]
+    return np.concatenate([points[:, :2] - sides[:, :2], points[:, :2] + sides[:, 2:]], axis=1)
 
 
 def _kept_by_class(boxes: np.ndarray, labels: np.ndarray, overlap: float, most: int) -> list[np.ndarray]:

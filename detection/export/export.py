@@ -18,10 +18,12 @@ from detection.errors import UserError
 from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads
 from detection.export.metadata import OUTPUTS, Metadata
 from detection.export.parity import Parity, compare
+from detection.export.points import GhostDetDetector, GhostDetHeads, point_spec
 from detection.export.two_stage import FasterRCNNDetector
 from detection.files import make_folder
 from detection.inference.exported import ExportedDetector, open_exported
 from detection.inference.predict import load_detector
+from detection.models.ghostdet import GhostDet
 from detection.models.retinanet import GhostRetinaNet
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript", "torch_export": ".pt2"}
@@ -128,8 +130,13 @@ def prepare(
     model = model.to(memory_format=torch.contiguous_format)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    anchors: dict[str, Any] = {}
     if isinstance(model, GhostRetinaNet):
         network: nn.Module = RetinaNetHeads(model) if form == "raw" else RetinaNetDetector(model, size)
+        anchors = anchor_spec(model)
+    elif isinstance(model, GhostDet):
+        network = GhostDetHeads(model) if form == "raw" else GhostDetDetector(model, size)
+        anchors = point_spec(model)
     elif form == "raw":
         raise UserError(
             "the two stages of Faster R-CNN have no raw form: its second stage looks at what the first one found; "
@@ -154,7 +161,7 @@ def prepare(
         score_threshold=config.eval.score_threshold,
         nms_threshold=config.eval.nms_threshold,
         max_detections=config.eval.max_detections,
-        anchors=anchor_spec(model) if isinstance(model, GhostRetinaNet) else {},
+        anchors=anchors,
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -22,7 +22,7 @@ class Metadata:
 
     Attributes:
         form: "end_to_end" (boxes, labels, scores) or "raw" (the heads' outputs, see `detection.export.decode`).
-        detector: as in a config, "retinanet" or "faster_rcnn".
+        detector: as in a config, "retinanet", "faster_rcnn" or "ghostdet".
         names, ids: label l is `names[l - 1]`, its original id `ids[l - 1]`.
         mean, std: of RGB in [0, 1]. The file normalises by itself; they are here for other uses.
         short_side, long_side: how pictures are resized before they are put into the frame

@@ -8,6 +8,8 @@ from backbones import Backbone, WeightsError, build_backbone
 from detection.config import Config
 from detection.errors import UserError
 from detection.models.faster_rcnn import build_faster_rcnn
+from detection.models.ghost_pan import GhostPyramid
+from detection.models.ghostdet import GhostDet
 from detection.models.ghosted import ghostify_detector, load_ghosted_backbone
 from detection.models.neck import PyramidBackbone
 from detection.models.retinanet import build_retinanet
@@ -69,6 +71,16 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
             box_loss=spec.box_loss,
             box_loss_weight=spec.box_loss_weight,
             anchor_sizes=spec.anchor_sizes,
+            score_threshold=config.eval.score_threshold,
+            nms_threshold=config.eval.nms_threshold,
+            max_detections=config.eval.max_detections,
+        )
+    if spec.detector == "ghostdet":
+        return GhostDet(
+            GhostPyramid(body, spec.fpn_channels),
+            num_classes,
+            head_depth=spec.head_depth,
+            box_loss_weight=spec.box_loss_weight,
             score_threshold=config.eval.score_threshold,
             nms_threshold=config.eval.nms_threshold,
             max_detections=config.eval.max_detections,

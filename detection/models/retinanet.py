@@ -134,8 +134,7 @@ class GhostRetinaNet(RetinaNet):
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], shape: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Of one picture: logits [A, C], deltas [A, 4] and anchors [A, 4] of each level -> boxes, scores, labels."""
-        # Not too high by rounding: the scores themselves are compared below.
-        lowest = _logit(self.score_thresh) - 1e-3
+        lowest = lowest_logit(self.score_thresh)
         candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
             flat = level_logits.flatten()
@@ -257,10 +256,11 @@ def best_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold
         among *= 4
 
 
-def _logit(probability: float) -> float:
-    if not 0 < probability < 1:
-        return -math.inf if probability <= 0 else math.inf
-    return math.log(probability / (1 - probability))
+def lowest_logit(score: float) -> float:
+    """Logits up to this one score at most `score`; a little below it, so that rounding leaves no other one out."""
+    if not 0 < score < 1:
+        return -math.inf if score <= 0 else math.inf
+    return math.log(score / (1 - score)) - 1e-3
 
 
 def _group_norm(groups: int, channels: int) -> nn.Module:

@@ -23,6 +23,7 @@ FIXED_IN_EPOCH = (
     "data.short_side",
     "data.long_side",
     "data.multi_scale",
+    "data.progressive",
     "data.size",
     "data.augment",
     "train.accumulate",

@@ -22,7 +22,6 @@ from detection.evaluation.coco import Evaluation
 from detection.evaluation.evaluate import eval_loader
 from detection.files import second_name
 from detection.models import build_model
-from detection.models.retinanet import GhostRetinaNet
 from detection.training.base import TrainingRun, part_ways, seed_everything
 from detection.training.monitor import Monitor
 from detection.training.pending import Pending, remove_pending
@@ -50,7 +49,7 @@ class Run(TrainingRun):
         # Losses, box decoding and NMS depend on the data at every step: compiling them would be for nothing.
         model: Any = self.model
         model.backbone.compile()
-        if isinstance(model, GhostRetinaNet):
+        if hasattr(model, "head"):
             model.head.compile()
 
     def begin_epoch(self) -> None:
@@ -59,6 +58,7 @@ class Run(TrainingRun):
         # As it stood at the start of the epoch, also for a run that is resumed within it.
         done = self.share_done() if train.minutes is not None else progress.epoch / train.epochs
         self.batches.mix = done < 1 - self.config.data.augment.close_share
+        self.batches.short_side = self.config.data.side_at(done)
 
     def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
         monitor.picture("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)

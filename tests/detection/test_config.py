@@ -62,7 +62,7 @@ def test_the_papers_recipe():
         (GOOD + "optim: {lr: fast}\n", r"optim.lr: input should be a valid number.*'fast'"),
         (GOOD + "optim: {lr: -1}\n", r"optim.lr: input should be greater than 0, not -1"),
         (GOOD + "optim: {lr: .nan}\n", r"optim.lr: "),
-        (GOOD + "model: {detector: yolo}\n", r"'retinanet' or 'faster_rcnn'"),
+        (GOOD + "model: {detector: yolo}\n", r"'retinanet', 'faster_rcnn' or 'ghostdet'"),
         (GOOD + "device: gpu\n", r"device: "),
         (GOOD + "model: {anchor_sizes: [8, 16]}\n", r"anchor_sizes: .*at least 5"),
         ("output_dir: x\n", r"key 'data' is missing"),
@@ -83,6 +83,14 @@ def test_scale_and_sides_are_checked(config_file):
         load_config(path, ["data.augment.scale=[2, 1]"])
     with pytest.raises(UserError, match="is below short_side"):
         load_config(path, ["data.long_side=10"])
+    for overrides, words in (
+        (["data.progressive=[[0.5, 64], [0.2, 96]]"], "ascending shares"),
+        (["data.progressive=[[0.5, 900]]"], "must not be above short_side"),
+        (["data.progressive=[[0.5, 64]]", "data.multi_scale=[64]"], "leave one of them out"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(path, overrides)
+    assert load_config(path, ["data.progressive=[[0.5, 64], [0.7, 96]]"]).data.progressive == [(0.5, 64), (0.7, 96)]
 
 
 def test_a_missing_file_suggests_the_nearest():

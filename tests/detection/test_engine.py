@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from detection.checkpoint import read_checkpoint
 from detection.config import OptimConfig, load_config, parse_config
 from detection.data.dataset import build_dataset
+from detection.data.loader import iterate
 from detection.errors import UserError
 from detection.training import loop
 from detection.training.auto_batch import largest, with_largest_batch
@@ -185,6 +186,17 @@ def test_the_closing_phase_starts_where_the_config_says(tiny_config):
         run.begin_epoch()
         mixes.append(run.batches.mix)
     assert mixes == [True] * 7 + [False] * 3
+
+
+def test_pictures_grow_as_the_config_says(tiny_config):
+    run = build_run(tiny_config.with_overrides(["train.epochs=10", "data.progressive=[[0.3, 64], [0.6, 80]]"]))
+    sides = []
+    for epoch in range(10):
+        run.progress.epoch, run.progress.batch = epoch, 2  # resumed inside the epoch: the same
+        run.begin_epoch()
+        images, _ = next(iterate(run.train_loader))
+        sides.append({max(image.shape[1:]) for image in images})
+    assert sides == [{64}] * 3 + [{80}] * 3 + [{96}] * 4
 
 
 def test_deterministic_and_compiled_runs_are_accepted(tiny_config, monkeypatch):

@@ -1,0 +1,89 @@
+"""A light pyramid: top-down and bottom-up paths of ghost bottlenecks."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones import Backbone
+from backbones.ghost import GhostBottleneck
+from detection.models.retinanet import LevelNorm
+
+STRIDES = (8, 16, 32)
+
+
+class DepthwiseSeparable(nn.Sequential):
+    """Depthwise k x k, then 1x1, each with batch norm and ReLU. [N, C, H, W] -> [N, out, H/stride, W/stride]."""
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int = 5, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels, bias=False),
+            LevelNorm(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, out_channels, 1, bias=False),
+            LevelNorm(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class GhostPAN(nn.Module):
+    """Top-down, then bottom-up (PANet, arXiv 1803.01534), each meeting a ghost bottleneck.
+
+    The idea of NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902): all levels have the same few channels,
+    and large depthwise kernels give the sight that few layers lack.
+
+    Args:
+        in_channels: of the maps, finest first, each half the size of the one before.
+        channels: of all outputs.
+
+    forward: maps, each exactly half as high and wide as the one before -> as many of the same sizes.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, kernel_size: int = 5) -> None:
+        super().__init__()
+        count = len(in_channels)
+
+        def meeting() -> GhostBottleneck:
+            return GhostBottleneck(2 * channels, channels, channels, kernel_size=kernel_size)
+
+        self.reduce = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), LevelNorm(channels), nn.ReLU(inplace=True))
+            for c in in_channels
+        )
+        self.top_down = nn.ModuleList(meeting() for _ in range(count - 1))
+        self.down = nn.ModuleList(DepthwiseSeparable(channels, channels, kernel_size, 2) for _ in range(count - 1))
+        self.bottom_up = nn.ModuleList(meeting() for _ in range(count - 1))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        reduced = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
+        inner = [reduced[-1]]
+        for block, finer in zip(self.top_down, reversed(reduced[:-1]), strict=True):
+            # By a factor, not "to the size of the other": exported, the map stays in the runtime's own layout.
+            coarser = F.interpolate(inner[0], scale_factor=2.0, mode="nearest")
+            inner.insert(0, block(torch.cat([coarser, finer], dim=1)))
+        outer = [inner[0]]
+        for down, block, coarser in zip(self.down, self.bottom_up, inner[1:], strict=True):
+            outer.append(block(torch.cat([down(outer[-1]), coarser], dim=1)))
+        return outer
+
+
+class GhostPyramid(nn.Module):
+    """`body` (any `Backbone`) and a `GhostPAN` on its C3, C4 and C5.
+
+    forward: [N, 3, H, W], sides multiples of 32 -> OrderedDict p3, p4, p5 -> [N, out_channels, H/stride, W/stride] of
+    `STRIDES`.
+    """
+
+    def __init__(self, body: Backbone, out_channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.levels = ("c3", "c4", "c5")
+        self.out_channels = out_channels
+        self.fpn = GhostPAN([body.channels[level] for level in self.levels], out_channels)
+
+    def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
+        features = self.body(images)
+        maps = self.fpn([features[level] for level in self.levels])
+        return OrderedDict(zip(("p3", "p4", "p5"), maps, strict=True))
