@@ -1,6 +1,6 @@
 """`Entries`: annotations as they stand in a file, faults and all, in arrays parallel to the lists of the file.
 
-`detection.data.index.read_coco` refuses a faulty file with its first fault; here all of them are to be found.
+`detection.data.coco.read_coco` refuses a faulty file with its first fault; here all of them are to be found.
 """
 
 from collections.abc import Callable

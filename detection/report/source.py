@@ -12,7 +12,9 @@ import yaml
 
 from detection.checkpoint import read_checkpoint
 from detection.config import Config, load_config
-from detection.data.index import AnnotationIndex, read_coco
+from detection.data.formats import read_annotations
+from detection.data.index import AnnotationIndex
+from detection.data.sources import check_images, read_split
 from detection.environment import read_environments
 from detection.errors import UserError
 from detection.evaluation.analyze import Analysis, analyze
@@ -191,7 +193,7 @@ def _left_by_training(folder: Path, index: AnnotationIndex, numbers: dict[str, A
 
 
 def _detect(checkpoint: Path, index: AnnotationIndex, images: Path | None, overrides: Sequence[str]) -> list[Result]:
-    from detection.data.dataset import DetectionDataset, check_images
+    from detection.data.dataset import DetectionDataset
     from detection.device import pick_device
     from detection.evaluation.evaluate import detect_dataset, eval_loader
     from detection.evaluation.score import category_ids_of
@@ -209,18 +211,19 @@ def _detect(checkpoint: Path, index: AnnotationIndex, images: Path | None, overr
 
 def _val_data(config: Config, images: str | Path | None) -> tuple[AnnotationIndex, Path | None]:
     """The val set of a config, and the folder of its pictures, if it is there."""
-    source = config.data.val
-    return read_coco(source.annotations), _folder(images, Path(source.images))
+    index = read_split(config.data, "val", alone=True, pictures=False)
+    return index, _folder(images, index.images)
 
 
 def _named_data(data: str | Path, images: str | Path | None) -> tuple[AnnotationIndex, Path | None]:
     """Annotations that the user named, and the folder of their pictures, if it is there."""
-    return read_coco(data), _folder(images, Path(data).parent / "images")
+    index = read_annotations(data, images=images)
+    return index, _folder(images, index.images)
 
 
-def _folder(named: str | Path | None, default: Path) -> Path | None:
+def _folder(named: str | Path | None, default: str | Path) -> Path | None:
     if named is None:
-        return default if default.is_dir() else None
+        return Path(default) if Path(default).is_dir() else None
     if not Path(named).is_dir():
         raise UserError(f"images folder {named} does not exist")
     return Path(named)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_evaluation import SETS, random_results, truth_as_results
 
-from detection.data.index import read_coco
+from detection.data.coco import read_coco
 from detection.errors import UserError
 from detection.evaluation.analyze import analyze
 from detection.evaluation.bootstrap import compare

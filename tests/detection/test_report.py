@@ -12,7 +12,7 @@ from conftest import assert_clear_error
 from test_evaluation import random_results, truth_as_results
 
 from detection.checkpoint import read_checkpoint
-from detection.data.index import read_coco
+from detection.data.coco import read_coco
 from detection.errors import UserError
 from detection.evaluation.coco import evaluate_results, write_results
 from detection.report.source import read_file, read_run
