@@ -18,7 +18,7 @@ demo: .venv/.base  ## make a small data set, train on it, evaluate, and write pi
 	$(BIN)/python tools/detect.py runs/demo/best.pt 'data/demo/images/val_*.jpg' --out runs/demo/pictures
 	@echo
 	@echo "pictures with boxes: runs/demo/pictures/"
-	@echo "report of the run:   runs/demo/evaluation.json (numbers), runs/demo/metrics.jsonl, runs/demo/train.log"
+	@echo "report of the run:   runs/demo/report.html (open it in a browser), runs/demo/report.json (its numbers)"
 
 test: .venv/.dev lint  ## lint and all tests but the slow ones
 	$(PYTEST)

@@ -21,6 +21,8 @@ SLOW_IMPORTS = [
     "albumentations",
     "scipy.optimize",
     "pycocotools.mask",
+    "matplotlib.figure",
+    "jinja2",
 ]
 
 _context = multiprocessing.get_context("forkserver")

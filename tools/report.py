@@ -11,6 +11,7 @@ examples:
   python tools/report.py runs/mine                             (writes runs/mine/report.html and report.json)
   python tools/report.py runs/a runs/b                         (compares: runs/b/compare.html, compare.json)
   python tools/report.py runs/mine --data test.json --images test/
+  python tools/report.py runs/mine data.val.images=moved/images data.val.annotations=moved/val.json device=cpu
   python tools/report.py --predictions found.json --data val.json --images val/       (no model needed)
   python tools/report.py --predictions a.json b.json --data val.json
 
@@ -22,7 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder or checkpoint; two are compared")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN key=value",
+        help="a run's folder or checkpoint, two are compared; config overrides",
+    )
     parser.add_argument("--predictions", nargs="+", metavar="FILE", help="COCO results files in the place of runs")
     parser.add_argument("--data", metavar="JSON", help="annotations (default: data.val of the run)")
     parser.add_argument("--images", metavar="DIR", help="their pictures (default: images/ beside --data)")
@@ -33,9 +39,11 @@ def main() -> int:
     parser.add_argument(
         "--max-mb", type=float, default=6.0, help="most megabytes of pictures in a page (default: %(default)s)"
     )
-    args = parser.parse_args()
-    named = args.predictions or args.runs
-    if bool(args.predictions) == bool(args.runs) or len(named) > 2:
+    args = parser.parse_intermixed_args()
+    runs = [name for name in args.runs if "=" not in name]
+    overrides = [name for name in args.runs if "=" in name]
+    named = args.predictions or runs
+    if bool(args.predictions) == bool(runs) or len(named) > 2:
         parser.error("name one or two runs, or one or two files with --predictions")
     if args.predictions and args.data is None:
         raise UserError("--predictions needs --data, the annotations that they are to be scored on")
@@ -51,7 +59,7 @@ def main() -> int:
     if args.predictions:
         sources = [read_file(name, args.data, args.images) for name in named]
     else:
-        sources = [read_run(name, data=args.data, images=args.images) for name in named]
+        sources = [read_run(name, data=args.data, images=args.images, overrides=overrides) for name in named]
     max_bytes = round(args.max_mb * 1e6)
     if len(sources) == 1:
         numbers = write_report(sources[0], out, latency=not args.no_latency, max_bytes=max_bytes)

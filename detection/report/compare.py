@@ -18,6 +18,8 @@ from detection.report.source import Source
 from detection.report.write import FORMAT, footer, output_path, write_json
 
 IMAGES = 8
+ROWS = 300
+"""Of the table of images."""
 PLOTTED = 30
 """Rows of the plot of differences."""
 
@@ -181,7 +183,30 @@ def _images(first: Source, second: Source, names: tuple[str, str], change: np.nd
         elif folder is None:
             block = html.note("The pictures were not to be found: name their folder with --images.")
         sections.append(Section(title, [block], lead if images else ""))
+    sections.append(_image_table(first, second, names, change))
     return sections
+
+
+def _image_table(first: Source, second: Source, names: tuple[str, str], change: np.ndarray) -> Section:
+    """Image by image, those that changed most first."""
+    order = np.argsort(-np.abs(change), kind="stable")
+    order = order[change[order] != 0]
+    scores = first.analysis.images, second.analysis.images
+    rows = [
+        [
+            str(first.index.file_names[i]),
+            f"{change[i]:+.3f}",
+            *(value for run in scores for value in (float(run.f1[i]), run.right[i], run.wrong[i], run.missed[i])),
+        ]
+        for i in order[:ROWS].tolist()
+    ]
+    header = ["image", "change of F1", *(f"{what}, {n}" for n in names for what in ("F1", "right", "wrong", "missed"))]
+    more = f"; the first {ROWS} are shown, the JSON file has all" if len(order) > ROWS else ""
+    return Section(
+        "Image by image",
+        [html.details("The table", html.table(header, rows)) if rows else html.note("None.")],
+        f"{len(order)} of {len(change)} images changed{more}.",
+    )
 
 
 def _configs(first: Source, second: Source, names: tuple[str, str]) -> Section:

@@ -22,6 +22,8 @@ from detection.evaluation.coco import Result, check_results, read_results
 
 PREDICTIONS = ("best_predictions.json", "predictions.json")
 """Where a run's detections are, the first one that fits its checkpoint: the latter are of the last evaluation."""
+DECISIVE = ("eval.", "model.", "data.short_side", "data.long_side")
+"""Keys of a config that other detections hang on."""
 Curve = list[tuple[int, float]]
 """(step, value)"""
 
@@ -83,7 +85,7 @@ def read_run(
 
     Args:
         data, images: score on these annotations in place of the config's `data.val`.
-        overrides: of the config, like data.val.annotations=….
+        overrides: of the config, like data.val.annotations=… or eval.nms_threshold=….
         detect: False: never run the network.
 
     Raises:
@@ -98,7 +100,7 @@ def read_run(
     config, numbers = _config_of(folder, checkpoint, overrides)
     index, pictures = _val_data(config, images) if data is None else _named_data(data, images)
     analysis, came_from = None, ""
-    if data is None and not overrides:
+    if not any(override.startswith(DECISIVE) for override in overrides):
         analysis, came_from = _left_by_training(folder, index, numbers)
     if analysis is None:
         if not checkpoint.is_file():
@@ -181,7 +183,7 @@ def _left_by_training(folder: Path, index: AnnotationIndex, numbers: dict[str, A
         try:
             check_results(index, results, str(path))
         except UserError:
-            # tools/evaluate.py leaves detections of other data under the same name.
+            # Of other data: tools/evaluate.py leaves those under the same name, and the user may have named others.
             if numbers:
                 continue
             raise

@@ -49,8 +49,8 @@ def config(tmp_path_factory):
     from detection.config import parse_config
 
     root = tmp_path_factory.mktemp("background")
-    write_coco(root / "data")
-    return parse_config(tiny_raw(root / "data", root / "front"), "test").with_overrides(["train.epochs=3"])
+    write_coco(root / "data", images=8)
+    return parse_config(tiny_raw(root / "data", root / "front"), "test").with_overrides(["train.epochs=2"])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_kill_loses_nothing(config, front, tmp_path, monkeypatch, moment):
     def save():
         # Two saves an epoch: after its training, and after its evaluation.
         saves.append(run.progress.evaluated)
-        number = {"before the save": 4, "after the save": 4, "at the end": 7}[moment]
+        number = {"before the save": 4, "after the save": 4, "at the end": 5}[moment]
         if len(saves) == number and moment != "after the save":
             raise Killed
         plain()
@@ -104,7 +104,7 @@ def test_a_kill_loses_nothing(config, front, tmp_path, monkeypatch, moment):
     monkeypatch.setattr(run, "save", save)
     with pytest.raises(Killed):
         loop.train(run, Monitor(run.folder, 0))
-    assert len(records(run.folder)) == {"before the save": 1, "after the save": 1, "at the end": 3}[moment]
+    assert len(records(run.folder)) == {"before the save": 1, "after the save": 1, "at the end": 2}[moment]
     assert list(run.folder.glob("pending-*"))
 
     resumed = build_run(config)

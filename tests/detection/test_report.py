@@ -59,6 +59,7 @@ def test_the_report_of_a_run(tool, trained, tmp_path):
         assert expected.items() <= numbers["numbers"]["per_class"][name].items()
 
 
+@pytest.mark.slow
 def test_detections_without_a_model_and_two_of_them(tool, trained, detections, tmp_path):
     data = trained.parent / "data" / "annotations.json"
     done = tool("report", "--predictions", detections / "good.json", "--data", data, "--out", tmp_path / "one.html")
@@ -92,6 +93,7 @@ def test_a_run_against_itself_has_no_difference(tool, run, tmp_path):
     assert "no clear difference" in (other / "compare.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_latency_of_the_checkpoint_is_in_the_report(run):
     content = json.loads(write_report(read_run(run), run / "report.html").read_text())
     (row,) = content["latency"]
@@ -99,6 +101,7 @@ def test_the_latency_of_the_checkpoint_is_in_the_report(run):
     assert "Cost and speed" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(run):
     """predictions.json is of the last evaluation, or of tools/evaluate.py on other data."""
     (run / "best_predictions.json").unlink()
@@ -114,6 +117,7 @@ def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(r
     assert "run now" in read_run(run).came_from
 
 
+@pytest.mark.slow
 def test_pictures_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
     data = coco_set / "annotations.json"
     write_results(tmp_path / "found.json", random_results(read_coco(data), np.random.default_rng(0)))
@@ -126,6 +130,7 @@ def test_pictures_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path
     assert "name their folder with --images" in (tmp_path / "gone.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_page_keeps_within_its_bytes(trained, detections, tmp_path):
     source = read_file(detections / "bad.json", trained.parent / "data" / "annotations.json", None)
     write_report(source, tmp_path / "small.html", max_bytes=60_000)
@@ -135,6 +140,7 @@ def test_a_page_keeps_within_its_bytes(trained, detections, tmp_path):
     assert "more are left out" in small and "more are left out" not in large
 
 
+@pytest.mark.slow
 def test_a_run_without_a_history_is_reported_on(run, tmp_path):
     (run / "metrics.jsonl").unlink()
     (run / "best.pt").unlink()
