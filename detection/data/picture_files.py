@@ -65,13 +65,17 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _LYING else (width, height)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    except Exception:
-        # Only now: it brings torch and more with it, for which reading annotations need not wait.
-        from detection.data.transforms import read_image
+            # Pillow decodes a whole PNG in search of what may stand behind the pixels, where OpenCV does not look.
+            known = image.format != "PNG" or "exif" in image.info
+            turned = known and image.getexif().get(_ORIENTATION) in _LYING
+            # Of a TIFF some versions of Pillow have turned the size already.
+            if not (turned and image.format == "TIFF"):
+                return image.size[::-1] if turned else image.size
+    except Exception as error:  # Pillow raises nearly anything for damaged headers; OpenCV has the last word
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+    # Only now: it brings torch and more with it, for which reading annotations need not wait.
+    from detection.data.transforms import read_image
 
-        height, width = read_image(path).shape[:2]
-        return width, height
+    height, width = read_image(path).shape[:2]
+    return width, height

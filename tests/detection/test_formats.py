@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import tiny_raw
+from PIL import Image
 
 from detection import UserError
 from detection.config import parse_config
@@ -18,6 +19,7 @@ from detection.data.formats import read_annotations, read_raw
 from detection.data.picture_files import picture_size, pictures_below
 from detection.data.raw import MOST_PROBLEMS, checks
 from detection.data.sources import check_images, read_split
+from detection.data.transforms import read_image
 
 
 def picture(path: Path, width: int = 60, height: int = 40) -> Path:
@@ -148,8 +150,6 @@ def test_ways_to_write_a_data_yaml(yolo, monkeypatch):
 
 
 def test_sizes_are_those_of_the_upright_picture(tmp_path, yolo):
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6
     path = yolo / "images/val/d.jpg"
@@ -161,6 +161,16 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path, yolo):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".ppm"])
 def test_sizes_of_headers(tmp_path, suffix):
     assert picture_size(picture(tmp_path / f"a{suffix}", 31, 17)) == (31, 17)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_sizes_are_those_of_the_picture_that_is_trained_on(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / f"a{suffix}", exif=exif)
+    height, width = read_image(tmp_path / f"a{suffix}").shape[:2]
+    assert picture_size(tmp_path / f"a{suffix}") == (width, height)
 
 
 def test_usual_places_of_coco_pictures(tmp_path, coco_set):
