@@ -1,7 +1,9 @@
 """Picture files in folders: which there are, and how large the pictures are, without decoding any."""
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -79,3 +81,21 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
     height, width = read_image(path).shape[:2]
     return width, height
+
+
+def picture_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
+    """`picture_size` of each, or the error that it raised; threads wait for the disk together."""
+
+    def some(start: int) -> list[tuple[int, int] | UserError]:
+        sizes: list[tuple[int, int] | UserError] = []
+        for path in paths[start : start + 256]:
+            try:
+                sizes.append(picture_size(path))
+            except UserError as error:
+                sizes.append(error)
+        return sizes
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        # Large pictures are no danger to who reads their headers only.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return [size for sizes in pool.map(some, range(0, len(paths), 256)) for size in sizes]
