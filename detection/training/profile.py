@@ -54,7 +54,7 @@ def profile_training(config: Config, steps: int = 10) -> str:
     step_time = sum(totals[part] for part in PARTS)
     shares = ", ".join(f"{part} {totals[part] / step_time:.1%}" for part in PARTS)
     for part in (part for part in WITHIN if part in totals):
-        shares += f"; within it {part} {totals[part] / step_time:.1%}"
+        shares += f"; {part}, in the forward pass, {totals[part] / step_time:.1%}"
     table = averages.table(sort_by=by, row_limit=25, max_name_column_width=50)
     threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
     what = f"{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}"
