@@ -1,8 +1,8 @@
 """Concatenations of maps that an ONNX graph can do without.
 
 A ghost module puts two halves together, and most often a convolution of all channels follows, which could as well
-take each half by itself and add up. For a runtime that keeps maps in blocks of 8 or 16 channels this is more than a copy
-saved: halves of 20 or 36 channels do not end with a block, so that ONNX Runtime leaves its layout before each
+take each half by itself and add up. For a runtime that keeps maps in blocks of 8 or 16 channels this is more than a
+copy saved: halves of 20 or 36 channels do not end with a block, so that ONNX Runtime leaves its layout before each
 concatenation and goes back to it afterwards. Adding up costs nothing, as the second convolution does it.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def without_concats(model: Any) -> Any:
-    """The model, changed in place: where all that reads a concatenation of channels are convolutions, they read its parts.
+    """The model, changed in place: a concatenation of channels that only convolutions read gives way to its parts.
 
     A convolution of all channels becomes one for each part, and their sum. A depthwise one becomes one for each part,
     and the concatenation comes after it, where it may vanish in the next convolution.
