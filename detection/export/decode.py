@@ -4,9 +4,9 @@
     logits, regression = session.run(None, {"images": frames, "sizes": sizes})
     found = decode(logits, regression, sizes, frames.shape[1:3], metadata)
 
-What it does, for whoever writes it in another language, of a RetinaNet. The A anchors lie on maps of `strides`, level by level, row by
-row, column by column, and within a place in the order of `cells` (boxes x1, y1, x2, y2 around 0). A map has
-ceil(frame / stride) rows and columns; they are floor(frame / rows) and floor(frame / columns) pixels apart.
+What it does, for whoever writes it in another language, of a RetinaNet. The A anchors lie on maps of `strides`, level
+by level, row by row, column by column, and within a place in the order of `cells` (boxes x1, y1, x2, y2 around 0). A
+map has ceil(frame / stride) rows and columns; they are floor(frame / rows) and floor(frame / columns) pixels apart.
 
 1. Of each level the `candidates` highest logits (over its anchors and classes) are looked at. Their score is
    1 / (1 + exp(-logit)); those not above the threshold are dropped.

@@ -12,8 +12,8 @@ from detection.models.ghostdet import GhostDet, expected, points_of
 
 
 class GhostDetHeads(nn.Module):
-    """The raw form. -> cls_logits float32 [N, A, C]; bbox_regression float32 [N, A, 4], the distances (left, top, right,
-    bottom) in strides from the points to the sides of their boxes."""
+    """The raw form. -> cls_logits float32 [N, A, C]; bbox_regression float32 [N, A, 4], the distances (left, top,
+    right, bottom) in strides from the points to the sides of their boxes."""
 
     def __init__(self, model: GhostDet) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class GhostDetDetector(nn.Module):
 
     What `GhostDet.postprocess` does picture by picture, done for all at once, and so that little of it is wide: the K
     best (point, class) pairs lie in the K points that have the best classes, so that of 80 classes times thousands of
-    points a maximum is taken and no more; only those K points' distances become boxes. Classes are put beside each other
-    on one plane, so that a single suppression does for all and ends when it has as many boxes as are wanted.
+    points a maximum is taken and no more; only those K points' distances become boxes. Classes are put beside each
+    other on one plane, so that a single suppression does for all and ends when it has as many boxes as are wanted.
 
     Args:
         size: (height, width) of all frames, or None.

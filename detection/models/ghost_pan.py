@@ -1,14 +1,13 @@
-"""A light pyramid: top-down and bottom-up paths of ghost bottlenecks."""
+"""A light pyramid: top-down and bottom-up paths of ghost blocks."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones import Backbone
-from backbones.ghost import GhostBottleneck
+from backbones.ghost import GhostModule
 from detection.models.retinanet import LevelNorm
 
 STRIDES = (8, 16, 32)
@@ -28,11 +27,29 @@ class DepthwiseSeparable(nn.Sequential):
         )
 
 
+class GhostBlock(nn.Module):
+    """Two ghost modules with large cheap filters, and the identity beside them. [N, C, H, W] -> the same.
+
+    Starts as the identity, like the blocks of the backbone (`backbones.ghost.start_blocks_as_identity`).
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 5) -> None:
+        super().__init__()
+        self.ghost1 = GhostModule(channels, channels, cheap_kernel_size=kernel_size)
+        self.ghost2 = GhostModule(channels, channels, cheap_kernel_size=kernel_size, relu=False)
+        for norm in (self.ghost2.primary_conv[1], self.ghost2.cheap_operation[1]):
+            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ghost2(self.ghost1(x))
+
+
 class GhostPAN(nn.Module):
-    """Top-down, then bottom-up (PANet, arXiv 1803.01534), each meeting a ghost bottleneck.
+    """Top-down, then bottom-up (PANet, arXiv 1803.01534), a ghost block wherever two levels meet.
 
     The idea of NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902): all levels have the same few channels,
-    and large depthwise kernels give the sight that few layers lack.
+    and large depthwise kernels give the sight that few layers lack. Levels meet by adding, not side by side: twice the
+    channels on the finest map would cost as much as all the rest of the neck.
 
     Args:
         in_channels: of the maps, finest first, each half the size of the one before.
@@ -43,29 +60,24 @@ class GhostPAN(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], channels: int, kernel_size: int = 5) -> None:
         super().__init__()
-        count = len(in_channels)
-
-        def meeting() -> GhostBottleneck:
-            return GhostBottleneck(2 * channels, channels, channels, kernel_size=kernel_size)
-
+        steps = range(len(in_channels) - 1)
         self.reduce = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), LevelNorm(channels), nn.ReLU(inplace=True))
             for c in in_channels
         )
-        self.top_down = nn.ModuleList(meeting() for _ in range(count - 1))
-        self.down = nn.ModuleList(DepthwiseSeparable(channels, channels, kernel_size, 2) for _ in range(count - 1))
-        self.bottom_up = nn.ModuleList(meeting() for _ in range(count - 1))
+        self.top_down = nn.ModuleList(GhostBlock(channels, kernel_size) for _ in steps)
+        self.down = nn.ModuleList(DepthwiseSeparable(channels, channels, kernel_size, 2) for _ in steps)
+        self.bottom_up = nn.ModuleList(GhostBlock(channels, kernel_size) for _ in steps)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         reduced = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
         inner = [reduced[-1]]
         for block, finer in zip(self.top_down, reversed(reduced[:-1]), strict=True):
             # By a factor, not "to the size of the other": exported, the map stays in the runtime's own layout.
-            coarser = F.interpolate(inner[0], scale_factor=2.0, mode="nearest")
-            inner.insert(0, block(torch.cat([coarser, finer], dim=1)))
+            inner.insert(0, block(finer + F.interpolate(inner[0], scale_factor=2.0, mode="nearest")))
         outer = [inner[0]]
         for down, block, coarser in zip(self.down, self.bottom_up, inner[1:], strict=True):
-            outer.append(block(torch.cat([down(outer[-1]), coarser], dim=1)))
+            outer.append(block(coarser + down(outer[-1])))
         return outer
 
 

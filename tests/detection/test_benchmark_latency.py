@@ -176,7 +176,7 @@ def test_a_recorded_call_is_replayed_for_each_shape():
     assert single(torch.zeros(2)).tolist() == [1, 1] and single(torch.ones(2)).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_recorded_parts_give_the_same_detections(tiny_config, monkeypatch, detector):
     """The CPU twin of the backend cuda_graph."""
     config = tiny_config.with_overrides([f"model.detector={detector}", "eval.score_threshold=0"])
@@ -236,7 +236,7 @@ def test_memory_is_that_of_a_process_of_its_own():
 # ---- networks with random weights
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
     config = tiny_config.with_overrides([f"model.detector={detector}"])
     pictures = batch_of(make_pictures(Settings()), (64, 96), 1)

@@ -37,7 +37,7 @@ def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
     }
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 @pytest.mark.parametrize("backbone", ["ghostnet", "mobilenet_v2", "mobilenet_v3_large"])
 def test_protocol(detector, backbone):
     torch.manual_seed(0)
@@ -149,7 +149,7 @@ def test_normalisation_is_the_backbones_and_padding_is_zero():
         transform([torch.zeros(1, 8, 8)])
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_uint8_and_float_images_give_the_same(detector):
     torch.manual_seed(0)
     model = build_model(config(detector), 3).eval()

@@ -1,0 +1,112 @@
+"""ONNX graphs without the concatenations that convolutions can do without: same answers, fewer operators."""
+
+import collections
+import copy
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from backbones import build_backbone
+from backbones.ghost import GhostBottleneck
+from detection.export.concats import without_concats
+from detection.export.onnx_file import tidied
+
+
+def exported(network: nn.Module, x: torch.Tensor, tmp_path) -> onnx.ModelProto:
+    path = tmp_path / "plain.onnx"
+    torch.onnx.export(network.eval(), (x,), path, opset_version=17, dynamo=False, do_constant_folding=True)
+    return onnx.shape_inference.infer_shapes(tidied(onnx.load(path)))
+
+
+def outputs(model: onnx.ModelProto, x: torch.Tensor) -> list[np.ndarray]:
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})
+
+
+def operators(model: onnx.ModelProto) -> collections.Counter:
+    return collections.Counter(node.op_type for node in model.graph.node)
+
+
+def assert_same_without(network: nn.Module, x: torch.Tensor, tmp_path, left: int) -> onnx.ModelProto:
+    plain = exported(network, x, tmp_path)
+    changed = without_concats(copy.deepcopy(plain))
+    assert operators(changed)["Concat"] == left < operators(plain)["Concat"]
+    for a, b in zip(outputs(changed, x), outputs(plain, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    return changed
+
+
+class Parts(nn.Module):
+    """Three parts of different widths, a dense 3x3 convolution with a bias, and one of stride 2 without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(4, n, 1) for n in (3, 5, 6))
+        self.dense = nn.Conv2d(14, 7, 3, padding=1)
+        self.strided = nn.Conv2d(14, 9, 3, stride=2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        joined = torch.cat([part(x) for part in self.parts], dim=1)
+        return self.dense(joined).relu(), self.strided(joined)
+
+
+def test_dense_convolutions_take_the_parts(tmp_path):
+    torch.manual_seed(0)
+    model = assert_same_without(Parts(), torch.randn(2, 4, 9, 8), tmp_path, left=0)
+    assert operators(model)["Conv"] == 3 + 2 * 3 and operators(model)["Add"] == 2 * 2
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 5, 1)
+        self.depthwise = nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8)
+        self.dense = nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dense(self.depthwise(torch.cat([self.a(x), self.b(x)], dim=1)))
+
+
+def test_depthwise_ones_pass_it_on(tmp_path):
+    torch.manual_seed(0)
+    assert_same_without(Depthwise(), torch.randn(1, 4, 9, 8), tmp_path, left=0)
+
+
+class Kept(nn.Module):
+    """Read by something else, too; of groups that lie across the parts; and one that is an answer itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 5, 1)
+        self.dense, self.grouped = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, groups=2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first = torch.cat([self.a(x), self.b(x)], dim=1)
+        second = torch.cat([self.b(x), self.a(x)], dim=1)
+        third = torch.cat([self.a(x), self.b(x) * 2], dim=1)
+        return self.dense(first) + first, self.grouped(second), self.dense(third), third
+
+
+def test_others_are_left_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 9, 8)
+    plain = exported(Kept(), x, tmp_path)
+    changed = without_concats(copy.deepcopy(plain))
+    assert [n.op_type for n in changed.graph.node] == [n.op_type for n in plain.graph.node]
+    assert operators(plain)["Concat"] == 3
+
+
+def test_a_ghost_bottleneck_loses_one_of_two(tmp_path):
+    assert_same_without(GhostBottleneck(24, 72, 24), torch.randn(1, 24, 12, 10), tmp_path, left=1)
+
+
+def test_ghostnet(tmp_path, as_trained):
+    """Its gated blocks keep theirs, as the gate reads them."""
+    network = as_trained(build_backbone("ghostnet", width=0.5))
+    assert_same_without(network, torch.randn(1, 3, 64, 96), tmp_path, left=16 + 7)
