@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,22 +21,29 @@ PACKAGES = ("ghostnet-detection", "torch", "torchvision", "pycocotools", "numpy"
 
 def describe_environment(device: str = "auto") -> dict[str, str]:
     """Name -> value: machine, versions, commit of this toolkit, date. `device` as in a config."""
-    place = pick_device(device)
-    machine = f"{processor_name()}, {os.cpu_count()} cores"
-    if place.type == "cuda":
-        machine = f"{torch.cuda.get_device_name(place)}; {machine}"
-    versions = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
-        "machine": f"{machine}; {platform.system()} {platform.release()}",
-        "versions": ", ".join(versions),
+        "machine": f"{hardware(pick_device(device))}; {platform.system()} {platform.release()}",
+        "versions": versions(PACKAGES),
         "commit": commit() or "not known",
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
     }
+
+
+def hardware(device: torch.device) -> str:
+    """The GPU, where it is one, and the CPU."""
+    cpu = f"{processor_name()}, {os.cpu_count()} cores"
+    return f"{torch.cuda.get_device_name(device)}; {cpu}" if device.type == "cuda" else cpu
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Of Python, and of those of the packages that are installed."""
+    found = [f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def commit() -> str | None:

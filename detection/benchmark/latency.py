@@ -6,7 +6,6 @@ makes one call that is not timed – the others have had caches and threads mean
 
 import importlib.metadata
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,8 @@ from detection.benchmark.field import FieldMaker, batch_of, make_pictures
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.device import pick_device, processor_name, progress_interval
+from detection.device import pick_device, progress_interval
+from detection.environment import hardware, versions
 from detection.errors import UserError
 
 WARM_UP = 3
@@ -279,20 +279,11 @@ class OtherPrograms:
 
 def describe(settings: Settings, device: torch.device) -> dict[str, str]:
     """What has to be known to judge the numbers."""
-    versions = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    hardware = f"{processor_name()}, {os.cpu_count()} cores"
-    if device.type == "cuda":
-        hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     pictures = ", ".join(settings.images) or "drawn"
     return {
-        "hardware": hardware,
+        "hardware": hardware(device),
         "threads": str(torch.get_num_threads()),
-        "versions": ", ".join(versions),
+        "versions": versions(PACKAGES),
         "seed": str(settings.seed),
         "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",
         "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
