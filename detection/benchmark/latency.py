@@ -4,7 +4,7 @@ All contenders are timed by turns, so that whatever else the machine does hits t
 makes one call that is not timed – the others have had caches and threads meanwhile – and a few that are.
 """
 
-import importlib.metadata
+import importlib
 import os
 import tempfile
 import time
