@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -90,6 +91,15 @@ class Monitor:
         with self._beside_the_point():
             if self.writer is not None:
                 self.writer.flush()
+
+    def recorded(self, epoch: int, key: str) -> float:
+        """What metrics.jsonl says of an epoch; NaN where it says nothing."""
+        path = self.folder / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            record = json.loads(line)
+            if record["epoch"] == epoch and record.get(key) is not None:
+                return float(record[key])
+        return math.nan
 
     def close(self) -> None:
         with self._beside_the_point():

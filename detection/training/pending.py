@@ -52,9 +52,11 @@ class Pending:
         return cls(path, record, BackgroundScoring(index, results, backend))
 
     @classmethod
-    def resume(cls, folder: Path, epoch: int, index: AnnotationIndex, backend: str) -> "Pending":
-        """Score the evaluation after `epoch` once more. Raises UserError where its file is not there any more."""
+    def resume(cls, folder: Path, epoch: int, index: AnnotationIndex, backend: str) -> "Pending | None":
+        """Score the evaluation after `epoch` once more; None where its file is not there any more."""
         path = folder / f"pending-{epoch}.pt"
+        if not path.exists():
+            return None
         content = read_checkpoint(path)
         return cls(path, content["record"], BackgroundScoring(index, json.loads(content["results"]), backend))
 

@@ -74,9 +74,13 @@ class Run(TrainingRun):
             remove_pending(self.folder)
 
     def take_score(self, monitor: Monitor) -> None:
-        pending, start = self.pending, time.monotonic()
+        start, epoch = time.monotonic(), self.progress.evaluated
+        pending = self.pending or Pending.resume(self.folder, epoch, self.val_index, self.config.eval.backend)
         if pending is None:
-            pending = Pending.resume(self.folder, self.progress.evaluated, self.val_index, self.config.eval.backend)
+            # The user went back to previous.pt after a run's end: its score was taken in then.
+            log.warning("the evaluation after epoch %d is not there any more: its line in metrics.jsonl counts", epoch)
+            self.is_best(monitor.recorded(epoch, "AP"), epoch)
+            return
         evaluation = pending.wait()
         self.pending = None
         self.conclude(monitor, evaluation, pending.record, pending.save_best, time.monotonic() - start)

@@ -66,6 +66,19 @@ def test_the_run_is_the_same(config, front, tmp_path):
     assert_same_run(front, tmp_path / "back")
 
 
+@pytest.mark.slow
+def test_going_back_to_the_previous_checkpoint_of_a_finished_run(config, tmp_path):
+    config = config.with_overrides(["eval.background=true", f"output_dir={tmp_path / 'back'}"])
+    assert run_training(config)
+    folder = tmp_path / "back"
+    expected, best = records(folder), read_checkpoint(folder / "last.pt")["progress"]["best"]
+    (folder / "previous.pt").rename(folder / "last.pt")
+    assert read_checkpoint(folder / "last.pt")["progress"]["scored"] == 1
+    assert run_training(config, resume=True)
+    assert records(folder) == expected
+    assert read_checkpoint(folder / "last.pt")["progress"]["best"] == best
+
+
 class Scored:
     """In the place of the process: scores here, at once."""
 

@@ -82,6 +82,7 @@ def test_the_checkpoint_before_the_last_is_kept_and_offered(tiny_config, tmp_pat
     assert read_checkpoint(run / "previous.pt")["progress"] == {
         **last,
         "evaluated": 1,
+        "scored": 1,
         "seconds": ANY,
         "best": ANY,
         "best_epoch": ANY,
