@@ -85,6 +85,8 @@ def listed(path: Path, what: str) -> list[tuple[int, str]]:
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture, as `read_image` gives it, out of the file's header.
 
+    Pictures of more than 178 million pixels, which Pillow refuses, are decoded, as are files that it does not know.
+
     Raises:
         UserError: absent, or not a picture.
     """
