@@ -71,7 +71,7 @@ def assert_same(one: dict, two: dict) -> None:
 
 
 @given(content=data_sets())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_round_trips_through_every_format(tmp_path_factory, content):
     root = tmp_path_factory.mktemp("sets")
     for image in content["images"]:
