@@ -37,9 +37,12 @@ def read_annotations(
     if not cache or (recognise(path) if format == "auto" else format) != "coco":
         return to_index(read_raw(path, images=images, format=format, split=split))
     path = coco.find_file(path, split)
-    if not path.is_file() or path.stat().st_size < index_cache.FROM_BYTES:
+    try:
+        stamp = index_cache.stamp_of(path) if path.stat().st_size >= index_cache.FROM_BYTES else None
+    except OSError:
+        stamp = None  # what is wrong with the file is told by who reads it
+    if stamp is None:
         return to_index(coco.parse_coco(path, images))
-    stamp = index_cache.stamp_of(path)
     kept = index_cache.open_cached(path, stamp, str(images or coco.pictures_beside(path)))
     return kept or index_cache.keep(path, stamp, to_index(coco.parse_coco(path, images)))
 

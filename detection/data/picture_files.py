@@ -12,6 +12,8 @@ from detection.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 """Of files that are taken for pictures."""
+LARGEST_LIST = 1 << 28
+"""A text file of more bytes lists no pictures."""
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)
 """Orientations in EXIF that exchange width and height."""
@@ -59,8 +61,31 @@ def pictures_below(folder: Path) -> list[str]:
     )
 
 
+def listed(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a text file that lists pictures, with their numbers from 1, without empty ones.
+
+    Raises:
+        UserError: absent, empty, not UTF-8, or too large; the message calls it `what`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_LIST:
+            raise UserError(f"{what} {path} has {size >> 20} MB: that is no list of pictures")
+        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+    found = [(number, line.strip()) for number, line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{what} {path} is empty")
+    return found
+
+
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture, as `read_image` gives it, out of the file's header.
+
+    Pictures of more than 178 million pixels, which Pillow refuses, are decoded, as are files that it does not know.
 
     Raises:
         UserError: absent, or not a picture.

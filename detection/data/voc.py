@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.data.picture_files import SUFFIXES, files_below, picture_size
+from detection.data.picture_files import SUFFIXES, files_below, listed, picture_size
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
 
@@ -110,22 +110,12 @@ def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
 
 
 def _image_set(path: Path, folder: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"image set {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise UserError(f"image set {path} cannot be read: {error.strerror}") from None
     names = []
-    for line in map(str.strip, lines):
-        if not line:
-            continue
+    for _, line in listed(path, "image set"):
         stem, _, flag = line.rpartition(" ")
         # The image set of one class: "000012 -1".
         flagged = stem and flag in ("1", "0", "-1") and not (folder / f"{line}.xml").is_file()
         names.append(stem.strip() if flagged else line)
-    if not names:
-        raise UserError(f"image set {path} is empty")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"image set {path} has {twice!r} more than once")

@@ -55,11 +55,16 @@ def write_voc(parts: Parts, out: Path, pictures: str) -> list[str]:
             stem = os.path.splitext(own)[0]
             if stem in sets[split]:
                 raise UserError(f"{index.source} has the picture {name} twice, which VOC cannot tell apart")
+            if pictures == "none" and own != name:
+                raise UserError(f"VOC needs another name for {name} ({own}): --pictures must be copy or link")
             sets[split].append(stem)
             _write(out / "Annotations" / f"{stem}.xml", ET.tostring(_voc_tree(index, i, own), encoding="utf-8"))
         _write(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in sets[split]).encode())
     _place(taken.files, out / "JPEGImages", pictures)
     notes = []
+    both = sum(map(len, sets.values())) - len(taken.files)
+    if both:
+        notes.append(f"{both} pictures are in more than one part; VOC has one annotation of each, the last one counts")
     crowd = sum(int(index.crowd.sum()) for index in parts.values())
     if crowd:
         notes.append(f"{crowd} crowd regions are written as difficult objects")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from detection.data.picture_files import SUFFIXES, picture_sizes, pictures_below
+from detection.data.picture_files import SUFFIXES, listed, picture_sizes, pictures_below
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
 
@@ -195,16 +195,8 @@ def _pictures(source: Path, root: Path) -> list[str]:
         return [os.path.join(folder, name) for name in pictures_below(source)]
     if source.suffix.lower() != ".txt":
         raise UserError(f"{source} is neither a folder of pictures nor a .txt file that lists them")
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
     pictures = []
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if not line:
-            continue
+    for number, line in listed(source, "list of pictures"):
         if os.path.splitext(line)[1].lower() not in SUFFIXES:
             raise UserError(f"{source}, line {number}: {line[:100]!r} is not the name of a picture")
         beside = os.path.normpath(source.absolute().parent / line)

@@ -117,6 +117,23 @@ def test_labels_that_are_nowhere_or_not_text(yolo):
         read_annotations(yolo)
 
 
+def test_lists_of_pictures_that_are_none(voc, yolo, monkeypatch):
+    image_set, list_file = voc / "ImageSets/Main/train.txt", yolo / "list.txt"
+    (yolo / "data.yaml").write_text("train: list.txt\nnames: [a, b]\n")
+    for data, message in (
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (b"b\xff\n", "is not UTF-8 text: .* at byte 1"),
+        (b"b.jpg\n" * 10, "more than once|cannot be read: No such file"),
+        (b"x" * 200, "that is no list of pictures"),
+    ):
+        monkeypatch.setattr("detection.data.picture_files.LARGEST_LIST", 100)
+        for path, source in ((image_set, image_set), (list_file, yolo)):
+            path.write_bytes(data)
+            with pytest.raises(UserError, match=message):
+                read_annotations(source)
+
+
 def test_loops_of_links(yolo, voc):
     """Folders are gone into once; a picture that is a link to itself is named."""
     expected = read_annotations(yolo).fingerprint()

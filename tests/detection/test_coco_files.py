@@ -320,15 +320,19 @@ def test_memory_of_workers_stays_where_it_is(tmp_path):
             return count, os.getpid(), _private_kilobytes()
 
     loader = DataLoader(Boxes(), batch_size=100, shuffle=True, num_workers=2, persistent_workers=True)
+    first: dict[int, int] = {}
     highest: list[dict[int, int]] = []
     for _ in range(5):
         highest.append({})
         for _, pids, memory in loader:
             for pid, kilobytes in zip(pids.tolist(), memory.tolist(), strict=True):
+                first.setdefault(pid, kilobytes)
                 highest[-1][pid] = max(kilobytes, highest[-1].get(pid, 0))
     assert torch.tensor([len(h) for h in highest]).eq(2).all()
     for pid, kilobytes in highest[-1].items():
-        assert kilobytes < highest[0][pid] + 1500, highest
+        # As dicts, 145 000 annotations would be 60 MB that each worker copies, most of it in the first epoch.
+        assert kilobytes < first[pid] + 8000, (first, highest)
+        assert kilobytes < highest[0][pid] + 1500, (first, highest)
 
 
 def _private_kilobytes() -> int:
