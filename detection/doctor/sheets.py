@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from detection.data.transforms import decode_image, read_image
 from detection.doctor.entries import Entries
@@ -117,8 +118,12 @@ def load(raw: Entries, row: int) -> np.ndarray | None:
     except UserError:
         pass
     try:
-        return decode_image(np.fromfile(path, np.uint8))
-    except OSError:
+        data = np.fromfile(path, np.uint8)
+        # What there is of it, which OpenCV refuses to show.
+        if data[:2].tobytes() == b"\xff\xd8":
+            return simplejpeg.decode_jpeg(data.tobytes(), "RGB", strict=False)
+        return decode_image(data)
+    except (OSError, ValueError):
         return None
 
 

@@ -285,7 +285,8 @@ def test_odd_names_of_pictures(tmp_path):
 def test_what_the_reader_of_training_refuses_is_an_error_here(clean):
     """Each fault over which a training would end is told as an error, and only those that it takes are none."""
     from detection.data.coco import read_coco
-    from detection.data.dataset import DetectionDataset, Draw, check_images
+    from detection.data.dataset import DetectionDataset, Draw
+    from detection.data.sources import check_images
 
     def accepted(path) -> bool:
         try:
