@@ -205,9 +205,9 @@ def _read_annotations(
             notes.broken["annotations"].append(row)
             continue
         ids[row] = _whole(entry.get("id")) or 0
-        # None is nobody's key.
-        images[row] = image_rows.get(_id(entry, "image_id", "annotations", row, notes), -1)  # type: ignore[call-overload]
-        categories[row] = category_rows.get(_id(entry, "category_id", "annotations", row, notes), -1)  # type: ignore[call-overload]
+        image, category = (_id(entry, key, "annotations", row, notes) for key in ("image_id", "category_id"))
+        images[row] = -1 if image is None else image_rows.get(image, -1)
+        categories[row] = -1 if category is None else category_rows.get(category, -1)
         box = entry.get("bbox")
         try:
             # NumPy would make four of one number.

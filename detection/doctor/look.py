@@ -5,8 +5,10 @@ Runs in processes of its own, which start the sooner for it: Pillow, simplejpeg 
 
 import hashlib
 import io
+import os
 import re
 import signal
+import stat
 import warnings
 from typing import NamedTuple
 
@@ -78,6 +80,9 @@ def look(path: str, decode: bool) -> Look:
         decode: also decode it, of a JPEG the luminance at an eighth of its size: damage inside is found, and `thumb`.
     """
     try:
+        # A pipe or a device would be waited for.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return Look("unreadable", "no regular file")
         with open(path, "rb") as file:
             data = file.read()
     except (FileNotFoundError, NotADirectoryError):

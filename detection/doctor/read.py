@@ -107,8 +107,8 @@ def splits_in(path: Path) -> list[str]:
         found = [split for split in ("train", "val") if files.count(split) == 1]
     else:
         return []
-    both = [split for split in ("train", "val") if split in found]
-    return both if len(both) == 2 else both or found[:1]
+    usual: list[str] = [split for split in ("train", "val") if split in found]
+    return usual or found[:1]
 
 
 def read_set(

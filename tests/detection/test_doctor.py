@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -273,6 +274,19 @@ def test_files_that_are_not_coco(tmp_path, text):
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"x\.json"):
         read_set(tmp_path / "x.json", "data")
+
+
+def test_what_is_no_file_is_told(clean):
+    folder = clean.parent / "images"
+    for number in (1, 2, 3):
+        (folder / f"set 0{number}.jpg").unlink()
+    (folder / "set 01.jpg").mkdir()
+    os.mkfifo(folder / "set 02.jpg")
+    (folder / "set 03.jpg").symlink_to("set 03.jpg")
+    (folder / "loop").symlink_to(".")
+    report = examine([read_set(clean, "data")])
+    (found,) = report.findings
+    assert found.code == "image-unreadable" and found.count == 3
 
 
 def test_odd_names_of_pictures(tmp_path):
