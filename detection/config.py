@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from detection.errors import UserError
 from detection.files import write_atomically
@@ -71,6 +71,19 @@ class ModelConfig(Section):
     backbone, which tools/ghostify.py makes of the plain one's."""
 
 
+def _names_of_classes(value: Any) -> Any:
+    """One message in place of one for each kind that it could be."""
+    lists = value.values() if isinstance(value, dict) else [value]
+    if value is not None and not (
+        value and all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in lists)
+    ):
+        raise ValueError(
+            "expected are names, like [car, bus], or new names with theirs, like {vehicle: [car, bus]}; "
+            'names that look like numbers need quotes: ["10"]'
+        )
+    return value
+
+
 class SourceConfig(Section):
     """One split of a data set, see docs/data.md."""
 
@@ -118,7 +131,7 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     train: SourceConfig
     val: SourceConfig
-    classes: Annotated[list[str] | dict[str, list[str]], Field(min_length=1)] | None = None
+    classes: Annotated[list[str] | dict[str, list[str]] | None, BeforeValidator(_names_of_classes)] = None
     """Only these of the data's classes; or new ones made of several, like {vehicle: [car, bus]}; null is all."""
     batch_size: Positive = 16
     workers: Annotated[int, Field(ge=0)] = 2

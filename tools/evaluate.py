@@ -21,8 +21,8 @@ def main() -> int:
     parser.add_argument(
         "arguments", nargs="*", metavar="FILE key=value", help="checkpoint or exported file, and config overrides"
     )
-    parser.add_argument("--data", metavar="JSON", help="COCO annotations (default: data.val of the checkpoint)")
-    parser.add_argument("--images", metavar="DIR", help="their pictures (default: images/ beside --data)")
+    parser.add_argument("--data", metavar="FILE", help="COCO file, VOC image set or YOLO data.yaml (default: data.val)")
+    parser.add_argument("--images", metavar="DIR", help="their pictures, where they are not in the usual place")
     parser.add_argument("--predictions", metavar="FILE", help="score this COCO results file, without a model")
     parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
     parser.add_argument(

@@ -49,7 +49,7 @@ class _Category(msgspec.Struct, gc=False):
     name: str
 
 
-_DECODERS = {
+_DECODERS: dict[str, Any] = {
     "images": msgspec.json.Decoder(list[_Image]),
     "annotations": msgspec.json.Decoder(list[_Annotation]),
     "categories": msgspec.json.Decoder(list[_Category]),
@@ -193,7 +193,7 @@ def _read(file: BinaryIO, path: Path) -> _Tables:
             seen.add(chunk.key)
             try:
                 tables.add(chunk.key, _DECODERS[chunk.key].decode(chunk.text))
-            except (msgspec.MsgspecError, OverflowError, RecursionError):
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 _add_one_by_one(tables, chunk)
     except NotAnObject:
         pass

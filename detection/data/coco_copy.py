@@ -63,6 +63,6 @@ def copy_entries(index: AnnotationIndex, out: Path, names: Mapping[int, str]) ->
     try:
         with open(index.source, "rb") as source:
             write_atomically(out, lambda file: write(file, source))
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
     return True

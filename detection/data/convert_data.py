@@ -51,6 +51,8 @@ def convert_data(
         raise UserError("YOLO finds labels by the pictures' places: --pictures must be copy or link")
     parts = {split: choose_classes(index, classes) for split, index in _read(sources, images, format).items()}
     indexes = list(parts.values())
+    if not any(index.class_names for index in indexes):
+        raise UserError(f"{indexes[0].source} has no class at all (VOC's are those of its objects, and there are none)")
     for index in indexes:
         check_images(index, index.images, "--images")
     for other in indexes[1:]:

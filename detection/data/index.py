@@ -78,7 +78,7 @@ class AnnotationIndex:
             path, digest = state["mapped"]
             file = map_columns(path, check=False)
             if file.digest != digest:
-                raise UserError(f"{self.source}: its cache {path} was written anew meanwhile; start again")
+                raise UserError(f"{state['source']}: its cache {path} was written anew meanwhile; start again")
             state = {**file.columns, **state, "mapped": file}
         self.__dict__.update(state)
 

@@ -90,7 +90,7 @@ def top_level_lists(file: BinaryIO, keys: Collection[str], window: int = WINDOW)
                     return
                 top.append(b"null")
                 name = _name(b"".join(top[-3:-1]))
-                if name in keys and text[end : end + 1] == b"[":
+                if name is not None and name in keys and text[end : end + 1] == b"[":
                     if name in seen:
                         raise JsonError(f"the key {name!r} is there twice", offset + end)
                     seen.add(name)

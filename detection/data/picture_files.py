@@ -1,7 +1,9 @@
 """Picture files in folders: which there are, and how large the pictures are, without decoding any."""
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -65,13 +67,35 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _LYING else (width, height)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    except Exception:
-        # Only now: it brings torch and more with it, for which reading annotations need not wait.
-        from detection.data.transforms import read_image
+            # Pillow decodes a whole PNG in search of what may stand behind the pixels, where OpenCV does not look.
+            known = image.format != "PNG" or "exif" in image.info
+            turned = known and image.getexif().get(_ORIENTATION) in _LYING
+            # Of a TIFF some versions of Pillow have turned the size already.
+            if not (turned and image.format == "TIFF"):
+                return image.size[::-1] if turned else image.size
+    except Exception as error:  # Pillow raises nearly anything for damaged headers; OpenCV has the last word
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+    # Only now: it brings torch and more with it, for which reading annotations need not wait.
+    from detection.data.transforms import read_image
 
-        height, width = read_image(path).shape[:2]
-        return width, height
+    height, width = read_image(path).shape[:2]
+    return width, height
+
+
+def picture_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
+    """`picture_size` of each, or the error that it raised; threads wait for the disk together."""
+
+    def some(start: int) -> list[tuple[int, int] | UserError]:
+        sizes: list[tuple[int, int] | UserError] = []
+        for path in paths[start : start + 256]:
+            try:
+                sizes.append(picture_size(path))
+            except UserError as error:
+                sizes.append(error)
+        return sizes
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        # Large pictures are no danger to who reads their headers only.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return [size for sizes in pool.map(some, range(0, len(paths), 256)) for size in sizes]

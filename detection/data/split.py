@@ -72,6 +72,11 @@ def _stratify(counts: np.ndarray, share: float) -> np.ndarray:
             side[g] = wanted
             lacking[wanted] -= counts[g]
             left -= counts[g, :-1]
+    if (side == side[0]).all():
+        # Few pictures or an extreme share: the one that takes fewest classes away, and of those the smallest.
+        alone = (counts[:, :-1] > 0) & (holders[:-1] == 1)
+        moved = min(range(len(counts)), key=lambda g: (int(alone[g].sum()), int(counts[g, -1]), g))
+        side[moved] = 1 - side[moved]
     return side == 0
 
 

@@ -5,15 +5,15 @@ polygon (`class x1 y1 x2 y2 …`) and becomes its bounding box. Class 0 has the 
 that Ultralytics writes. A picture without a label file, or with an empty one, has no boxes.
 """
 
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from detection.data.picture_files import SUFFIXES, picture_size, pictures_below
+from detection.data.picture_files import SUFFIXES, picture_sizes, pictures_below
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
 
@@ -43,8 +43,7 @@ def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | 
         raise UserError(f"{path}: there are no pictures in {', '.join(map(str, sources))}")
     pictures.sort()
     problems = Problems()
-    with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(_size, pictures))
+    sizes = picture_sizes(pictures)
     file_names = [_relative(picture, root) for picture in pictures]
     label_files = [label_file_of(picture) for picture in pictures]
     rows: list[tuple[int, int, int, float, float, float, float]] = []
@@ -218,13 +217,6 @@ def _relative(picture: str, root: Path) -> str:
     return picture.removeprefix(prefix).replace(os.sep, "/")
 
 
-def _size(picture: str) -> Any:
-    try:
-        return picture_size(picture)
-    except UserError as error:
-        return error
-
-
 def _lines(path: str, problems: Problems, image: str) -> list[str] | None:
     """None where there is no such file."""
     try:
@@ -260,7 +252,7 @@ def _line(
         message = f"{place} has class {words[0]}; data.yaml has the classes 0…{classes - 1}"
         problems.add("bad_class", message, image=image)
         return None
-    if not all(abs(value) <= 2 for value in numbers[1:]):
+    if not (max(numbers[1:]) <= 2 and min(numbers[1:]) >= -2) or any(map(math.isnan, numbers)):
         message = f"{place} is {line.strip()[:60]!r}; expected are shares of the picture's sides (0…1), not pixels"
         problems.add("bad_box", message, image=image)
         return None

@@ -233,7 +233,7 @@ def test_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
     size = (metadata.short_side, metadata.long_side)
     pictures = []
     try:
-        data = parse_config(metadata.config, "the config in the checkpoint").data
+        data = parse_config(dict(metadata.config), "the config in the checkpoint").data
         index = read_split(data, "val", alone=True, pictures=False)
         names = [index.file_names[i] for i in range(0, len(index.file_names), max(1, len(index.file_names) // count))]
         pictures = [read_image(Path(index.images) / name) for name in names[:count]]

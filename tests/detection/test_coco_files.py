@@ -6,6 +6,8 @@ import logging
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,7 @@ def test_lists_come_out_of_any_json_whatever_the_window(content, window, indent,
     [
         ("", "is empty"),
         (" \n", "is empty"),
-        ("nothing", "begins with 'nothing'"),
+        ("nothing", "begins with 'noth"),
         ('{"images": [{}}', "closed by a brace|between its lists"),
         ('{"images": [{}, {},]}', "ends with a comma|Illegal|Expecting"),
         ('{"images": [{} {}]}', "without a comma|Expecting"),
@@ -111,7 +113,7 @@ def test_a_line_without_end_is_given_up(tmp_path, monkeypatch, text):
             read.append(size)
             return super().read(size)
 
-    with Watched(tmp_path / "a.json") as file, pytest.raises(JsonError, match="takes more than|begins with"):
+    with Watched(tmp_path / "a.json") as file, pytest.raises(JsonError, match=r"takes more than|begins with"):
         list(top_level_lists(file, ("images",), 100))  # type: ignore[arg-type]
     assert sum(read) < 4000
 
@@ -128,9 +130,6 @@ def test_two_gigabytes_in_a_line(tmp_path):
         "try: read_coco(sys.argv[1])\nexcept UserError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     message, peak = done.stdout.splitlines()
     assert "an entry takes more than 256 MB" in message and int(peak) < 2_000_000
@@ -153,7 +152,7 @@ def test_entries_that_the_fast_way_refuses_are_read_the_slow_way(coco_set):
         "image_id": float(content["annotations"][0]["image_id"]),
         "score": float("nan"),
     }
-    content["annotations"][1]["iscrowd"] = False
+    content["annotations"][2]["iscrowd"] = False
     path.write_text(json.dumps(content))
     assert read_coco(path).fingerprint() == expected
     content["images"][3]["file_name"] = "half a letter \ud800"

