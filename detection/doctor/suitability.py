@@ -20,6 +20,8 @@ SMALL = 8.0
 """Pixels at the input: one step of RetinaNet's finest map."""
 MOST_BOXES = 50_000
 SEARCHED = 3_000
+GAIN = 0.03
+"""Share of boxes by which other anchors must be better to be proposed."""
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -91,7 +93,8 @@ def examine_anchors(raw: Entries, setting: Setting) -> Suitability | None:
         for i, size in enumerate(setting.anchor_sizes)
     ]
     few = np.random.default_rng(0).permutation(len(boxes))[:SEARCHED]
-    anchors = _search_anchors(boxes[few], sizes[few], setting)
+    # Where nearly all are matched, nothing is to be gained.
+    anchors = _search_anchors(boxes[few], sizes[few], setting) if matched <= 1 - GAIN else setting.anchor_sizes
     better = float((best_overlaps(boxes, sizes, replace(setting, anchor_sizes=anchors)).max(axis=1) >= MATCHED).mean())
     inputs = []
     for factor in FACTORS:
@@ -107,7 +110,7 @@ def examine_anchors(raw: Entries, setting: Setting) -> Suitability | None:
         matched=matched,
         by_level=by_level,
         small=small,
-        better_anchors=anchors if better >= matched + 0.03 else None,
+        better_anchors=anchors if better >= matched + GAIN else None,
         better_matched=better,
         inputs=inputs,
         better_input=(larger[0][0], larger[0][1]) if small > 0.1 else None,
