@@ -190,7 +190,7 @@ def _read_categories(entries: list[Any], notes: _Notes) -> dict[str, Any]:
             names.append("")
             continue
         ids[row] = number
-        names.append(str(entry["name"]))
+        names.append(printable(str(entry["name"])))
     return {"category_ids": ids, "category_names": tuple(names)}
 
 
@@ -232,6 +232,11 @@ def _read_annotations(
         "areas": areas,
         "crowd": crowd,
     }
+
+
+def printable(text: str) -> str:
+    """Half a character (JSON's \\ud800) can be neither printed nor drawn: a question mark in its place."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _rows_of(ids: np.ndarray) -> dict[int, int]:

@@ -90,7 +90,7 @@ def look(path: str, decode: bool) -> Look:
     except OSError as error:
         return Look("unreadable", error.strerror or str(error))
     except ValueError:
-        return Look("missing", "its name holds a zero byte")
+        return Look("missing", "no file can have such a name")
     if not data:
         return Look("unreadable", "an empty file")
     digest = hashlib.blake2b(data, digest_size=16).digest()

@@ -126,7 +126,7 @@ def load(raw: Entries, row: int) -> np.ndarray | None:
     size = (int(raw.sizes[row, 0]), int(raw.sizes[row, 1]))
     try:
         return read_image(path, size if min(size) > 0 else None)
-    except UserError:
+    except (UserError, ValueError):  # ValueError: no file can have such a name
         pass
     try:
         data = np.fromfile(path, np.uint8)

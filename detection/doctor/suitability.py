@@ -10,6 +10,7 @@ from detection.config import Config
 from detection.doctor.boxes import box_sizes, clipped
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding, finding
+from detection.errors import UserError
 
 RATIOS = (0.5, 1.0, 2.0)
 FIRST_STRIDE = {"retinanet": 8, "faster_rcnn": 4}
@@ -245,7 +246,10 @@ def free_memory(device: str) -> float | None:
 
     from detection.device import pick_device
 
-    picked = pick_device(device)
+    try:
+        picked = pick_device(device)
+    except UserError:
+        return None  # the data may be looked at elsewhere than they are trained on
     if picked.type == "cuda":
         return float(torch.cuda.mem_get_info(picked)[0])
     try:

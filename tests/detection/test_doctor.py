@@ -14,10 +14,12 @@ from conftest import ROOT, assert_clear_error, tiny_raw
 from sick_sets import FAULTS, HEIGHT, WIDTH, spoil, write_clean
 
 from detection.data.index import AnnotationIndex
-from detection.doctor.examine import examine
+from detection.doctor.examine import check_set, examine
 from detection.doctor.kinds import KINDS
 from detection.doctor.read import read_set, read_sets
 from detection.doctor.report import as_json, console
+from detection.doctor.stats import statistics
+from detection.doctor.suitability import DEFAULT, check_suitability, examine_anchors, free_memory
 from detection.errors import UserError
 
 
@@ -199,8 +201,6 @@ def test_a_config_is_examined_with_its_anchors_and_memory(config):
 
 
 def test_anchors_and_input_that_do_not_suit(clean):
-    from detection.doctor.suitability import DEFAULT, check_suitability, examine_anchors
-
     raw = read_set(clean, "data")
     found = examine_anchors(raw, replace(DEFAULT, anchor_sizes=(300, 301, 302, 303, 304)))
     assert found.matched == 0 and found.better_matched > 0.9
@@ -210,13 +210,17 @@ def test_anchors_and_input_that_do_not_suit(clean):
     assert "boxes-small" in {finding.code for finding in check_suitability(found, "data")}
 
 
-def test_classes_that_a_config_does_not_choose_are_not_missed(config):
-    sets, loaded = read_sets(str(config), overrides=["data.classes=[dog]"])
-    report = examine(sets, loaded)
-    assert as_json(report)["sets"]["train"]["classes"] == [{"id": 2, "name": "dog", "boxes": 24, "images": 12}]
-    sets, loaded = read_sets(str(config), overrides=["data.classes={pet: [cat, dog]}"])
-    report = examine(sets, loaded)
-    assert as_json(report)["sets"]["train"]["classes"] == [{"id": 1, "name": "pet", "boxes": 48, "images": 12}]
+def test_classes_that_a_config_does_not_choose_are_not_missed(clean):
+    from detection.doctor.pictures import look_at
+
+    raw = read_set(clean, "data")
+    seen = look_at([raw.path(row) for row in range(12)], workers=1)
+    for chosen, expected in (
+        (["dog"], {"id": 2, "name": "dog", "boxes": 24, "images": 12}),
+        ({"pet": ["cat", "dog"]}, {"id": 1, "name": "pet", "boxes": 48, "images": 12}),
+    ):
+        findings, checked = check_set(raw, seen, chosen)
+        assert findings == [] and statistics(checked.trained)["classes"] == [expected]
 
 
 def test_the_page_in_a_browser(pair, tmp_path):
@@ -287,6 +291,29 @@ def test_what_is_no_file_is_told(clean):
     report = examine([read_set(clean, "data")])
     (found,) = report.findings
     assert found.code == "image-unreadable" and found.count == 3
+
+
+def test_names_that_no_file_can_have(clean, tmp_path):
+    from detection.doctor.page import write_doctor_page
+    from detection.doctor.report import write_json
+
+    def fault(content, folder):
+        content["images"][2]["file_name"] = "a\x00b.jpg"
+        content["images"][3]["file_name"] = "half \ud800.jpg"
+        content["categories"][0]["name"] = "half \ud800"
+
+    report = examine([read_set(spoil(clean, fault), "data")])
+    assert serious(report) == {"image-missing"} and report.findings[0].count == 2
+    console(report).encode("utf-8")
+    write_json(report, tmp_path / "a.json")
+    write_doctor_page(report, tmp_path / "a.html")
+
+
+def test_a_network_that_cannot_be_built_is_told(config):
+    sets, loaded = read_sets(str(config), overrides=["model.backbone.name=nonsense"])
+    with pytest.raises(UserError, match="nonsense"):
+        examine(sets, loaded)
+    assert free_memory("cuda:77") is None
 
 
 def test_odd_names_of_pictures(tmp_path):
