@@ -183,7 +183,7 @@ def test_train_loses_what_val_has(clean, tmp_path):
 
 
 def test_a_voc_set_becomes_a_coco_file(tmp_path):
-    from test_doctor import write_voc
+    from test_doctor_formats import write_voc
 
     folder = write_voc(tmp_path / "voc")
     (folder / "JPEGImages" / "9.jpg").write_bytes(b"")
