@@ -60,7 +60,7 @@ def box_form(boxes: np.ndarray, sizes: np.ndarray, areas: np.ndarray | None = No
     inside = (boxes[:, :2] - half >= -slack).all(axis=1) & (boxes[:, :2] + half <= sizes + slack).all(axis=1)
     # Of boxes that are true xywh, some touch the left or upper edge, and would lie beyond it as centres.
     if beyond.sum() >= 5 and count >= 20 and inside.mean() >= 0.99 and (boxes[:, 2:] > 0).all():
-        return Form("centre", bool(count >= 50 and beyond.mean() >= 0.02), np.flatnonzero(beyond & inside))
+        return Form("centre", bool(count >= 40 and beyond.mean() >= 0.02), np.flatnonzero(beyond & inside))
     return Form("xywh", True, nothing)
 
 

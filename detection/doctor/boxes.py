@@ -6,7 +6,7 @@ import numpy as np
 
 from detection.doctor.box_form import Form, as_xywh, box_form
 from detection.doctor.entries import Entries
-from detection.doctor.findings import Example, Finding, finding
+from detection.doctor.findings import Finding, finding
 from detection.doctor.pairs import overlaps, pairs_in_images
 
 SAME = 0.98
@@ -166,9 +166,7 @@ def _pairs(raw: Entries) -> list[Finding]:
         found.append(finding("box-two-classes", raw.split, len(shared), examples, total=total))
     if len(regions):
         regions = regions[np.argsort(-within[regions], kind="stable")]
-        examples: list[Example] = raw.box_examples(
-            regions, lambda row: f"{within[row]} boxes of {names[raw.categories[row]]!r} in it"
-        )
+        examples = raw.box_examples(regions, lambda row: f"{within[row]} boxes of {names[raw.categories[row]]!r} in it")
         # Who flags some has thought of it; who flags none has not, or lost the flags in a conversion.
         flags = f"{int(raw.crowd.sum())} boxes have the flag" if raw.crowd.any() else "no box has the flag"
         found.append(

@@ -19,7 +19,6 @@ CORRELATION = 0.985
 MOST_IN_BUCKET = 300
 FLAT = 6.0
 """Standard deviation of a thumbnail under which its gradients are chance."""
-_ONES = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
 
 def difference_hash(thumbs: np.ndarray) -> np.ndarray:
@@ -39,15 +38,15 @@ def alike(thumbs: np.ndarray, usable: np.ndarray) -> np.ndarray:
         thumbs: uint8 [n, 16, 17].
         usable: bool [n]; False where nothing was decoded. Pictures without any structure are left out as well.
     """
-    values = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    values = thumbs.reshape(len(thumbs), thumbs.shape[1] * thumbs.shape[2]).astype(np.float32)
     rows = np.flatnonzero(usable & (values.std(axis=1) > FLAT)) if len(values) else np.zeros(0, np.int64)
     hashes = difference_hash(thumbs[rows])
-    bands = np.ascontiguousarray(hashes).view(np.uint16)
+    words = np.ascontiguousarray(hashes).view(np.uint64)
+    bands = words.view(np.uint16)
     pairs = [np.zeros((0, 2), np.int64)]
     for band in range(BANDS):
         for left, right in _same_key(bands[:, band]):
-            distance = _ONES[hashes[left] ^ hashes[right]].sum(axis=1, dtype=np.int64)
-            close = distance <= DISTANCE
+            close = _differing_bits(words[left] ^ words[right]) <= DISTANCE
             pairs.append(np.stack([left[close], right[close]], axis=1))
     candidates = np.unique(np.concatenate(pairs), axis=0)
     if not len(candidates):
@@ -70,6 +69,14 @@ def _same_key(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         # A bucket that large is a kind of picture (white ground, say), not one picture: neighbours in the file alone.
         for step in range(1, min(size, MOST_IN_BUCKET)):
             yield groups[:, :-step].reshape(-1), groups[:, step:].reshape(-1)
+
+
+def _differing_bits(words: np.ndarray) -> np.ndarray:
+    """uint64 [p, w] -> how many bits are set in each row."""
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        return np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    ones = np.array([bin(value).count("1") for value in range(256)], np.uint8)
+    return ones[words.view(np.uint8)].sum(axis=1, dtype=np.int64)
 
 
 def same_files(looks: Looks, paths: Sequence[str]) -> np.ndarray:

@@ -190,7 +190,7 @@ def _read_categories(entries: list[Any], notes: _Notes) -> dict[str, Any]:
             names.append("")
             continue
         ids[row] = number
-        names.append(str(entry["name"]))
+        names.append(printable(str(entry["name"])))
     return {"category_ids": ids, "category_names": tuple(names)}
 
 
@@ -205,9 +205,9 @@ def _read_annotations(
             notes.broken["annotations"].append(row)
             continue
         ids[row] = _whole(entry.get("id")) or 0
-        # None is nobody's key.
-        images[row] = image_rows.get(_id(entry, "image_id", "annotations", row, notes), -1)  # type: ignore[call-overload]
-        categories[row] = category_rows.get(_id(entry, "category_id", "annotations", row, notes), -1)  # type: ignore[call-overload]
+        image, category = (_id(entry, key, "annotations", row, notes) for key in ("image_id", "category_id"))
+        images[row] = -1 if image is None else image_rows.get(image, -1)
+        categories[row] = -1 if category is None else category_rows.get(category, -1)
         box = entry.get("bbox")
         try:
             # NumPy would make four of one number.
@@ -232,6 +232,11 @@ def _read_annotations(
         "areas": areas,
         "crowd": crowd,
     }
+
+
+def printable(text: str) -> str:
+    """Half a character (JSON's \\ud800) can be neither printed nor drawn: a question mark in its place."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _rows_of(ids: np.ndarray) -> dict[int, int]:

@@ -80,6 +80,11 @@ def examine(
         seen: what was found of the pictures, where that is known already.
     """
     start = time.perf_counter()
+    memory = None
+    if config is not None and len(sets[0].category_ids):
+        # Before the pictures: a network that cannot be built should be told of now, not in minutes.
+        chosen = chosen_classes(sets[0], config.data.classes)
+        memory = predicted_memory(config, max(1, len(chosen.category_ids)))
     seen = seen or [_look(raw, pictures, workers) for raw in sets]
     report = Report([], config_name=config_name, pictures=pictures)
     for raw, looks in zip(sets, seen, strict=True):
@@ -98,8 +103,8 @@ def examine(
     if report.suitability is not None:
         # Without a config nobody has said that these anchors are to be used: the numbers are given, and no warning.
         report.findings += check_suitability(report.suitability, plain[0].split) if config is not None else []
-    if config is not None and len(trained[0].category_ids):
-        report.memory = predicted_memory(config, len(trained[0].category_ids))
+    if config is not None and memory is not None:
+        report.memory = memory
         report.findings += memory_finding(report.memory["total"], free_memory(config.device), plain[0].split)
     report.findings = in_order(report.findings)
     report.seconds = time.perf_counter() - start

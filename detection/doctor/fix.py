@@ -105,6 +105,7 @@ def mend(checked: Checked, leaked: Sequence[int] = ()) -> Mended:
     left = list(plan.left)
     category_rows, kept_categories = _plan_categories(raw, changes, left)
     plain, keep = _plan_annotations(checked, plan, category_rows, content, changes, left)
+    changes += [Change("ids written as numbers", detail=f.detail) for f in raw.faults if f.code == "id-text"]
     result = dict(content)
     result["categories"] = [
         {**content["categories"][row], "id": int(raw.category_ids[row]), "name": raw.category_names[row]}
@@ -202,6 +203,9 @@ def _plan_annotations(
     drop(images < 0, "annotation of an image that is not listed removed")
     drop(categories < 0, "annotation of a category that is not listed removed")
     drop(~np.isfinite(boxes).all(axis=1), "annotation without a box removed")
+    if form.name != "xywh" and not form.certain:
+        # Whoever clips boxes that are in another form loses what shows it.
+        return moved, keep
     drop(box_checks.degenerate(moved), "box without width or height removed")
     drop(box_checks.outside(moved), "box outside of its picture removed")
     drop(box_checks.tiny(moved), "box of less than a pixel removed")

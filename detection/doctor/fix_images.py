@@ -1,6 +1,6 @@
 """Which images a mended copy keeps, under which name, in which size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ def plan_images(checked: Checked, leaked: Sequence[int] = ()) -> ImagePlan:
     return plan
 
 
-def _ids(checked: Checked, plan: ImagePlan, leave_out: object) -> None:
+def _ids(checked: Checked, plan: ImagePlan, leave_out: Callable[[int, str], None]) -> None:
     """An id that is there twice: one of two equal entries, or both where it cannot be told whose the boxes are."""
     raw = checked.raw
     values, counts = np.unique(raw.image_ids, return_counts=True)
@@ -86,10 +86,10 @@ def _ids(checked: Checked, plan: ImagePlan, leave_out: object) -> None:
         rows = np.flatnonzero(raw.image_ids == value).tolist()
         if len({plan.names[row] for row in rows}) == 1:
             for row in rows[1:]:
-                leave_out(row, "second entry of an image removed")  # type: ignore[operator]
+                leave_out(row, "second entry of an image removed")
         else:
             for row in rows:
-                leave_out(row, f"image left out with its boxes: id {value} stands for several images")  # type: ignore[operator]
+                leave_out(row, f"image left out with its boxes: id {value} stands for several images")
 
 
 def _listed_twice(plan: ImagePlan) -> None:
@@ -104,7 +104,7 @@ def _listed_twice(plan: ImagePlan) -> None:
             first[name] = row
 
 
-def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: object) -> None:
+def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: Callable[[int, str], None]) -> None:
     """The picture's own size, where the boxes tell what they are in pixels of."""
     raw, seen = checked.plain, checked.seen
     said = raw.sizes[row].astype(float)
@@ -122,7 +122,7 @@ def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: object) -
         plan.sizes[row] = seen.upright(row)
         plan.changes.append(("image's size set right", plan.names[row]))
     else:
-        leave_out(row, "image left out with its boxes: its size is wrong, and what its boxes are in cannot be told")  # type: ignore[operator]
+        leave_out(row, "image left out with its boxes: its size is wrong, and what its boxes are in cannot be told")
 
 
 def _copies(checked: Checked, plan: ImagePlan) -> None:

@@ -5,8 +5,10 @@ Runs in processes of its own, which start the sooner for it: Pillow, simplejpeg 
 
 import hashlib
 import io
+import os
 import re
 import signal
+import stat
 import warnings
 from typing import NamedTuple
 
@@ -78,6 +80,9 @@ def look(path: str, decode: bool) -> Look:
         decode: also decode it, of a JPEG the luminance at an eighth of its size: damage inside is found, and `thumb`.
     """
     try:
+        # A pipe or a device would be waited for.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return Look("unreadable", "no regular file")
         with open(path, "rb") as file:
             data = file.read()
     except (FileNotFoundError, NotADirectoryError):
@@ -85,7 +90,7 @@ def look(path: str, decode: bool) -> Look:
     except OSError as error:
         return Look("unreadable", error.strerror or str(error))
     except ValueError:
-        return Look("missing", "its name holds a zero byte")
+        return Look("missing", "no file can have such a name")
     if not data:
         return Look("unreadable", "an empty file")
     digest = hashlib.blake2b(data, digest_size=16).digest()

@@ -111,6 +111,8 @@ def _in_processes(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        # A single process takes them in order: the first one that was not done is the one.
+        waiting.sort()
         if waiting and alone:
             (row, *_), (name, *_) = waiting.pop(0)
             yield [row], [Look("damaged", f"the process that read {Path(name).name} died of it")]

@@ -11,7 +11,7 @@ from detection.config import Config, load_config
 from detection.data import coco, yolo
 from detection.data.formats import read_raw, recognise
 from detection.data.raw import RawSet
-from detection.doctor.entries import Entries, coco_entries
+from detection.doctor.entries import Entries, coco_entries, printable
 from detection.doctor.findings import Example, Finding, finding
 from detection.errors import UserError
 
@@ -107,8 +107,8 @@ def splits_in(path: Path) -> list[str]:
         found = [split for split in ("train", "val") if files.count(split) == 1]
     else:
         return []
-    both = [split for split in ("train", "val") if split in found]
-    return both if len(both) == 2 else both or found[:1]
+    usual: list[str] = [split for split in ("train", "val") if split in found]
+    return usual or found[:1]
 
 
 def read_set(
@@ -150,7 +150,7 @@ def entries_of(raw: RawSet, name: str) -> Entries:
         image_ids=raw.image_ids,
         sizes=raw.sizes,
         category_ids=categories,
-        category_names=tuple(text for _, text in raw.categories),
+        category_names=tuple(printable(text) for _, text in raw.categories),
         annotation_ids=np.where(numbers > 0, numbers, 0),
         images=_find(raw.image_ids, order, raw.box_images),
         categories=_find(categories, np.argsort(categories, kind="stable"), raw.box_categories),

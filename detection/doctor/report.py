@@ -24,7 +24,8 @@ DECODED = {
 
 def console(report: Report) -> str:
     """The summary: sets, findings with remedies, what the network can make of the boxes, and the verdict."""
-    return "\n".join(_lines(report))
+    # Half a character, of a file name that is not UTF-8, cannot be printed.
+    return "\n".join(_lines(report)).encode("utf-8", "replace").decode()
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from detection.data.transforms import decode_image, read_image
 from detection.doctor.entries import Entries
@@ -17,6 +18,7 @@ from detection.inference.draw import draw_on
 SIDE = 420
 OFFENDER = (255, 0, 60)
 GREY = (150, 150, 150)
+MARGIN = (225, 225, 225)
 CONTEXT = 60
 """Other boxes of a picture that are drawn beside the one in question."""
 SHOWN = 12
@@ -59,34 +61,44 @@ def offender_sheet(report: Report, found: Finding, album: Album) -> bool:
     pairs = found.code in ("picture-twice", "picture-alike", "leak-same", "leak-alike")
     own = sets.get(found.split) or report.sets[-1].plain
     others = sets.get(found.split) or report.sets[0].plain
-    chosen = spread([example for example in found.examples if example.image], SHOWN)
+    # One picture for all examples that are in it.
+    by_image: dict[tuple[str, int | None], list[Example]] = {}
+    for example in found.examples:
+        if example.image:
+            by_image.setdefault((example.image, example.image_id), []).append(example)
     shown = False
-    for example in chosen:
+    for examples in spread(list(by_image.values()), SHOWN):
         if album.full:
             album.left_out += 1
             continue
-        picture = _pair(own, others, example) if pairs else _single(own, example)
+        picture = _pair(own, others, examples[0]) if pairs else _single(own, examples)
         if picture is not None:
-            shown |= album.add(picture, describe_example(example), max_side=2 * SIDE if pairs else SIDE)
+            more = f" (and {len(examples) - 1} more in it)" if len(examples) > 1 else ""
+            shown |= album.add(picture, describe_example(examples[0]) + more, max_side=2 * SIDE if pairs else SIDE)
     return shown
 
 
-def _single(raw: Entries, example: Example) -> np.ndarray | None:
-    row = _row(raw, example.image or "", example.image_id)
+def _single(raw: Entries, examples: Sequence[Example]) -> np.ndarray | None:
+    """The picture with the boxes in question in red, also where they reach beyond it, and the others in grey."""
+    row = _row(raw, examples[0].image or "", examples[0].image_id)
     picture = None if row is None else load(raw, row)
     if row is None or picture is None:
         return None
     small, scale = shrink(picture, raw.sizes[row])
-    drawn = np.flatnonzero((raw.images == row) & np.isfinite(raw.boxes).all(axis=1))[:CONTEXT]
-    red = [i for i in drawn.tolist() if example.annotation and raw.annotation_ids[i] == example.annotation]
-    for rows, color, line in ((np.setdiff1d(drawn, red), GREY, 1), (np.array(red, int), OFFENDER, 2)):
-        for box in (xyxy(raw.boxes[rows]) * scale).round().clip(-32000, 32000).astype(int).tolist():
-            corners = [(box[0], box[1]), (box[2], box[3])]
-            edges = [
-                tuple(min(max(value, 0), limit - 1) for value, limit in zip(corner, small.shape[1::-1], strict=True))
-                for corner in corners
-            ]
-            cv2.rectangle(small, edges[0], edges[1], color, line)
+    numbers = [example.annotation for example in examples if example.annotation]
+    own = np.flatnonzero((raw.images == row) & np.isfinite(raw.boxes).all(axis=1))
+    is_red = np.isin(raw.annotation_ids[own], numbers)
+    red, grey = xyxy(raw.boxes[own[is_red]]) * scale, xyxy(raw.boxes[own[~is_red][:CONTEXT]]) * scale
+    size = np.array(small.shape[1::-1])
+    # A margin, not wider than a third of the picture, for what lies beyond it.
+    low = np.clip(-red[:, :2].min(axis=0, initial=0), 0, size // 3).astype(int)
+    high = np.clip((red[:, 2:] - size).max(axis=0, initial=0), 0, size // 3).astype(int)
+    small = cv2.copyMakeBorder(small, low[1], high[1], low[0], high[0], cv2.BORDER_CONSTANT, value=MARGIN)
+    limit = np.array(small.shape[1::-1]) - 1
+    for boxes, color, line in ((grey, GREY, 1), (red, OFFENDER, 2)):
+        corners = np.clip((boxes.reshape(-1, 2, 2) + low).round(), 0, limit).astype(int).tolist()
+        for first, second in corners:
+            cv2.rectangle(small, first, second, color, line)
     return small
 
 
@@ -114,11 +126,15 @@ def load(raw: Entries, row: int) -> np.ndarray | None:
     size = (int(raw.sizes[row, 0]), int(raw.sizes[row, 1]))
     try:
         return read_image(path, size if min(size) > 0 else None)
-    except UserError:
+    except (UserError, ValueError):  # ValueError: no file can have such a name
         pass
     try:
-        return decode_image(np.fromfile(path, np.uint8))
-    except OSError:
+        data = np.fromfile(path, np.uint8)
+        # What there is of it, which OpenCV refuses to show.
+        if data[:2].tobytes() == b"\xff\xd8":
+            return simplejpeg.decode_jpeg(data.tobytes(), "RGB", strict=False)
+        return decode_image(data)
+    except (OSError, ValueError):
         return None
 
 

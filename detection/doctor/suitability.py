@@ -10,6 +10,7 @@ from detection.config import Config
 from detection.doctor.boxes import box_sizes, clipped
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding, finding
+from detection.errors import UserError
 
 RATIOS = (0.5, 1.0, 2.0)
 FIRST_STRIDE = {"retinanet": 8, "faster_rcnn": 4}
@@ -20,6 +21,8 @@ SMALL = 8.0
 """Pixels at the input: one step of RetinaNet's finest map."""
 MOST_BOXES = 50_000
 SEARCHED = 3_000
+GAIN = 0.03
+"""Share of boxes by which other anchors must be better to be proposed."""
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -91,7 +94,8 @@ def examine_anchors(raw: Entries, setting: Setting) -> Suitability | None:
         for i, size in enumerate(setting.anchor_sizes)
     ]
     few = np.random.default_rng(0).permutation(len(boxes))[:SEARCHED]
-    anchors = _search_anchors(boxes[few], sizes[few], setting)
+    # Where nearly all are matched, nothing is to be gained.
+    anchors = _search_anchors(boxes[few], sizes[few], setting) if matched <= 1 - GAIN else setting.anchor_sizes
     better = float((best_overlaps(boxes, sizes, replace(setting, anchor_sizes=anchors)).max(axis=1) >= MATCHED).mean())
     inputs = []
     for factor in FACTORS:
@@ -107,7 +111,7 @@ def examine_anchors(raw: Entries, setting: Setting) -> Suitability | None:
         matched=matched,
         by_level=by_level,
         small=small,
-        better_anchors=anchors if better >= matched + 0.03 else None,
+        better_anchors=anchors if better >= matched + GAIN else None,
         better_matched=better,
         inputs=inputs,
         better_input=(larger[0][0], larger[0][1]) if small > 0.1 else None,
@@ -242,7 +246,10 @@ def free_memory(device: str) -> float | None:
 
     from detection.device import pick_device
 
-    picked = pick_device(device)
+    try:
+        picked = pick_device(device)
+    except UserError:
+        return None  # the data may be looked at elsewhere than they are trained on
     if picked.type == "cuda":
         return float(torch.cuda.mem_get_info(picked)[0])
     try:

@@ -150,7 +150,7 @@ def confusion_matrix(matches: Matches, thresholds: list[float | None]) -> np.nda
     taken_for = matches.label[chosen]
     np.add.at(matrix, (truth_label[~ignored] - 1, taken_for[~ignored] - 1), 1)
     missed = matches.counted & ~found
-    np.add.at(matrix[:, size - 1], index.labels[missed] - 1, 1)
+    np.add.at(matrix, (index.labels[missed] - 1, np.full(int(missed.sum()), size - 1)), 1)
     return matrix
 
 

@@ -80,6 +80,8 @@ def _label(
 ) -> None:
     """Above the box, or just inside it where the picture ends; `color` is RGB."""
     width = canvas.shape[1]
+    # OpenCV crashes over half a character, as a file with \ud800 in a class name brings along.
+    text = text.encode("utf-8", "replace").decode()
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
     top = box[1] - text_height - below if box[1] - text_height - below >= 0 else max(box[1], 0)
     left = max(0, min(box[0], width - text_width))

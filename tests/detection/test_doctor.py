@@ -1,22 +1,23 @@
 """The doctor on a clean set, and on sets with one fault each."""
 
-import functools
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
 
 import cv2
-import numpy as np
 import pytest
 from conftest import ROOT, assert_clear_error, tiny_raw
 from sick_sets import FAULTS, HEIGHT, WIDTH, spoil, write_clean
 
 from detection.data.index import AnnotationIndex
-from detection.doctor.examine import examine
+from detection.doctor.examine import check_set, examine
 from detection.doctor.kinds import KINDS
 from detection.doctor.read import read_set, read_sets
 from detection.doctor.report import as_json, console
+from detection.doctor.stats import statistics
+from detection.doctor.suitability import DEFAULT, check_suitability, examine_anchors, free_memory
 from detection.errors import UserError
 
 
@@ -198,8 +199,6 @@ def test_a_config_is_examined_with_its_anchors_and_memory(config):
 
 
 def test_anchors_and_input_that_do_not_suit(clean):
-    from detection.doctor.suitability import DEFAULT, check_suitability, examine_anchors
-
     raw = read_set(clean, "data")
     found = examine_anchors(raw, replace(DEFAULT, anchor_sizes=(300, 301, 302, 303, 304)))
     assert found.matched == 0 and found.better_matched > 0.9
@@ -209,13 +208,17 @@ def test_anchors_and_input_that_do_not_suit(clean):
     assert "boxes-small" in {finding.code for finding in check_suitability(found, "data")}
 
 
-def test_classes_that_a_config_does_not_choose_are_not_missed(config):
-    sets, loaded = read_sets(str(config), overrides=["data.classes=[dog]"])
-    report = examine(sets, loaded)
-    assert as_json(report)["sets"]["train"]["classes"] == [{"id": 2, "name": "dog", "boxes": 24, "images": 12}]
-    sets, loaded = read_sets(str(config), overrides=["data.classes={pet: [cat, dog]}"])
-    report = examine(sets, loaded)
-    assert as_json(report)["sets"]["train"]["classes"] == [{"id": 1, "name": "pet", "boxes": 48, "images": 12}]
+def test_classes_that_a_config_does_not_choose_are_not_missed(clean):
+    from detection.doctor.pictures import look_at
+
+    raw = read_set(clean, "data")
+    seen = look_at([raw.path(row) for row in range(12)], workers=1)
+    for chosen, expected in (
+        (["dog"], {"id": 2, "name": "dog", "boxes": 24, "images": 12}),
+        ({"pet": ["cat", "dog"]}, {"id": 1, "name": "pet", "boxes": 48, "images": 12}),
+    ):
+        findings, checked = check_set(raw, seen, chosen)
+        assert findings == [] and statistics(checked.trained)["classes"] == [expected]
 
 
 def test_the_page_in_a_browser(pair, tmp_path):
@@ -273,6 +276,42 @@ def test_files_that_are_not_coco(tmp_path, text):
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"x\.json"):
         read_set(tmp_path / "x.json", "data")
+
+
+def test_what_is_no_file_is_told(clean):
+    folder = clean.parent / "images"
+    for number in (1, 2, 3):
+        (folder / f"set 0{number}.jpg").unlink()
+    (folder / "set 01.jpg").mkdir()
+    os.mkfifo(folder / "set 02.jpg")
+    (folder / "set 03.jpg").symlink_to("set 03.jpg")
+    (folder / "loop").symlink_to(".")
+    report = examine([read_set(clean, "data")])
+    (found,) = report.findings
+    assert found.code == "image-unreadable" and found.count == 3
+
+
+def test_names_that_no_file_can_have(clean, tmp_path):
+    from detection.doctor.page import write_doctor_page
+    from detection.doctor.report import write_json
+
+    def fault(content, folder):
+        content["images"][2]["file_name"] = "a\x00b.jpg"
+        content["images"][3]["file_name"] = "half \ud800.jpg"
+        content["categories"][0]["name"] = "half \ud800"
+
+    report = examine([read_set(spoil(clean, fault), "data")])
+    assert serious(report) == {"image-missing"} and report.findings[0].count == 2
+    console(report).encode("utf-8")
+    write_json(report, tmp_path / "a.json")
+    write_doctor_page(report, tmp_path / "a.html")
+
+
+def test_a_network_that_cannot_be_built_is_told(config):
+    sets, loaded = read_sets(str(config), overrides=["model.backbone.name=nonsense"])
+    with pytest.raises(UserError, match="nonsense"):
+        examine(sets, loaded)
+    assert free_memory("cuda:77") is None
 
 
 def test_odd_names_of_pictures(tmp_path):
@@ -359,73 +398,3 @@ def test_a_picture_too_large_to_be_decoded(clean, monkeypatch):
     monkeypatch.setattr("detection.doctor.look.HUGE", WIDTH * HEIGHT - 1)
     report = examine([read_set(clean, "data")])
     assert serious(report) == {"image-huge"} and report.findings[0].count == 12
-
-
-# ---- other formats
-
-VOC = """<annotation><filename>{name}.jpg</filename><size><width>96</width><height>72</height><depth>3</depth></size>
-{objects}</annotation>"""
-OBJECT = (
-    "<object><name>{0}</name><bndbox><xmin>{1}</xmin><ymin>{2}</ymin><xmax>{3}</xmax><ymax>{4}</ymax></bndbox></object>"
-)
-
-
-@functools.cache
-def pictures():
-    rng = np.random.default_rng(5)
-    return [
-        cv2.resize(rng.integers(0, 255, (6, 8, 3), np.uint8), (96, 72), interpolation=cv2.INTER_CUBIC)
-        for _ in range(12)
-    ]
-
-
-def write_voc(folder):
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    for i, picture in enumerate(pictures()):
-        cv2.imwrite(str(folder / "JPEGImages" / f"{i}.jpg"), picture)
-        boxes = [("cat" if k % 2 else "dog", 3 + 30 * k, 5 + i, 25 + 30 * k, 40 + i) for k in range(3)]
-        boxes.append(("cat", 5, 44 + i, 40, 60 + i))
-        objects = "".join(OBJECT.format(*box) for box in boxes)
-        (folder / "Annotations" / f"{i}.xml").write_text(VOC.format(name=i, objects=objects))
-    (folder / "ImageSets" / "Main" / "train.txt").write_text("\n".join(map(str, range(6, 12))))
-    (folder / "ImageSets" / "Main" / "val.txt").write_text("\n".join(map(str, range(6))))
-    return folder
-
-
-def write_yolo(folder):
-    (folder / "images").mkdir(parents=True)
-    (folder / "labels").mkdir()
-    for i, picture in enumerate(pictures()):
-        cv2.imwrite(str(folder / "images" / f"{i}.jpg"), picture)
-        lines = [f"{k % 2} {0.15 + 0.2 * k} {0.3 + 0.01 * i} 0.15 0.3" for k in range(4)]
-        (folder / "labels" / f"{i}.txt").write_text("\n".join(lines))
-    (folder / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
-    return folder
-
-
-def test_voc(tmp_path):
-    folder = write_voc(tmp_path / "voc")
-    sets, _ = read_sets(str(folder))
-    assert [raw.split for raw in sets] == ["train", "val"] and sets[0].format == "voc"
-    assert serious(examine(sets)) <= {"class-few"}
-    (folder / "Annotations" / "7.xml").write_text("<annotation>")
-    text = (folder / "Annotations" / "8.xml").read_text()
-    (folder / "Annotations" / "8.xml").write_text(text.replace("<xmax>25</xmax>", "<xmax>900</xmax>"))
-    (folder / "JPEGImages" / "9.jpg").write_bytes(b"")
-    report = examine(read_sets(str(folder))[0])
-    assert serious(report) - {"class-few"} == {"file-broken", "box-beyond", "image-unreadable"}
-    assert "7.xml" in console(report)
-
-
-def test_yolo(tmp_path):
-    folder = write_yolo(tmp_path / "yolo")
-    for target in (folder, folder / "data.yaml"):
-        sets, config = read_sets(str(target))
-        assert config is None and sets[0].format == "yolo"
-        assert examine(sets).findings == []
-    (folder / "labels" / "3.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.9 0.5 0.4 0.1")
-    (folder / "labels" / "4.txt").write_text("0 0.5 0.5 0.1\n1 0.5 0.5 0 0.1")
-    report = examine(read_sets(str(folder))[0])
-    assert serious(report) == {"category-unknown", "entry-broken", "box-beyond", "box-degenerate"}
-    assert "3.txt, line 1" in console(report)

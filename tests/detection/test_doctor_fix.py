@@ -70,6 +70,18 @@ def test_boxes_of_another_form_are_what_they_were(clean, tmp_path, name):
         assert box == pytest.approx(before, abs=1e-9)
 
 
+def test_boxes_of_mixed_forms_are_left_alone_and_still_an_error(clean, tmp_path):
+    def half(content, folder):
+        for annotation in content["annotations"][:36]:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + w, y + h]
+
+    original = json.loads(spoil(clean, half).read_text())
+    content, _, result = mended(clean, tmp_path)
+    assert boxes_of(content) == boxes_of(original)
+    assert "look like xyxy" in result.left[0] and "still an error" in result.summary()
+
+
 def test_a_single_annotation_is_mended_or_dropped(clean, tmp_path):
     original = json.loads(clean.read_text())
 
@@ -171,7 +183,7 @@ def test_train_loses_what_val_has(clean, tmp_path):
 
 
 def test_a_voc_set_becomes_a_coco_file(tmp_path):
-    from test_doctor import write_voc
+    from test_doctor_formats import write_voc
 
     folder = write_voc(tmp_path / "voc")
     (folder / "JPEGImages" / "9.jpg").write_bytes(b"")
@@ -180,7 +192,7 @@ def test_a_voc_set_becomes_a_coco_file(tmp_path):
     sets, _ = read_sets(str(folder))
     (train, _), _ = fix_report(examine(sets), tmp_path / "m.json")
     content = json.loads(train.read_text())
-    assert [image["file_name"] for image in content["images"]] == ["10.jpg", "11.jpg", "6.jpg", "7.jpg", "8.jpg"]
+    assert {image["file_name"] for image in content["images"]} == {"10.jpg", "11.jpg", "6.jpg", "7.jpg", "8.jpg"}
     assert {category["name"] for category in content["categories"]} == {"cat", "dog"}
     copy = read_set(train, "train", str(folder / "JPEGImages"))
     report = examine([copy])
