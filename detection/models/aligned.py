@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import generalized_box_iou_loss
 
 from detection.models.retina_loss import negative_focal_loss
@@ -31,13 +32,11 @@ class Assignment:
 
 def pad_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes of all images in one table: float32 [N, M, 4], int64 [N, M], and which are real, bool [N, M]; M >= 1."""
-    most = max(1, *(len(of_image) for of_image in boxes))
-    table = boxes[0].new_zeros(len(boxes), most, 4)
-    classes = labels[0].new_zeros(len(boxes), most)
-    real = torch.zeros(len(boxes), most, dtype=torch.bool, device=table.device)
-    for i, (of_image, its_labels) in enumerate(zip(boxes, labels, strict=True)):
-        table[i, : len(of_image)], classes[i, : len(of_image)], real[i, : len(of_image)] = of_image, its_labels, True
-    return table, classes, real
+    table, classes = pad_sequence(list(boxes), batch_first=True), pad_sequence(list(labels), batch_first=True)
+    if table.shape[1] == 0:
+        table, classes = F.pad(table, (0, 0, 0, 1)), F.pad(classes, (0, 1))
+    counts = torch.tensor([len(of_image) for of_image in boxes]).to(table.device, non_blocking=True)
+    return table, classes, torch.arange(table.shape[1], device=table.device) < counts[:, None]
 
 
 @torch.no_grad()

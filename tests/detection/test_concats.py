@@ -6,6 +6,7 @@ import copy
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,9 @@ from backbones import build_backbone
 from backbones.ghost import GhostBottleneck
 from detection.export.concats import without_concats
 from detection.export.onnx_file import tidied
+
+# The exporter's, of itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def exported(network: nn.Module, x: torch.Tensor, tmp_path) -> onnx.ModelProto:
