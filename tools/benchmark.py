@@ -168,12 +168,12 @@ def parse_arguments() -> argparse.Namespace:
         if len(args.evaluation) not in (0, 3):
             parser.error("--evaluation takes three numbers, or none: IMAGES DETECTIONS CLASSES")
         args.evaluation = args.evaluation or [5000, 100, 80]
-    others = ("cost", "tables", "train", "folder", "evaluation", "index")
-    named = [getattr(args, name) is not None for name in others]
+    modes = ("cost", "tables", "train", "folder", "evaluation", "index")
+    named = [getattr(args, name) is not None for name in modes]
     if not (args.networks or args.peers) and not any(named):
-        parser.error(f"name a NETWORK to be timed, or one of --peers --{' --'.join(others)}")
+        parser.error(f"name a NETWORK to be timed, or one of --peers --{' --'.join(modes)}")
     if (args.networks or args.peers) and any(named):
-        parser.error(f"--{', --'.join(others[:-1])} and --{others[-1]} are not done together with timing")
+        parser.error(f"--{', --'.join(modes[:-1])} and --{modes[-1]} are not done together with timing")
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error("--score-threshold must be between 0 and 1")
     return args

@@ -56,6 +56,8 @@ def random_evaluation(
     offsets = np.concatenate([[0], np.cumsum(counts)])
     index = AnnotationIndex(
         source=f"random data of {images} images",
+        format="coco",
+        images="",
         class_names=tuple(f"class {k + 1}" for k in range(classes)),
         category_ids=np.arange(1, classes + 1),
         image_ids=np.arange(1, images + 1),
