@@ -7,6 +7,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile 
 # Two processes at a time, of one thread each: tests are many small steps, which more threads do not speed up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+define MAKE_VENV
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+endef
+
 .PHONY: help demo test test-all test-gpu test-examples lint tables clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,15 +50,16 @@ tables: .venv/.base  ## make the cost tables of README.md and docs/costs.md anew
 clean:  ## remove .venv and caches (runs/ and data/ stay)
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 
+# One call of pip for each, as each call looks at all requirements: make test alone does not go by way of .base.
 .venv/.base: setup.cfg constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv .venv
+	$(MAKE_VENV)
 	$(PIP) -e .
 	@touch $@
 
-.venv/.dev: .venv/.base
+.venv/.dev: setup.cfg constraints.txt
+	$(MAKE_VENV)
 	$(PIP) -e '.[dev]'
-	@touch $@
+	@touch .venv/.base $@
 
 # Besides, what slow tests alone need (nncf brings scikit-learn).
 .venv/.all: .venv/.dev

@@ -17,7 +17,7 @@ import numpy as np
 
 from detection.data.index import AnnotationIndex
 from detection.data.json_stream import Chunk, JsonError, NotAnObject, line_of, top_level_lists
-from detection.data.raw import Problems, RawSet, to_index
+from detection.data.raw import Problems, RawSet, printable, to_index
 from detection.errors import UserError
 
 LISTS = ("images", "annotations", "categories")
@@ -292,7 +292,7 @@ def _category(entry: Any, name: str, problems: Problems) -> _Category | None:
     if not _has(entry, ("id", "name"), name, problems):
         return None
     number = _whole_id(entry["id"], "category", problems)
-    return None if number is None else _Category(number, str(entry["name"]))
+    return None if number is None else _Category(number, printable(str(entry["name"])))
 
 
 def _has(entry: Any, keys: tuple[str, ...], name: str, problems: Problems) -> bool:

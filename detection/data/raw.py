@@ -185,3 +185,8 @@ def _notes(raw: RawSet) -> list[str]:
         same = [problem.message for problem in told if problem.kind == kind]
         notes.append(same[0] + (f" (and {len(same) - 1} more like it)" if len(same) > 1 else ""))
     return [*raw.notes, *notes]
+
+
+def printable(text: str) -> str:
+    """Half a character (JSON's \\ud800) can be neither printed nor drawn: a question mark in its place."""
+    return text.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from detection.data.raw import printable
 from detection.doctor.findings import Example, Finding, finding
 from detection.errors import UserError
 
@@ -232,11 +233,6 @@ def _read_annotations(
         "areas": areas,
         "crowd": crowd,
     }
-
-
-def printable(text: str) -> str:
-    """Half a character (JSON's \\ud800) can be neither printed nor drawn: a question mark in its place."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _rows_of(ids: np.ndarray) -> dict[int, int]:

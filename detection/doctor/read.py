@@ -10,8 +10,8 @@ import numpy as np
 from detection.config import Config, load_config
 from detection.data import coco, yolo
 from detection.data.formats import read_raw, recognise
-from detection.data.raw import RawSet
-from detection.doctor.entries import Entries, coco_entries, printable
+from detection.data.raw import RawSet, printable
+from detection.doctor.entries import Entries, coco_entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.errors import UserError
 

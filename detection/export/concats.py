@@ -1,9 +1,8 @@
 """Concatenations of maps that an ONNX graph can do without.
 
 A ghost module puts two halves together, and most often a convolution of all channels follows, which could as well
-take each half by itself and add up. For a runtime that keeps maps in blocks of 8 or 16 channels this is more than a
-copy saved: halves of 20 or 36 channels do not end with a block, so that ONNX Runtime leaves its layout before each
-concatenation and goes back to it afterwards. Adding up costs nothing, as the second convolution does it.
+take each half by itself and add up. That saves copying the wider map, and adding up costs nothing, as the second
+convolution does it.
 """
 
 from typing import Any

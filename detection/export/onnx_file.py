@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detection.errors import UserError
+from detection.export.blocks import in_blocks
 from detection.export.concats import without_concats
 from detection.export.export import Prepared
 from detection.export.graph import keep_mask
@@ -70,7 +71,8 @@ def export_onnx(prepared: Prepared, path: Path) -> list[str]:
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}: pip install -e '.[onnx]'") from None
     model = onnxslim.slim(tidied(onnx.load_from_string(translate(prepared))))
-    model = without_concats(onnx.shape_inference.infer_shapes(model))
+    model = in_blocks(onnx.shape_inference.infer_shapes(model))
+    model = without_concats(model)
     del model.graph.value_info[:]
     _tell_shapes(model, prepared.metadata)
     versions = {**prepared.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}

@@ -81,6 +81,14 @@ def test_a_mark_at_the_beginning_and_zeros_at_the_end_are_passed_over(coco_set):
     assert read_coco(path).fingerprint() == expected
 
 
+def test_half_a_character_in_a_name_is_a_question_mark(coco_set):
+    """It could be neither printed nor drawn, and a report would end at it."""
+    path = coco_set / "annotations.json"
+    path.write_text(path.read_text().replace('"disc"', r'"di\ud800sc"', 1))
+    names = read_coco(path).class_names
+    assert "di?sc" in names and "".join(names).isprintable()
+
+
 def test_errors_tell_line_and_column(coco_set):
     path = coco_set / "annotations.json"
     text = json.dumps(json.loads(path.read_text()), indent=1)

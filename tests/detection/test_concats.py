@@ -5,32 +5,17 @@ import copy
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
+from onnx_graphs import exported, outputs
 from torch import nn
 
 from backbones import build_backbone
 from backbones.ghost import GhostBottleneck
 from detection.export.concats import without_concats
-from detection.export.onnx_file import tidied
 
 # The exporter's, of itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def exported(network: nn.Module, x: torch.Tensor, tmp_path) -> onnx.ModelProto:
-    path = tmp_path / "plain.onnx"
-    torch.onnx.export(network.eval(), (x,), path, opset_version=17, dynamo=False, do_constant_folding=True)
-    return onnx.shape_inference.infer_shapes(tidied(onnx.load(path)))
-
-
-def outputs(model: onnx.ModelProto, x: torch.Tensor) -> list[np.ndarray]:
-    onnx.checker.check_model(model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return session.run(None, {session.get_inputs()[0].name: x.numpy()})
 
 
 def operators(model: onnx.ModelProto) -> collections.Counter:

@@ -69,7 +69,7 @@ def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> 
 # ---- the same as PyTorch
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [pytest.param("openvino", marks=slow), *OTHERS[1:]])
 def test_several_threads_at_a_time(files, name):
     """As tools/detect.py calls it on a CPU."""
     run, _ = open_exported(files[name], CPU, 1)
@@ -85,7 +85,7 @@ def test_several_threads_at_a_time(files, name):
         np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [pytest.param("openvino", marks=slow), *OTHERS[1:]])
 def test_any_batch_and_size(files, small, name):
     batches = [drawn((160, 160)), drawn((320, 288)), drawn((300, 260), (170, 320), (320, 320), (161, 200))]
     assert_same(files[name], small, batches, 10)
@@ -108,10 +108,10 @@ def test_small_and_thin_pictures(files, small, name):
 @pytest.mark.parametrize(
     ("name", "form", "batch", "size"),
     [
-        ("openvino", "raw", None, None),
+        pytest.param("openvino", "raw", None, None, marks=slow),
         ("torchscript", "raw", None, None),
         pytest.param("torch_export", "raw", None, None, marks=slow),
-        ("openvino", "end_to_end", 3, (160, 192)),
+        pytest.param("openvino", "end_to_end", 3, (160, 192), marks=slow),
         ("torchscript", "end_to_end", 3, (160, 192)),
         pytest.param("torch_export", "end_to_end", 3, (160, 192), marks=slow),
         pytest.param("torch_export", "raw", 1, (96, 96), marks=slow),

@@ -63,7 +63,7 @@ def test_protocol(detector, backbone):
     [
         pytest.param("retinanet", "group", marks=pytest.mark.slow),
         ("retinanet", "batch"),
-        ("faster_rcnn", "none"),
+        pytest.param("faster_rcnn", "none", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("num_classes", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -73,8 +73,8 @@ def test_learns_every_label_on_one_picture(detector, norm, num_classes):
     model = build_model(
         config(detector, head_norm=norm, box_loss="giou", anchor_sizes=[16, 32, 64, 128, 256]), num_classes
     )
-    image = torch.full((3, 96, 128), 110, dtype=torch.uint8)
-    boxes = [[8 + 40 * i, 20, 40 + 40 * i, 60] for i in range(num_classes)]
+    image = torch.full((3, 64, 128), 110, dtype=torch.uint8)
+    boxes = [[8 + 40 * i, 14, 40 + 40 * i, 54] for i in range(num_classes)]
     for i, (x1, y1, x2, y2) in enumerate(boxes):
         image[:, y1:y2, x1:x2] = 0
         image[i, y1:y2, x1:x2] = 255

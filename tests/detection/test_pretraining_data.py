@@ -229,10 +229,10 @@ def test_teacher_mistakes(tmp_path, pretrained):
     assert build(weights=str(pretrained / "best.pt")).taps == {}
     with pytest.raises(UserError, match="was trained on other classes"):
         build(classes=("a", "b", "c"), weights=str(pretrained / "best.pt"))
-    vit = torchvision.models.vit_b_32(num_classes=3)
-    torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(UserError, match="cannot take pictures of 64 px"):
-        build(name="torchvision/vit_b_32", weights=str(tmp_path / "vit.pth"))
+    squeezenet = torchvision.models.squeezenet1_1(num_classes=3)
+    torch.save(squeezenet.state_dict(), tmp_path / "squeezenet.pth")
+    with pytest.raises(UserError, match="cannot take pictures of 8 px"):
+        build(name="torchvision/squeezenet1_1", weights=str(tmp_path / "squeezenet.pth"), size=8)
     with pytest.raises(UserError, match="no maps of the strides that the teacher has"):
         Objective(build_classifier("ghost_resnet56", num_classes=3), 0, teacher_config(), find_taps(GhostNet(0.5)))
 

@@ -66,7 +66,7 @@ def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
     assert not all(torch.equal(found[0][k], found[2][k]) for k in found[0])
 
 
-@pytest.mark.parametrize("when", ["mid-epoch", "in evaluation"])
+@pytest.mark.parametrize("when", ["mid-epoch", pytest.param("in evaluation", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkeypatch, when):
     whole = tiny_config.with_overrides([f"output_dir={tmp_path / 'whole'}"])
     assert run_training(whole)
