@@ -92,7 +92,7 @@ class Scored:
 @pytest.mark.parametrize(
     "moment",
     [
-        "before the save",
+        pytest.param("before the save", marks=pytest.mark.slow),
         pytest.param("after the save", marks=pytest.mark.slow),
         pytest.param("at the end", marks=pytest.mark.slow),
     ],

@@ -379,6 +379,7 @@ def tiny_yaml(tmp_path_factory, trained):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_a_config_in_pytorch(trained, tiny_yaml):
     best = str(trained / "best.pt")
     settings = Settings(

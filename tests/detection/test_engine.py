@@ -277,6 +277,7 @@ def fill(folder):
             pass
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tool, tiny_file, small_disk):
     run = small_disk / "run"
     config = load_config(tiny_file, [f"output_dir={run}"])

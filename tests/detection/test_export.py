@@ -150,6 +150,7 @@ def test_more_detections_than_candidates(small, tmp_path):
 
 
 MORE = [
+    "timm/repghostnet_050",
     "ghostnetv2",
     "mobilenet_v3_large",
     "resnet50",
@@ -161,7 +162,8 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize("name", ["timm/repghostnet_050", *(pytest.param(n, marks=pytest.mark.slow) for n in MORE)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
 def test_other_backbones(name, tmp_path, as_trained):
     config = tiny(
         f"model.backbone.name={name}", "model.backbone.width=1.0", "model.head_norm=group", "model.head_groups=4"

@@ -29,7 +29,10 @@ slow = pytest.mark.slow
 # Below 160 px a program of torch.export has to fill frames up.
 FRAME = ("data.short_side=160", "data.long_side=192")
 # torch.export takes a minute for each file.
+ALL = ("openvino", "torchscript", "torch_export")
 OTHERS = ("openvino", "torchscript", pytest.param("torch_export", marks=slow))
+# OpenVINO compiles for seconds; that its files find what PyTorch finds, test_evaluation_takes_the_file shows, too.
+SLOWER = (pytest.param("openvino", marks=slow), *OTHERS[1:])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> 
 # ---- the same as PyTorch
 
 
-@pytest.mark.parametrize("name", [pytest.param("openvino", marks=slow), *OTHERS[1:]])
+@slow
+@pytest.mark.parametrize("name", ALL)
 def test_several_threads_at_a_time(files, name):
     """As tools/detect.py calls it on a CPU."""
     run, _ = open_exported(files[name], CPU, 1)
@@ -85,13 +89,13 @@ def test_several_threads_at_a_time(files, name):
         np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", [pytest.param("openvino", marks=slow), *OTHERS[1:]])
+@pytest.mark.parametrize("name", SLOWER)
 def test_any_batch_and_size(files, small, name):
     batches = [drawn((160, 160)), drawn((320, 288)), drawn((300, 260), (170, 320), (320, 320), (161, 200))]
     assert_same(files[name], small, batches, 10)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", SLOWER)
 def test_small_and_thin_pictures(files, small, name):
     """The frame of a torch.export file may be larger than PyTorch's, so results only have to be near."""
     pictures = [*drawn((32, 32)), *drawn((1, 1)), *drawn((3, 160)), *drawn((160, 3))]
@@ -109,7 +113,7 @@ def test_small_and_thin_pictures(files, small, name):
     ("name", "form", "batch", "size"),
     [
         pytest.param("openvino", "raw", None, None, marks=slow),
-        ("torchscript", "raw", None, None),
+        pytest.param("torchscript", "raw", None, None, marks=slow),
         pytest.param("torch_export", "raw", None, None, marks=slow),
         pytest.param("openvino", "end_to_end", 3, (160, 192), marks=slow),
         ("torchscript", "end_to_end", 3, (160, 192)),
@@ -137,7 +141,7 @@ def test_two_stages(two_stage, tmp_path, name):
     assert_same(path, two_stage, [drawn((160, 192)), drawn((160, 160), (128, 192))], 5)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", SLOWER)
 def test_pictures_without_detection(trained, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
     # Of one size: torch.export, for one, has little to prove then.

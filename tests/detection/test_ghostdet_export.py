@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory, as_trained) -> Path:
         ("onnx", "end_to_end", 1, (160, 192)),
         ("onnx", "raw", None, None),
         pytest.param("openvino", "end_to_end", None, None, marks=slow),
-        ("torchscript", "end_to_end", None, None),
+        pytest.param("torchscript", "end_to_end", None, None, marks=slow),
         pytest.param("openvino", "raw", None, (160, 192), marks=slow),
         pytest.param("torchscript", "raw", None, (160, 192), marks=slow),
         pytest.param("torch_export", "end_to_end", None, None, marks=slow),

@@ -108,7 +108,8 @@ def test_classifier_mistakes(arguments, message):
 # ---- stopping and going on
 
 
-@pytest.mark.parametrize("how", ["signal in the middle of an epoch", pytest.param("crash", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the engine is that of the detectors, whose test of it is not
+@pytest.mark.parametrize("how", ["signal in the middle of an epoch", "crash"])
 def test_a_stopped_run_resumes_to_the_same_weights(folders, tmp_path, monkeypatch, how):
     """With everything that draws random numbers: dropout, augmentation, mixing; and a teacher's regressors."""
     torch.manual_seed(5)
@@ -154,6 +155,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(folders, tmp_path, monkeypatc
     assert numbers[0] == numbers[1] and len(numbers[0]) == 2
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_moved_aside_and_time_budgets_hold(folders, tmp_path):
     config = tiny(folders, tmp_path / "run", "train.minutes=0.03", "train.eval_every=100")
     assert run_pretraining(config)
@@ -180,7 +182,7 @@ def test_resume_refuses_other_classes_and_other_networks(folders, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["train.amp=bf16", "train.channels_last=false", "data.augment.erasing=1"],
+        pytest.param(["train.amp=bf16", "train.channels_last=false", "data.augment.erasing=1"], marks=pytest.mark.slow),
         ["optim.name=sgd", "optim.decay_norms=false", "train.ema=0", "data.workers=2", "data.augment.rand_augment=2"],
         pytest.param(
             ["model.name=mobilenet_v3_large", "data.augment.random_resized_crop=null", "data.augment.pad_crop=4"],

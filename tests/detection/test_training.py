@@ -104,6 +104,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkey
     assert [r["AP"] for r in records] == [r["AP"] for r in lines(tmp_path / "whole")]
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(tiny_config, tmp_path):
     assert run_training(tiny_config)
     before = weights(tmp_path / "run")
