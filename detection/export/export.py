@@ -19,6 +19,7 @@ from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads
 from detection.export.metadata import OUTPUTS, Metadata
 from detection.export.parity import Parity, compare
 from detection.export.points import GhostDetDetector, GhostDetHeads, point_spec
+from detection.export.torch_export import SMALLEST, export_torch_export
 from detection.export.two_stage import FasterRCNNDetector
 from detection.files import make_folder
 from detection.inference.exported import ExportedDetector, open_exported
@@ -93,8 +94,6 @@ def export_checkpoint(
 
         notes = export_torchscript(prepared, out)
     else:
-        from detection.export.torch_export import export_torch_export
-
         notes = export_torch_export(prepared, out)
     parity = verify(out, prepared)
     return [*notes, *describe(prepared.metadata), f"parity    with PyTorch, {parity}"]
@@ -215,9 +214,14 @@ def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) 
     pictures = sample_pictures(metadata)
     # As many at a time as the file takes: how much is padded changes results a little.
     count = metadata.batch or len(pictures)
+    least = SMALLEST * STRIDE if path.suffix == FORMATS["torch_export"] else 0
     with torch.inference_mode():
         for start in range(0, len(pictures), count):
             some = pictures[start : start + count]
+            if least and metadata.size is None:
+                # PyTorch gets the frame that the file gets: gates look at all of it.
+                sides = [max(picture.shape[side] for picture in some) for side in (1, 2)]
+                prepared.model.transform.frame = tuple(max(least, _rounded_up(side)) for side in sides)
             parity = parity + compare(
                 detector(some),
                 prepared.model(some),

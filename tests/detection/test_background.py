@@ -92,7 +92,7 @@ class Scored:
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param("before the save", marks=pytest.mark.slow),
+        "before the save",
         pytest.param("after the save", marks=pytest.mark.slow),
         pytest.param("at the end", marks=pytest.mark.slow),
     ],
