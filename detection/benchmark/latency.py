@@ -31,6 +31,10 @@ WARM_UP = 3
 """Calls before the first timed one: they prepare kernels, compile, and record graphs."""
 TURN = 5
 """Timed calls of a turn."""
+PAUSE = 0.05
+"""Seconds before a turn: a runtime's threads spin on for a while after their last call, at the cost of the next one."""
+WARM_CALLS = 3
+"""Calls of a turn that are not timed: caches are full of another network at first."""
 Clock = Callable[[Callable[[], Any]], float]
 """Makes a call and tells its seconds."""
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
@@ -172,7 +176,9 @@ def take_turns(
         turn = min(TURN, runs - done)
         start = rounds % max(1, len(calls))
         for i in (*range(start, len(calls)), *range(start)):
-            calls[i]()
+            time.sleep(PAUSE)
+            for _ in range(WARM_CALLS):
+                calls[i]()
             seconds[i] += [clocks[i](calls[i]) for _ in range(turn)]
             progress(turn)
         done, rounds = done + turn, rounds + 1
