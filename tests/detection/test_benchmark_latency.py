@@ -106,8 +106,9 @@ def test_contenders_take_turns(monkeypatch):
     told: list[int] = []
     seconds = take_turns([lambda name=name: log.append(name) for name in "abc"], 5, progress=told.append)
     assert [len(own) for own in seconds] == [5, 5, 5] and sum(told) == 15
-    # One call before each turn is not timed.
-    assert "".join(log) == "aaabbbccc" + "bbbcccaaa" + "ccaabb"
+    # Some calls before each turn are not timed.
+    turns = ("abc", 2), ("bca", 2), ("cab", 1)
+    assert "".join(log) == "".join(name * (latency.WARM_CALLS + timed) for names, timed in turns for name in names)
 
 
 def test_what_is_timed_is_the_call_and_in_seconds():
