@@ -56,6 +56,12 @@ class Groups:
         return bool(news)
 
 
+def map_channels(graph: Any) -> dict[str, int]:
+    """Of each tensor of four dimensions between an `onnx.GraphProto`'s nodes the second one; 0 where it is unknown."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    return {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
+
+
 def in_blocks(model: Any, block: int = BLOCK) -> Any:
     """The model, changed in place: channels of zeros where maps are concatenated or convolved in parts of blocks.
 
@@ -66,13 +72,8 @@ def in_blocks(model: Any, block: int = BLOCK) -> Any:
 
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    channels = {
-        value.name: value.type.tensor_type.shape.dim[1].dim_value
-        for value in graph.value_info
-        if len(value.type.tensor_type.shape.dim) == 4 and value.type.tensor_type.shape.dim[1].dim_value
-    }
-    for value in (*graph.input, *graph.output):
-        channels.pop(value.name, None)
+    ends = {value.name for value in (*graph.input, *graph.output)}
+    channels = {name: count for name, count in map_channels(graph).items() if count and name not in ends}
     layouts = _layouts(graph, weights, channels, block)
 
     def scattered(name: str, axis: int, layout: Layout | None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from detection.export.blocks import map_channels
+
 ALIGNED = 4
 """ONNX Runtime convolves in its own layout what has a multiple of so many channels; a part of 18 would leave it, where
 the whole of 36 does not. (Measured: GhostNet 0.5, whose halves are such, was as slow as 1.0.)"""
@@ -28,11 +30,7 @@ def without_concats(model: Any) -> Any:
 
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    channels = {
-        value.name: value.type.tensor_type.shape.dim[1].dim_value
-        for value in graph.value_info
-        if len(value.type.tensor_type.shape.dim) == 4
-    }
+    channels = map_channels(graph)
     consumers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:

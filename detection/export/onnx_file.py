@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detection.errors import UserError
-from detection.export.blocks import in_blocks
+from detection.export.blocks import in_blocks, map_channels
 from detection.export.concats import without_concats
 from detection.export.export import Prepared
 from detection.export.graph import keep_mask
@@ -129,11 +129,7 @@ def tidied(model: Any) -> Any:
 
     model = onnx.shape_inference.infer_shapes(model)
     graph = model.graph
-    channels = {
-        value.name: value.type.tensor_type.shape.dim[1].dim_value
-        for value in graph.value_info
-        if len(value.type.tensor_type.shape.dim) == 4
-    }
+    channels = map_channels(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
 
