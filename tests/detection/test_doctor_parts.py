@@ -15,7 +15,6 @@ from torchvision.ops import box_iou
 from detection.config import parse_config
 from detection.doctor.box_form import as_xywh, box_form
 from detection.doctor.boxes import doubles
-from detection.doctor.duplicates import alike
 from detection.doctor.look import look
 from detection.doctor.pairs import overlaps, pairs_in_images
 from detection.doctor.pictures import look_at
@@ -150,45 +149,6 @@ def test_memory_grows_with_the_batch_and_the_picture():
 
 
 # ---- pictures
-
-
-def thumbs_of(pictures):
-    return np.stack(
-        [cv2.resize(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY), (17, 16), interpolation=cv2.INTER_AREA) for p in pictures]
-    )
-
-
-def test_look_alikes_among_many():
-    rng = np.random.default_rng(0)
-    pictures = [
-        cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (128, 96), interpolation=cv2.INTER_CUBIC)
-        for _ in range(600)
-    ]
-    small = cv2.resize(pictures[5], (60, 45), interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", pictures[9], [cv2.IMWRITE_JPEG_QUALITY, 40])
-    bright = np.clip(pictures[20] * 0.9 + 12, 0, 255).astype(np.uint8)
-    extra = [small, cv2.imdecode(data, cv2.IMREAD_COLOR), bright, pictures[30][:, ::-1]]
-    thumbs = thumbs_of(pictures + extra)
-    usable = np.ones(len(thumbs), bool)
-    assert alike(thumbs, usable).tolist() == [[5, 600], [9, 601], [20, 602]]
-    usable[600] = False
-    assert alike(thumbs, usable).tolist() == [[9, 601], [20, 602]]
-    # Plain ones, all alike, are none.
-    assert alike(np.full((300, 16, 17), 90, np.uint8), np.ones(300, bool)).tolist() == []
-    assert alike(thumbs[:0], usable[:0]).tolist() == []
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_pictures_are_compared_in_seconds():
-    rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 255, (100_000, 16, 17), dtype=np.uint8)
-    # Half of them have a plain sky: some bits of theirs are the same.
-    thumbs[::2, :8] = 200
-    thumbs[70_001] = thumbs[11]
-    start = os.times()
-    found = alike(thumbs, np.ones(len(thumbs), bool))
-    assert found.tolist() == [[11, 70_001]]
-    assert os.times().user - start.user < 90
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
