@@ -95,17 +95,13 @@ def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[st
     """
     raw: dict[str, Any] = {**metadata.config}
     raw["data"] = {**raw["data"], "short_side": metadata.short_side, "long_side": metadata.long_side}
-    limits = {name: getattr(metadata, name) for name in ("score_threshold", "nms_threshold", "max_detections")}
-    raw["eval"] = {**raw["eval"], **limits}
+    told = {name: getattr(metadata, name) for name in ("score_threshold", "nms_threshold", "max_detections")}
+    raw["eval"] = {**raw["eval"], **told}
     plain = parse_config(raw, f"config in {path}")
     config = plain.with_overrides(overrides)
     fixed = ["model"] if config.model != plain.model else []
-    if metadata.form == "end_to_end":
-        fixed += [
-            f"eval.{name}"
-            for name in ("nms_threshold", "max_detections")
-            if getattr(config.eval, name) != getattr(plain.eval, name)
-        ]
+    limits = ("nms_threshold", "candidates", "max_detections") if metadata.form == "end_to_end" else ("candidates",)
+    fixed += [f"eval.{name}" for name in limits if getattr(config.eval, name) != getattr(plain.eval, name)]
     if fixed:
         raise UserError(f"{', '.join(fixed)} cannot be changed in {path}; export the checkpoint again with it")
     return config

@@ -73,6 +73,7 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
             anchor_sizes=spec.anchor_sizes,
             score_threshold=config.eval.score_threshold,
             nms_threshold=config.eval.nms_threshold,
+            candidates=config.eval.candidates,
             max_detections=config.eval.max_detections,
         )
     if spec.detector == "ghostdet":
@@ -83,6 +84,7 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
             box_loss_weight=spec.box_loss_weight,
             score_threshold=config.eval.score_threshold,
             nms_threshold=config.eval.nms_threshold,
+            candidates=config.eval.candidates,
             max_detections=config.eval.max_detections,
         )
     neck = PyramidBackbone(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
@@ -93,5 +95,6 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
         anchor_sizes=spec.anchor_sizes,
         score_threshold=config.eval.score_threshold,
         nms_threshold=config.eval.nms_threshold,
+        candidates=config.eval.candidates,
         max_detections=config.eval.max_detections,
     )

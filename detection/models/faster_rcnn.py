@@ -21,6 +21,7 @@ def build_faster_rcnn(
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
+    candidates: int = 1000,
     max_detections: int = 100,
 ) -> FasterRCNN:
     """Faster R-CNN with FPN (arXiv 1612.03144); torchvision's calling protocol, labels 1…N.
@@ -29,6 +30,7 @@ def build_faster_rcnn(
         num_classes: object classes, *without* background (torchvision's own count includes it).
         head_channels: width of the two fully connected layers after RoIAlign.
         anchor_sizes: one anchor size in pixels per level P2, P3, P4, P5 and pool, at three aspect ratios.
+        candidates: proposals of each level before their suppression, and of all after it, in evaluation.
     """
     resolution = 7
     model = FasterRCNN(
@@ -39,6 +41,8 @@ def build_faster_rcnn(
         box_roi_pool=MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=resolution, sampling_ratio=2),
         box_head=TwoMLPHead(backbone.out_channels * resolution**2, head_channels),
         box_predictor=FastRCNNPredictor(head_channels, num_classes + 1),
+        rpn_pre_nms_top_n_test=candidates,
+        rpn_post_nms_top_n_test=candidates,
         box_score_thresh=score_threshold,
         box_nms_thresh=nms_threshold,
         box_detections_per_img=max_detections,

@@ -83,6 +83,7 @@ class GhostDet(nn.Module):
     Args:
         num_classes: object classes, without background.
         head_depth: see `GhostDetHead`.
+        candidates: (point, class) pairs of a picture that become boxes, in evaluation.
         box_loss_weight, distance_loss_weight: against the classification loss.
     """
 
@@ -96,6 +97,7 @@ class GhostDet(nn.Module):
         distance_loss_weight: float = 0.5,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
+        candidates: int = 1000,
         max_detections: int = 100,
     ) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class GhostDet(nn.Module):
             "distances": distance_loss_weight,
         }
         self.score_thresh, self.nms_thresh = score_threshold, nms_threshold
-        self.detections_per_img, self.topk_candidates = max_detections, 1000
+        self.detections_per_img, self.topk_candidates = max_detections, candidates
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         pictures, targets = self.transform(images, targets)

@@ -38,6 +38,7 @@ def build_retinanet(
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
+    candidates: int = 1000,
     max_detections: int = 100,
 ) -> "GhostRetinaNet":
     """A RetinaNet on P3–P7 (arXiv 1708.02002); with GroupNorm and GIoU it is torchvision's "v2" head.
@@ -71,6 +72,7 @@ def build_retinanet(
         head=head,
         score_thresh=score_threshold,
         nms_thresh=nms_threshold,
+        topk_candidates=candidates,
         detections_per_img=max_detections,
         box_loss_weight=box_loss_weight,
     )

@@ -164,7 +164,7 @@ def test_what_it_does_not_take(metadata):
 
 def test_what_is_fixed_in_a_file_cannot_be_overridden(run, images):
     path = run / "best.onnx"
-    for override in ("eval.nms_threshold=0.3", "eval.max_detections=7", "model.fpn_channels=64"):
+    for override in ("eval.nms_threshold=0.3", "eval.max_detections=7", "eval.candidates=9", "model.fpn_channels=64"):
         key = override.split("=")[0] if override.startswith("eval") else "model"
         with pytest.raises(UserError, match=f"{key} cannot be changed in .*best.onnx; export the checkpoint again"):
             load_detector(path, CPU, overrides=[override])

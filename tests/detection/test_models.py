@@ -37,6 +37,18 @@ def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
     }
 
 
+@pytest.mark.parametrize("detector, most", [("retinanet", 5 * 3), ("ghostdet", 3), ("faster_rcnn", 3 * 5)])
+def test_candidates_are_what_may_become_a_detection(detector, most):
+    """Of each level of a RetinaNet, of a whole picture of the others; a proposal of Faster R-CNN in any of 5 classes."""
+    raw = config(detector).model_dump()
+    raw["eval"] |= {"score_threshold": 0.0, "nms_threshold": 1.0, "candidates": 3, "max_detections": 400}
+    torch.manual_seed(0)
+    model = build_model(parse_config(raw, "test"), 5).eval()
+    with torch.no_grad():
+        (found,) = model([torch.rand(3, 96, 96)])
+    assert 0 < len(found["boxes"]) <= most
+
+
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 @pytest.mark.parametrize("backbone", ["ghostnet", "mobilenet_v2", "mobilenet_v3_large"])
 def test_protocol(detector, backbone):
