@@ -230,7 +230,7 @@ class EvalConfig(Section):
     score_threshold: Probability = 0.001
     nms_threshold: Probability = 0.5
     candidates: Positive = 1000
-    """Boxes that go into the suppression: of a picture (GhostDet), of a level (RetinaNet, proposals of Faster R-CNN)."""
+    """Boxes that go into the suppression: of a picture (GhostDet), of a level (RetinaNet; Faster R-CNN's proposals)."""
     max_detections: Positive = 100
     backend: Literal["pycocotools", "faster-coco-eval"] = "pycocotools"
     """What scores: faster-coco-eval (extra fast-eval) gives the same numbers several times as fast."""

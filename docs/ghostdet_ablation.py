@@ -17,6 +17,7 @@ from backbones.ghost import GhostModule
 from detection.cli import run_tool
 from detection.config import load_config
 from detection.models import ghost_pan, ghostdet
+from detection.models.aligned import Assignment
 from detection.training.run import run_training
 
 CHOICES: dict[str, Callable[[], None]] = {}
@@ -32,7 +33,7 @@ def quality_weights() -> None:
     """A positive point weighs as much as its quality, as in TOOD and PP-YOLOE."""
     assign = ghostdet.assign
 
-    def weighed(*args: Tensor) -> ghostdet.Assignment:
+    def weighed(*args: Tensor) -> Assignment:
         target = assign(*args)
         return dataclasses.replace(target, weight=target.quality)
 
@@ -44,7 +45,7 @@ def hard_scores() -> None:
     """The score of a positive point is to be 1, however badly it places its box (focal loss in place of varifocal)."""
     assign = ghostdet.assign
 
-    def certain(*args: Tensor) -> ghostdet.Assignment:
+    def certain(*args: Tensor) -> Assignment:
         target = assign(*args)
         return dataclasses.replace(target, quality=target.positive.float())
 

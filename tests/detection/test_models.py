@@ -39,7 +39,7 @@ def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
 
 @pytest.mark.parametrize("detector, most", [("retinanet", 5 * 3), ("ghostdet", 3), ("faster_rcnn", 3 * 5)])
 def test_candidates_are_what_may_become_a_detection(detector, most):
-    """Of each level of a RetinaNet, of a whole picture of the others; a proposal of Faster R-CNN in any of 5 classes."""
+    """Of each level of a RetinaNet, of a picture of the others; a proposal of Faster R-CNN may be of any class."""
     raw = config(detector).model_dump()
     raw["eval"] |= {"score_threshold": 0.0, "nms_threshold": 1.0, "candidates": 3, "max_detections": 400}
     torch.manual_seed(0)
