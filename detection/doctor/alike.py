@@ -94,15 +94,19 @@ def _in_earlier_set(sets: np.ndarray, files: np.ndarray) -> np.ndarray:
 
 def _joined(group: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The groups' numbers after each left picture's was joined with its right one's."""
-    names, ends = np.unique(np.concatenate([group[left], group[right]]), return_inverse=True)
-    half = len(left)
-    graph = coo_matrix((np.ones(half, bool), (ends[:half], ends[half:])), shape=(len(names), len(names)))
-    _, part = connected_components(graph, directed=False)
+    names, part = parts_of(np.stack([group[left], group[right]], axis=1))
     # Of each part the first name.
     _, first = np.unique(part, return_index=True)
     renamed = np.arange(group.max(initial=0) + 1)
     renamed[names] = names[first[part]]
     return renamed[group]
+
+
+def parts_of(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What hangs together by pairs [p, 2]: the numbers in them [n], ascending, and of each which part it is in."""
+    names, ends = np.unique(pairs.T.reshape(-1), return_inverse=True)
+    graph = coo_matrix((np.ones(len(pairs), bool), tuple(ends.reshape(2, -1))), shape=(len(names), len(names)))
+    return names, connected_components(graph, directed=False)[1]
 
 
 def _in_order(pairs: np.ndarray) -> np.ndarray:

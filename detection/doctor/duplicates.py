@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from detection.doctor.alike import look_alikes
+from detection.doctor.alike import look_alikes, parts_of
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.pictures import Looks
@@ -52,7 +50,7 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
             # An image that is listed twice is one file.
             own = own[[paths[a] != paths[b] for a, b in own.tolist()]] if len(own) else own
             if len(own):
-                groups = _groups(own, len(names))
+                groups = _groups(own)
                 count = int(sum(len(group) - 1 for group in groups))
                 firsts = [example(np.array([group[0], group[1]])) for group in groups]
                 detail = f"{len(groups)} groups" if count > len(groups) else ""
@@ -85,10 +83,8 @@ def _edges(groups: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(pairs), axis=0)
 
 
-def _groups(edges: np.ndarray, count: int) -> list[list[int]]:
+def _groups(edges: np.ndarray) -> list[list[int]]:
     """Rows that hang together by edges, each group ascending."""
-    graph = coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    _, label = connected_components(graph, directed=False)
-    members = np.unique(edges)
-    members = members[np.argsort(label[members], kind="stable")]
-    return [part.tolist() for part in np.split(members, np.flatnonzero(np.diff(label[members])) + 1)]
+    members, part = parts_of(edges)
+    order = np.argsort(part, kind="stable")
+    return [group.tolist() for group in np.split(members[order], np.flatnonzero(np.diff(part[order])) + 1)]

@@ -1,6 +1,7 @@
 """`build_model`: from a config to a torchvision-style detector."""
 
 import logging
+from typing import Any
 
 from torch import nn
 
@@ -59,6 +60,9 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Module:
     spec = config.model
+    limits: dict[str, Any] = config.eval.model_dump(
+        include={"score_threshold", "nms_threshold", "candidates", "max_detections"}
+    )
     if spec.detector == "retinanet":
         neck = PyramidBackbone(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
         return build_retinanet(
@@ -71,10 +75,7 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
             box_loss=spec.box_loss,
             box_loss_weight=spec.box_loss_weight,
             anchor_sizes=spec.anchor_sizes,
-            score_threshold=config.eval.score_threshold,
-            nms_threshold=config.eval.nms_threshold,
-            candidates=config.eval.candidates,
-            max_detections=config.eval.max_detections,
+            **limits,
         )
     if spec.detector == "ghostdet":
         return GhostDet(
@@ -82,10 +83,7 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
             num_classes,
             head_depth=spec.head_depth,
             box_loss_weight=spec.box_loss_weight,
-            score_threshold=config.eval.score_threshold,
-            nms_threshold=config.eval.nms_threshold,
-            candidates=config.eval.candidates,
-            max_detections=config.eval.max_detections,
+            **limits,
         )
     neck = PyramidBackbone(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
     return build_faster_rcnn(
@@ -93,8 +91,5 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
         num_classes,
         head_channels=spec.head_channels,
         anchor_sizes=spec.anchor_sizes,
-        score_threshold=config.eval.score_threshold,
-        nms_threshold=config.eval.nms_threshold,
-        candidates=config.eval.candidates,
-        max_detections=config.eval.max_detections,
+        **limits,
     )
