@@ -96,17 +96,17 @@ def shared_head() -> None:
 
 
 @choice
-def small_kernels() -> None:
-    """3x3 filters in place of 5x5 in neck and head."""
+def large_kernels() -> None:
+    """5x5 filters in place of 3x3 in neck and head."""
     pan, block, separable = (
         ghost_pan.GhostPAN.__init__,
         ghost_pan.GhostBlock.__init__,
         ghost_pan.DepthwiseSeparable.__init__,
     )
-    ghost_pan.GhostPAN.__init__ = lambda self, inputs, channels: pan(self, inputs, channels, 3)
-    ghost_pan.GhostBlock.__init__ = lambda self, channels, kernel_size: block(self, channels, 3)
-    ghost_pan.DepthwiseSeparable.__init__ = lambda self, channels, out, kernel_size=3, stride=1: separable(
-        self, channels, out, 3, stride
+    ghost_pan.GhostPAN.__init__ = lambda self, inputs, channels: pan(self, inputs, channels, 5)
+    ghost_pan.GhostBlock.__init__ = lambda self, channels, kernel_size: block(self, channels, 5)
+    ghost_pan.DepthwiseSeparable.__init__ = lambda self, channels, out, kernel_size=5, stride=1: separable(
+        self, channels, out, 5, stride
     )
 
 

@@ -16,7 +16,7 @@ STRIDES = (8, 16, 32)
 class DepthwiseSeparable(nn.Sequential):
     """Depthwise k x k, then 1x1, each with batch norm and ReLU. [N, C, H, W] -> [N, out, H/stride, W/stride]."""
 
-    def __init__(self, channels: int, out_channels: int, kernel_size: int = 5, stride: int = 1) -> None:
+    def __init__(self, channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels, bias=False),
             LevelNorm(channels),
@@ -28,12 +28,12 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class GhostBlock(nn.Module):
-    """Two ghost modules with large cheap filters, and the identity beside them. [N, C, H, W] -> the same.
+    """Two ghost modules, and the identity beside them. [N, C, H, W] -> the same.
 
     Starts as the identity, like the blocks of the backbone (`backbones.ghost.start_blocks_as_identity`).
     """
 
-    def __init__(self, channels: int, kernel_size: int = 5) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.ghost1 = GhostModule(channels, channels, cheap_kernel_size=kernel_size)
         self.ghost2 = GhostModule(channels, channels, cheap_kernel_size=kernel_size, relu=False)
@@ -47,9 +47,9 @@ class GhostBlock(nn.Module):
 class GhostPAN(nn.Module):
     """Top-down, then bottom-up (PANet, arXiv 1803.01534), a ghost block wherever two levels meet.
 
-    The idea of NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902): all levels have the same few channels,
-    and large depthwise kernels give the sight that few layers lack. Levels meet by adding, not side by side: twice the
-    channels on the finest map would cost as much as all the rest of the neck.
+    The idea of NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902): all levels have the same few channels.
+    Their 5x5 filters are 3x3 here, which find as much and cost less (docs/ghostdet.md). Levels meet by adding, not side
+    by side: twice the channels on the finest map would cost as much as all the rest of the neck.
 
     Args:
         in_channels: of the maps, finest first, each half the size of the one before.
@@ -58,7 +58,7 @@ class GhostPAN(nn.Module):
     forward: maps, each exactly half as high and wide as the one before -> as many of the same sizes.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, kernel_size: int = 5) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         steps = range(len(in_channels) - 1)
         self.reduce = nn.ModuleList(
