@@ -23,6 +23,9 @@ from detection.errors import UserError
 FILES = ("README.md", "docs/costs.md")
 CONFIGS = (
     "configs/demo.yaml",
+    "configs/ghostdet_nano.yaml",
+    "configs/ghostdet_small.yaml",
+    "configs/ghostdet_medium.yaml",
     "configs/retina_ghost_320.yaml",
     "configs/retina_ghost.yaml",
     "configs/retina_mobilenet_v3_large.yaml",
@@ -82,7 +85,7 @@ def detectors_table() -> str:
 
 
 def ghost_detectors_table() -> str:
-    """The same for GhostNet's three recipes alone."""
+    """The same for the recipes with GhostNet alone."""
     return _detectors([config for config in CONFIGS if "ghost" in config])
 
 
