@@ -1,4 +1,7 @@
-"""Write an annotation file like COCO's instances_train2017.json: 118 k images, 860 k boxes with polygons, by chance."""
+"""Write an annotation file like COCO's instances_train2017.json: 118 k images, 860 k boxes with polygons, by chance.
+
+Pictures, too, if photographs are given that they can be parts of.
+"""
 
 import argparse
 
@@ -8,6 +11,8 @@ EXAMPLE = """\
 example:
   python tools/make_coco_like.py --out /tmp/coco_like.json           (a minute; 450 MB)
   python tools/benchmark.py --index /tmp/coco_like.json              (read by us and by pycocotools)
+  python tools/make_coco_like.py --out /tmp/like/train.json --photographs ../shared/data/person/images   (3 GB more)
+  python tools/check_data.py /tmp/like/train.json
 """
 
 
@@ -19,13 +24,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=118_287, help="(default: %(default)s)")
     parser.add_argument("--boxes", type=int, default=860_001, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--photographs",
+        metavar="DIR",
+        help="write pictures, too: random parts of those in DIR, in images/ beside --out",
+    )
     args = parser.parse_args()
     if args.images < 1 or args.boxes < 0:
         parser.error("--images must be 1 or more, --boxes 0 or more")
     # Only now, so that --help is quick.
     from detection.benchmark.annotations import make_coco_like
 
-    size = make_coco_like(args.out, images=args.images, boxes=args.boxes, seed=args.seed)
+    size = make_coco_like(args.out, images=args.images, boxes=args.boxes, seed=args.seed, photographs=args.photographs)
     print(f"{args.out}: {args.images} images, {args.boxes} boxes, {size / 1e6:.0f} MB")
 
 

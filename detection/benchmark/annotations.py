@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from detection.benchmark.pictures import write_crops
 from detection.data.index_cache import FROM_BYTES, places_of
 from detection.errors import UserError
 from detection.files import write_atomically
@@ -47,14 +48,27 @@ print(json.dumps([seconds, peak]))
 """
 
 
-def make_coco_like(out: str | Path, *, images: int = 118_287, boxes: int = 860_001, seed: int = 0) -> int:
+def make_coco_like(
+    out: str | Path,
+    *,
+    images: int = 118_287,
+    boxes: int = 860_001,
+    seed: int = 0,
+    photographs: str | Path | None = None,
+) -> int:
     """Write a file with the entries, key order and lengths of instances_train2017.json, polygons of random numbers.
 
     With the default numbers it has the size of COCO's, too. Returns its size in bytes.
 
+    Args:
+        photographs: a folder; random parts of what lies in it become the pictures, in images/ beside `out`.
+
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or there are no photographs.
     """
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(np.arange(1, 4 * images + 1), images, replace=False))
     sizes = rng.integers(240, 641, (images, 2))
@@ -96,9 +110,8 @@ def make_coco_like(out: str | Path, *, images: int = 118_287, boxes: int = 860_0
         names = [{"supercategory": "thing", "id": int(c), "name": f"class {c}"} for c in category_ids]
         text(f'],"categories": {json.dumps(names)}}}')
 
-    path = Path(out)
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    if photographs is not None:
+        write_crops(path.parent / "images", Path(photographs), [f"{i:012d}.jpg" for i in ids], sizes, seed)
     write_atomically(path, write)
     return path.stat().st_size
 

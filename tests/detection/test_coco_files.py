@@ -301,6 +301,23 @@ def test_a_file_like_cocos(tmp_path):
         compare_reading(tmp_path / "a.json")
 
 
+def test_pictures_like_cocos(tmp_path, coco_set):
+    from detection.data.transforms import read_image
+
+    folder = tmp_path / "like"
+    folder.mkdir()
+    make_coco_like(folder / "a.json", images=9, boxes=30, photographs=coco_set / "images")
+    index = read_annotations(folder / "a.json")
+    pictures = [read_image(folder / "images" / str(name)) for name in index.file_names]
+    assert [p.shape[1::-1] for p in pictures] == [tuple(size) for size in index.sizes.tolist()]
+    assert len({p.tobytes() for p in pictures}) == 9
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no pictures"):
+        make_coco_like(folder / "a.json", images=9, boxes=30, photographs=tmp_path / "empty")
+    with pytest.raises(UserError, match="there is no folder"):
+        make_coco_like(folder / "a.json", images=9, boxes=30, photographs=tmp_path / "nowhere")
+
+
 @pytest.mark.slow
 def test_less_time_and_a_quarter_of_the_memory(tmp_path):
     make_coco_like(tmp_path / "a.json", images=20_000, boxes=145_000)
