@@ -15,6 +15,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from processes import ROOT
 from torch import nn
@@ -108,6 +109,15 @@ def tiny_raw(data: Path, output_dir: Path) -> dict:
 @pytest.fixture()
 def tiny_config(coco_set: Path, tmp_path: Path) -> Config:
     return parse_config(tiny_raw(coco_set, tmp_path / "run"), "test")
+
+
+@pytest.fixture()
+def tiny_file(tmp_path: Path) -> Path:
+    """A config file with a data set and a run folder of its own beside it."""
+    write_coco(tmp_path / "set")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_raw(tmp_path / "set", tmp_path / "run")))
+    return path
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
