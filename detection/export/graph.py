@@ -176,8 +176,10 @@ def best_per_level(levels: Sequence[Tensor], count: int, fixed: bool) -> tuple[T
 
 
 def take(table: Tensor, places: Tensor) -> Tensor:
-    """[N, n, 4], [N, k] -> [N, k, 4]."""
-    return table.gather(1, places[:, :, None].expand(-1, -1, table.shape[2]))
+    """[N, n, k], [N, m] -> [N, m, k]. Whole rows are copied; `gather` would need a place for each of their numbers."""
+    count, n, width = table.shape
+    first = torch.arange(count, device=table.device)[:, None] * n
+    return table.reshape(-1, width).index_select(0, (places + first).flatten()).reshape(-1, places.shape[1], width)
 
 
 def final_detections(

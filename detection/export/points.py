@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.export.graph import Keep, Normalize, best_per_level, clip_boxes, final_detections, keep_mask
+from detection.export.graph import Keep, Normalize, best_per_level, clip_boxes, final_detections, keep_mask, take
 from detection.models.ghost_pan import STRIDES
 from detection.models.ghostdet import GhostDet, expected, points_of
 
@@ -64,7 +64,7 @@ class GhostDetDetector(nn.Module):
         # Points first, then the pairs within them.
         best, place, counts = best_per_level([logits.amax(2)], self.candidates, self.fixed)
         count, classes = counts[0], logits.shape[2]
-        pairs = rows(logits, place)
+        pairs = take(logits, place)
         if not self.fixed:
             # Where there are fewer points than that, the rest of them are doubles of the last.
             pairs = torch.where((best > -torch.inf)[:, :, None], pairs, -torch.inf)
@@ -75,7 +75,7 @@ class GhostDetDetector(nn.Module):
 
         table = self.points if self.fixed else point_table([(m.shape[2], m.shape[3]) for m in maps])
         centre, stride = table[point].split([2, 1], dim=-1)
-        side = expected(heads.by_side(rows(distances, point))) * stride
+        side = expected(heads.by_side(take(distances, point))) * stride
         boxes = clip_boxes(torch.cat([centre - side[..., :2], centre + side[..., 2:]], dim=-1), sizes)
         scores = scores.sigmoid()
         apart = (label * (sizes.amax((0, 1)) + 1)).to(boxes.dtype)
@@ -83,13 +83,6 @@ class GhostDetDetector(nn.Module):
             boxes + apart[:, :, None], scores[:, None], self.nms_threshold, self.score_threshold, self.max_detections
         )
         return final_detections(boxes, label + 1, scores * kept[:, 0], self.max_detections)
-
-
-def rows(table: Tensor, places: Tensor) -> Tensor:
-    """[N, n, k], [N, m] -> [N, m, k]. Whole rows are copied; `gather` would need a place for each of their numbers."""
-    count, n, width = table.shape
-    first = torch.arange(count, device=table.device)[:, None] * n
-    return table.reshape(-1, width).index_select(0, (places + first).flatten()).reshape(-1, places.shape[1], width)
 
 
 def point_table(shapes: Sequence[tuple[Any, Any]]) -> Tensor:
