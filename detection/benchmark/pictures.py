@@ -16,7 +16,7 @@ from detection.errors import UserError
 from detection.files import make_folder
 
 SHARE = (0.35, 0.6)
-"""Of a photograph's width and height that a picture shows: no two of a thousand random ones look the same."""
+"""Of a photograph's width and height that a picture shows: so little that hardly two look the same."""
 QUALITY = 80
 
 
