@@ -11,6 +11,7 @@ EXAMPLE = """\
 example:
   python tools/make_coco_like.py --out /tmp/coco_like.json           (a minute; 450 MB)
   python tools/benchmark.py --index /tmp/coco_like.json              (read by us and by pycocotools)
+  mkdir /tmp/like
   python tools/make_coco_like.py --out /tmp/like/train.json --photographs ../shared/data/person/images   (3 GB more)
   python tools/check_data.py /tmp/like/train.json
 """

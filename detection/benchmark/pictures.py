@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from detection.data.picture_files import pictures_below
+from detection.data.picture_files import pictures_below, write_jpeg
 from detection.data.transforms import read_image
 from detection.device import progress_interval
 from detection.errors import UserError
@@ -40,11 +40,7 @@ def write_crops(folder: Path, photographs: Path, names: Sequence[str], sizes: np
         for i in own:
             part = _random_part(photograph, rng)
             picture = cv2.resize(part, tuple(sizes[i].tolist()), interpolation=cv2.INTER_LINEAR)
-            data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-            try:
-                data.tofile(folder / names[i])
-            except OSError as error:
-                raise UserError(f"{folder / names[i]} could not be written: {error.strerror}") from None
+            write_jpeg(folder / names[i], picture, QUALITY)
         return len(own)
 
     # OpenCV lets go of the interpreter while it reads, resizes and writes.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from detection.data.formats import read_annotations
 from detection.data.index import AnnotationIndex
+from detection.data.picture_files import write_jpeg
 from detection.data.sources import check_images
 from detection.data.transforms import read_image
 from detection.device import progress_interval
@@ -175,8 +176,4 @@ def _write(crops: list[Crop], out: Path, size: int) -> None:
             part = cv2.resize(part, sides, interpolation=cv2.INTER_AREA)
         # A class may be called "n/a" or "..": its folder may not.
         path = out / crop.split / crop.name.replace("/", "-").replace(".", "-") / crop.file
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".jpg", part[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
-        except OSError as error:
-            raise UserError(f"{path} could not be written: {error.strerror}") from None
+        write_jpeg(path, part[:, :, ::-1], QUALITY)

@@ -1,4 +1,4 @@
-"""Picture files in folders: which there are, and how large the pictures are, without decoding any."""
+"""Picture files in folders: which there are, how large the pictures are without decoding any, and writing many."""
 
 import os
 import warnings
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from detection.errors import UserError
@@ -124,3 +126,16 @@ def picture_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
         # Large pictures are no danger to who reads their headers only.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return [size for sizes in pool.map(some, range(0, len(paths), 256)) for size in sizes]
+
+
+def write_jpeg(path: Path, bgr: np.ndarray, quality: int) -> None:
+    """One of thousands of pictures, uint8 [H, W, 3] in OpenCV's order: not waited for until it is on the disk.
+
+    Raises:
+        UserError: it, or its folder, cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}") from None

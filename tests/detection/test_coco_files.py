@@ -22,6 +22,7 @@ from detection.data.coco import read_coco
 from detection.data.columns import map_columns, write_columns
 from detection.data.formats import read_annotations
 from detection.data.json_stream import JsonError, line_of, top_level_lists
+from detection.data.transforms import read_image
 
 # Texts full of what ends strings and lists, to be found out of.
 TEXTS = st.text(st.sampled_from('a"\\{}[],:é\n '), max_size=6)
@@ -302,8 +303,6 @@ def test_a_file_like_cocos(tmp_path):
 
 
 def test_pictures_like_cocos(tmp_path, coco_set):
-    from detection.data.transforms import read_image
-
     folder = tmp_path / "like"
     folder.mkdir()
     make_coco_like(folder / "a.json", images=9, boxes=30, photographs=coco_set / "images")
