@@ -1,32 +1,112 @@
-"""What every command-line tool shares: how it ends."""
+"""What every command-line tool shares: how it ends, and checks of its arguments that need no heavy import."""
 
+import contextlib
+import datetime
+import errno
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from detection.errors import UserError
+from detection.files import CACHE_FOLDER, open_regular_file, reason_of, shown
+
+UNEXPECTED = 70
+"""Exit status where the toolkit itself is at fault (EX_SOFTWARE of sysexits.h)."""
+# Errors of the operating system that say enough with the name of the file: nothing is wrong with the toolkit.
+_OF_THE_SYSTEM = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EROFS, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+}  # fmt: skip
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit: 0, its own code, 2 for a user's mistake (message only), 130 for Ctrl-C or SIGTERM."""
+    """Call `main` and exit: 0, its own code, 2 for a user's mistake (message only), 130 for Ctrl-C, SIGTERM or SIGHUP.
+
+    An unforeseen exception is one line, too, with exit status 70; the trace is kept in a file that the line names.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    # Not on Windows; and where nohup has switched it off, it stays off.
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        signal.signal(hang_up, _interrupt)
     try:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _say("stopped")
         code = 130
     except BrokenPipeError:
         # The reader (head, less) has gone; nothing more can be written, the interpreter's flush included.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception as error:
+        code = _last_resort(error)
     sys.exit(code)
 
 
+def existing_file(text: str) -> str:
+    """A command-line argument that names a file to be read, for argparse's `type`: `~` is expanded.
+
+    Raises:
+        UserError: it is not there, is not a regular file, or cannot be read.
+    """
+    path = os.path.expanduser(text)
+    open_regular_file(path).close()
+    return path
+
+
+def existing_path(text: str) -> str:
+    """As `existing_file`, for a file or a folder."""
+    path = os.path.expanduser(text)
+    try:
+        folder = os.path.isdir(path)
+    except ValueError:  # a NUL character; the next one says so
+        folder = False
+    return path if folder else existing_file(text)
+
+
+def _last_resort(error: Exception) -> int:
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["(no message)"]
+    # What a worker process raised is quoted whole; its last line is the error itself.
+    message = shown(lines[-1] if lines[0].startswith("Caught ") else lines[0])
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        _say(f"error: {where}{reason_of(error, error.filename or '')}")
+        return 2
+    if isinstance(error, MemoryError):
+        _say("error: out of memory; close other programs, or choose smaller sizes, batches or fewer workers")
+        return 2
+    kept = _keep_trace(error)
+    _say(
+        f"error: unexpected {type(error).__name__}: {message}. This is a fault of the toolkit, not yours; what was "
+        f"written so far is kept. The full trace is in {kept}: please report it with that file and the command"
+    )
+    return UNEXPECTED
+
+
+def _keep_trace(error: Exception) -> str:
+    text = f"command: {sys.argv}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
+    name = f"trace-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+    for folder in (CACHE_FOLDER / "traces", Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            return str(folder / name)
+    return "no file, as none could be written"
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that has gone
+        print(text, file=sys.stderr, flush=True)
+
+
 def _interrupt(number: int, frame: object) -> None:
-    # What clusters and `timeout` send: let the tool close its files, as with Ctrl-C.
+    # What clusters, `timeout` and a closed terminal send: let the tool close its files, as with Ctrl-C.
     raise KeyboardInterrupt

@@ -11,7 +11,6 @@ from safetensors.torch import save
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
-from tqdm import tqdm
 
 from backbones import GhostNet, LoadReport, WeightsError, load_weights, read_weights
 from backbones.foreign import width_of
@@ -19,6 +18,7 @@ from detection.data.transforms import read_image
 from detection.device import pick_device
 from detection.errors import UserError
 from detection.files import write_atomically
+from detection.progress import progress_bar
 
 SUFFIXES = (".safetensors", ".pth")
 
@@ -139,7 +139,7 @@ def accuracy(network: GhostNet, folder: str | Path) -> tuple[float, float, int]:
     if len(pictures.classes) != classes:
         raise UserError(f"--val {folder} has {len(pictures.classes)} class folders, the network {classes} classes")
     right = torch.zeros(2, dtype=torch.long)
-    for images, labels in tqdm(DataLoader(pictures, 64), desc="validation", unit="batch"):
+    for images, labels in progress_bar(DataLoader(pictures, 64), "validation", unit="batch"):
         found = network(images.to(device)).topk(min(5, classes)).indices.cpu() == labels[:, None]
         right += torch.stack([found[:, 0].sum(), found.any(1).sum()])
     top1, top5 = (100 * right / len(pictures)).tolist()

@@ -1,10 +1,9 @@
-"""Where and how numbers are computed: device, mixed precision; and how progress is shown."""
+"""Where and how numbers are computed: device, mixed precision."""
 
 import contextlib
 import multiprocessing
 import os
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -34,11 +33,6 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
     if amp == "off":
         return contextlib.nullcontext()
     return torch.autocast(device.type, AMP_TYPES[amp])
-
-
-def progress_interval() -> float:
-    """Seconds between updates of a progress bar: often on a terminal, seldom in a log file."""
-    return 0.2 if sys.stderr.isatty() else 20.0
 
 
 def memory_in_use() -> float | None:

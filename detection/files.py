@@ -1,11 +1,14 @@
 """Files that are whole or not there."""
 
 import contextlib
+import errno
+import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from detection.errors import UserError
 
@@ -13,6 +16,78 @@ CACHE_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() /
 """For what can be made anew."""
 UNFINISHED = ".unfinished"
 """How the name of a file ends that is being written; a killed process may leave such files."""
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular_file(path: str | Path, what: str = "file") -> BinaryIO:
+    """Open a file for reading, in binary mode. Anything but a regular file (a named pipe, a device) is refused at
+    once, where `open` would wait for it.
+
+    Raises:
+        UserError: absent, not readable, or not a regular file; the message calls it `what`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {shown(path)} cannot be read: {reason_of(error, path)}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise UserError(f"{what} {shown(path)} cannot be read: it is {kind}, not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_file(path: str | Path, what: str = "file", *, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes. Raises UserError, see `open_regular_file`."""
+    with open_regular_file(path, what) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            # Files of /proc have no size and may have no end.
+            data = file.read(largest + 1) if size <= largest else b""
+        except OSError as error:
+            raise UserError(f"{what} {shown(path)} cannot be read: {reason_of(error, path)}") from None
+    if size > largest or len(data) > largest:
+        raise UserError(f"{what} {shown(path)} is too large: {max(size, len(data)):,} bytes, the limit is {largest:,}")
+    return data
+
+
+def reason_of(error: OSError | ValueError, path: str | Path = "") -> str:
+    """Why a file could not be opened, in words."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENXIO:  # what a socket says
+            return "it is a socket or a device, not a regular file"
+        if error.errno == errno.ELOOP:
+            return "it is a link that leads back to itself"
+        if error.errno == errno.ENOENT and os.path.islink(path):
+            return f"it is a link to {os.readlink(path)}, which does not exist"
+        return error.strerror or str(error)
+    return "its name holds a NUL character" if "null" in str(error) else str(error)
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: unprintable characters escaped, very long ones cut in the middle."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
+    return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
+
+
+def sample_digest(file: BinaryIO) -> str:
+    """A digest of at most a megabyte of a file: 16 samples, evenly spread; of smaller files all of it counts."""
+    size = os.fstat(file.fileno()).st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    for i in range(SAMPLES):
+        file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+        digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from detection.benchmark.contenders import Contender
 from detection.benchmark.cost import detector_total
@@ -22,7 +21,6 @@ from detection.checkpoint import classes_of, config_of, read_checkpoint, save_ch
 from detection.config import Config, load_config
 from detection.data.demo import draw_scene
 from detection.data.transforms import read_image, resize_to, to_tensor
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.export.export import prepare, verify
 from detection.export.metadata import KEY
@@ -31,6 +29,7 @@ from detection.export.openvino import export_openvino
 from detection.inference.exported import exported_config, read_metadata
 from detection.inference.predict import load_detector
 from detection.models import build_model
+from detection.progress import progress_bar
 
 CLASSES = 80
 SIDE = 320
@@ -111,7 +110,7 @@ class FieldMaker:
         """Raises UserError for what the user named and is not there, cannot be read or cannot be exported."""
         random = []
         names = [*self.settings.targets, *(PEERS if self.settings.peers else ())]
-        for name in tqdm(names, "preparing", leave=False, mininterval=progress_interval()):
+        for name in progress_bar(names, "preparing"):
             kind = "peer" if name in PEERS else kind_of(name)
             if kind == "checkpoint":
                 ap = (self._content_of(name).get("numbers") or {}).get("AP")

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from detection.benchmark.contenders import Contender, Run, open_contender
 from detection.benchmark.field import FieldMaker, batch_of, make_pictures
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.device import pick_device, progress_interval
+from detection.device import pick_device
 from detection.environment import hardware, versions
 from detection.errors import UserError
+from detection.progress import progress_bar
 
 WARM_UP = 3
 """Calls before the first timed one: they prepare kernels, compile, and record graphs."""
@@ -94,7 +94,7 @@ def measure_latency(settings: Settings) -> LatencyReport:
         others = OtherPrograms()
         for batch in settings.batches:
             ready = [entry for entry in entries if entry.batch == batch and entry.call is not None]
-            with tqdm(total=len(ready) * settings.runs, desc=f"timing, batch {batch}", **_bar()) as bar:
+            with progress_bar(None, f"timing, batch {batch}", len(ready) * settings.runs) as bar:
                 clocks = [clock_of(entry.contender) for entry in ready]
                 calls = [entry.call for entry in ready if entry.call is not None]
                 for entry, seconds in zip(ready, take_turns(calls, settings.runs, clocks, bar.update), strict=True):
@@ -110,7 +110,7 @@ def measure_latency(settings: Settings) -> LatencyReport:
 def open_all(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> None:
     """Give each entry its `call` and warm it up; one that cannot run and is optional gets the reason instead."""
     runs: dict[Contender, Run] = {}
-    for entry in tqdm(entries, "loading", **_bar()):
+    for entry in progress_bar(entries, "loading"):
         contender = entry.contender
         if entry.reason:
             continue
@@ -211,7 +211,7 @@ def measure_memory(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> 
     """Set each entry's `memory`; one process for each contender does all its batches. Returns what went wrong."""
     wrong = []
     contenders = list(dict.fromkeys(entry.contender for entry in entries))
-    for contender in tqdm(contenders, "memory", **_bar()):
+    for contender in progress_bar(contenders, "memory"):
         own = sorted((entry for entry in entries if entry.contender == contender), key=lambda entry: entry.batch)
         try:
             peaks = peak_memory(contender_memory, contender, list(pictures), [entry.batch for entry in own])
@@ -294,7 +294,3 @@ def describe(settings: Settings, device: torch.device) -> dict[str, str]:
         "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",
         "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
     }
-
-
-def _bar() -> dict[str, Any]:
-    return {"leave": False, "mininterval": progress_interval()}

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from detection.data.picture_files import pictures_below, write_jpeg
 from detection.data.transforms import read_image
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.files import make_folder
+from detection.progress import progress_bar
 
 SHARE = (0.35, 0.6)
 """Of a photograph's width and height that a picture shows: so little that hardly two look the same."""
@@ -46,7 +45,7 @@ def write_crops(folder: Path, photographs: Path, names: Sequence[str], sizes: np
     # OpenCV lets go of the interpreter while it reads, resizes and writes.
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(names), desc="pictures", leave=False, mininterval=progress_interval()) as bar,
+        progress_bar(None, "pictures", len(names)) as bar,
     ):
         for count in pool.map(write_those_of, range(min(len(files), len(names)))):
             bar.update(count)

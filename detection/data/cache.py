@@ -13,11 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.files import CACHE_FOLDER
+from detection.progress import progress_bar
 
 Read = Callable[[int], np.ndarray]
 FOLDER = CACHE_FOLDER
@@ -62,7 +61,7 @@ class PictureCache:
         # Threads: OpenCV decodes without holding Python's lock.
         count = len(self.shapes)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for _ in tqdm(pool.map(keep, range(count)), "cache", count, leave=False, mininterval=progress_interval()):
+            for _ in progress_bar(pool.map(keep, range(count)), "cache", count):
                 pass
 
     def _from_disk(self, total: int, read: Read, key: str) -> np.ndarray:

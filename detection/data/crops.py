@@ -8,15 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from detection.data.formats import read_annotations
 from detection.data.index import AnnotationIndex
 from detection.data.picture_files import write_jpeg
 from detection.data.sources import check_images
 from detection.data.transforms import read_image
-from detection.device import progress_interval
 from detection.errors import UserError
+from detection.progress import progress_bar
 
 QUALITY = 92
 """Of the JPEG files."""
@@ -166,7 +165,7 @@ def _chance(seed: int, key: bytes) -> float:
 
 
 def _write(crops: list[Crop], out: Path, size: int) -> None:
-    for crop in tqdm(crops, "crops", leave=False, mininterval=progress_interval()):
+    for crop in progress_bar(crops, "crops"):
         image = read_image(crop.picture, crop.size)
         x1, y1, x2, y2 = crop.box
         part = image[y1:y2, x1:x2]

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from detection.device import progress_interval
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding
 from detection.doctor.look import THUMB, Look, init_worker, look_at_many
+from detection.progress import progress_bar
 
 CHUNK = 64
 """Pictures that a process is given at a time."""
@@ -74,7 +73,7 @@ def look_at(paths: Sequence[Path | None], *, workers: int, decode: bool = True, 
         else:
             yield from _in_processes(chunks, files, workers, decode)
 
-    with tqdm(total=len(wanted), desc=name, unit="picture", leave=False, mininterval=progress_interval()) as bar:
+    with progress_bar(None, name, len(wanted), unit="picture") as bar:
         for chunk, found in jobs():
             for i, one in zip(chunk, found, strict=True):
                 if one.thumb:

@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from detection import distributed
 from detection.data.dataset import DetectionDataset
 from detection.data.loader import EvalBatches, build_loader, iterate
 from detection.data.transforms import to_original
-from detection.device import autocast, progress_interval
+from detection.device import autocast
 from detection.evaluation.coco import Result
+from detection.progress import progress_bar
 
 
 def eval_loader(
@@ -62,14 +62,7 @@ def detect_batches(
     training = model.training
     model.eval()
     # Of several processes the first one tells how far its share is; theirs are as large.
-    bar = tqdm(
-        iterate(loader),
-        "evaluate",
-        len(loader),
-        leave=False,
-        mininterval=progress_interval(),
-        disable=not distributed.is_main(),
-    )
+    bar = progress_bar(iterate(loader), "evaluate", len(loader), disable=not distributed.is_main())
     for images, targets in bar:
         results: list[Result] = []
         with autocast(device, amp):

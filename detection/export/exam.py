@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from detection.benchmark.latency import take_turns
 from detection.benchmark.report import markdown
@@ -15,13 +14,14 @@ from detection.checkpoint import Classes
 from detection.config import Config
 from detection.data.dataset import DetectionDataset
 from detection.data.sources import read_split
-from detection.device import cpu_fields, processor_name, progress_interval
+from detection.device import cpu_fields, processor_name
 from detection.evaluation.coco import Evaluation, evaluate_results
 from detection.evaluation.evaluate import detect_dataset, eval_loader
 from detection.evaluation.score import category_ids_of
 from detection.export.int8_onnx import Frames
 from detection.export.metadata import Metadata
 from detection.inference.exported import ExportedDetector, open_exported
+from detection.progress import progress_bar
 
 CPU = torch.device("cpu")
 HEADER = ("file", "MB", "of float32", "AP", "change", "AP50", "ms", "times as fast", "layers left in float32")
@@ -82,7 +82,7 @@ def spread(total: int, count: int) -> list[int]:
 def latencies(paths: Sequence[Path], frame: Frames, threads: int, runs: int = 30) -> list[float]:
     """Median milliseconds of each file for the same pictures, by turns."""
     calls = [partial(open_exported(path, CPU, threads)[0], *frame) for path in paths]
-    with tqdm(total=len(paths) * runs, desc="timing", mininterval=progress_interval(), leave=False) as bar:
+    with progress_bar(None, "timing", len(paths) * runs) as bar:
         return [1000 * statistics.median(own) for own in take_turns(calls, runs, progress=bar.update)]
 
 

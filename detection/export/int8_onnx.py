@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from detection.device import progress_interval
 from detection.inference.onnx_session import open_session
+from detection.progress import progress_bar
 
 Frames = tuple[np.ndarray, np.ndarray]
 """images uint8 [N, H, W, 3], sizes int64 [N, 2]"""
@@ -66,7 +65,7 @@ class OnnxQuantizer:
         expected = [self._answers(self.model, frame) for frame in frames]
         spread = [np.concatenate([answers[i].ravel() for answers in expected]).std() for i in range(len(expected[0]))]
         found = {}
-        bar = tqdm(self.layers, "layers' errors", mininterval=progress_interval(), leave=False)
+        bar = progress_bar(self.layers, "layers' errors")
         for layer in bar:
             session = self._session(self._with_outputs(self._quantize([layer]), self.answers))
             squares = [
@@ -116,7 +115,7 @@ class OnnxQuantizer:
                 outputs.append(f"{tensor}/{operator}")
                 model.graph.node.append(onnx.helper.make_node(operator, [tensor], [outputs[-1]], keepdims=0))
         session = self._session(self._with_outputs(model, outputs))
-        bar = tqdm(self.frames, "calibration", mininterval=progress_interval(), leave=False)
+        bar = progress_bar(self.frames, "calibration")
         values = np.array([session.run(outputs, _feed(frame)) for frame in bar], np.float32)
         lows, highs = values[:, ::2].min(axis=0), values[:, 1::2].max(axis=0)
         return {name: (low, high) for name, low, high in zip(tensors, lows, highs, strict=True)}

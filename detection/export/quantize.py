@@ -7,12 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detection.config import Config, parse_config
 from detection.data.sources import read_split
 from detection.data.transforms import read_image, resize
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.export.exam import Exam, Row, latencies, report, spread
 from detection.export.export import prepare, verify
@@ -21,6 +18,7 @@ from detection.export.metadata import KEY, Metadata, parse_metadata
 from detection.files import make_folder, write_atomically
 from detection.inference.exported import ExportedDetector
 from detection.inference.pictures import find_pictures
+from detection.progress import progress_bar
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -137,7 +135,7 @@ def calibration_frames(config: Config, metadata: Metadata, sources: Sequence[str
     # Only for its frames.
     detector = ExportedDetector(lambda images, sizes: {}, metadata)
     frames, step = [], metadata.batch or 1
-    bar = tqdm(range(0, len(paths), step), "reading", mininterval=progress_interval(), leave=False)
+    bar = progress_bar(range(0, len(paths), step), "reading")
     for start in bar:
         images = [read_image(path) for path in paths[start : start + step]]
         frames.append(

@@ -9,11 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from detection import distributed
 from detection.data.transforms import read_image
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.files import write_atomically
 from detection.inference.draw import draw_on
@@ -22,6 +20,7 @@ from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
 from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE
+from detection.progress import progress_bar
 
 JPEG_QUALITY = 92
 READERS = min(4, os.cpu_count() or 1)
@@ -73,14 +72,7 @@ def detect_images(
             return predictor.detect([prepared for _, _, prepared in batch])
 
     # Of several processes the first one tells how far its share is; theirs are as large.
-    bar = tqdm(
-        total=len(items),
-        desc="pictures",
-        unit="picture",
-        mininterval=progress_interval(),
-        leave=False,
-        disable=not distributed.is_main(),
-    )
+    bar = progress_bar(None, "pictures", len(items), unit="picture", disable=not distributed.is_main())
     lanes = predictor.lanes
     with (
         bar,

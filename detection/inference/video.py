@@ -13,9 +13,7 @@ from typing import Any, TextIO
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.inference.draw import draw_on, draw_rate
 from detection.inference.predict import Detections, Detector
@@ -24,6 +22,7 @@ from detection.inference.sources import Item
 from detection.inference.threads import Newest, WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
+from detection.progress import progress_bar
 
 # The end of a video's JSON when all of it was read; stopped by Ctrl-C, it lacks the mark, and `resume` does it again.
 COMPLETE = b'\n], "complete": true}\n'
@@ -70,13 +69,7 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
         path.parent.mkdir(parents=True, exist_ok=True)
         tracker = Tracker(source.fps) if options.track else None
         expected = min(source.expected or sys.maxsize, options.max_frames or sys.maxsize)
-        bar = tqdm(
-            total=expected if expected < sys.maxsize else None,
-            desc=item.name,
-            unit="frame",
-            mininterval=progress_interval(),
-            leave=False,
-        )
+        bar = progress_bar(None, item.name, expected if expected < sys.maxsize else None, unit="frame")
         batch_size = 1 if source.live else options.batch_size
         lanes = 1 if source.live else predictor.lanes
         done = 0

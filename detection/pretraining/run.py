@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from backbones import WeightsError
 from backbones.classifier import backbone_state, build_classifier, normalize
 from detection import distributed
 from detection.checkpoint import Classes
 from detection.data.loader import iterate
-from detection.device import autocast, pick_device, progress_interval
+from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.files import write_atomically
 from detection.pretraining.config import PretrainConfig
 from detection.pretraining.data import batch_mixing, build_datasets, build_loaders, labels_of
 from detection.pretraining.objective import Objective
 from detection.pretraining.teacher import Teacher, build_teacher
+from detection.progress import progress_bar
 from detection.training.base import TrainingRun, part_ways, seed_everything
 from detection.training.launch import describe_machine, dry_run_report, duration, launch, try_steps
 from detection.training.monitor import Monitor, start_logging
@@ -142,10 +142,7 @@ def measure_accuracy(
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
-    bar = tqdm(
-        iterate(loader), "evaluate", len(loader), leave=False, mininterval=progress_interval(),
-        disable=not distributed.is_main(),
-    )  # fmt: skip
+    bar = progress_bar(iterate(loader), "evaluate", len(loader), disable=not distributed.is_main())
     for images, targets in bar:
         labels = labels_of(targets, device)
         with autocast(device, amp):

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from detection import distributed
-from detection.device import progress_interval
 from detection.errors import UserError
 from detection.files import write_atomically
+from detection.progress import progress_bar
 
 log = logging.getLogger("detection")
 
@@ -124,14 +124,12 @@ class Bar:
     """One progress bar over the whole training, whether it is counted in epochs or in minutes."""
 
     def __init__(self, progress: float) -> None:
-        self.bar = tqdm(
+        self.bar = progress_bar(
+            description="training",
             total=1.0,
             initial=progress,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} done, {remaining} left{postfix}",
-            mininterval=progress_interval(),
-            leave=False,
+            bar="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} done, {remaining} left{postfix}",
             disable=not distributed.is_main(),
-            file=sys.stderr,
         )
 
     def show(self, progress: float, epoch: int, loss: float, lr: float) -> None:

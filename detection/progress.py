@@ -1,0 +1,59 @@
+"""The one progress bar: a bar on a terminal, plain lines (one in ten seconds at most) in a log file."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_EVERY = 10.0
+"""Seconds between lines where standard error is no terminal."""
+
+
+class _Lines(tqdm):
+    """tqdm that writes a line without cursor codes in place of a bar."""
+
+    _next_line = 0.0
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + LINE_EVERY
+            self.fp.write(f"{str(self).strip()}\n")
+            self.fp.flush()
+
+    def clear(self, nolock: bool = False) -> None:
+        """There is nothing to clear: lines stay."""
+
+    def close(self) -> None:
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None,
+    description: str = "",
+    total: float | None = None,
+    *,
+    unit: str = "it",
+    bar: str | None = None,
+    disable: bool = False,
+    initial: float = 0,
+) -> tqdm:
+    """A tqdm over `iterable`, or to be updated by hand, that shows how much is done and how long the rest takes.
+
+    Args:
+        bar: tqdm's bar_format on a terminal; None is tqdm's own.
+    """
+    common: dict[str, Any] = {
+        "desc": description, "total": total, "unit": unit, "disable": disable, "initial": initial, "file": sys.stderr,
+    }  # fmt: skip
+    if sys.stderr.isatty():
+        return tqdm(iterable, **common, bar_format=bar, mininterval=0.2, leave=False)
+    form = "{desc}: {percentage:.0f} % done, {elapsed} passed, {remaining} left{postfix}"
+    if total is None and not hasattr(iterable, "__len__"):
+        form = "{desc}: {n_fmt} done, {elapsed} passed, {rate_fmt}{postfix}"
+    # Work that is done sooner than the first line is due writes none.
+    return _Lines(iterable, **common, bar_format=form, mininterval=LINE_EVERY, delay=LINE_EVERY)
