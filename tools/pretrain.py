@@ -4,6 +4,7 @@ import argparse
 
 from detection.cli import run_tool
 from detection.config import read_config
+from detection.run_folder import check_output_dir
 
 EXAMPLE = """\
 example:
@@ -29,6 +30,8 @@ def main() -> int:
     from detection.pretraining.config import PretrainConfig
 
     config = read_config(PretrainConfig, args.config, args.overrides)
+    if not args.dry_run:
+        check_output_dir(config, args.resume)
     # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
     from detection.pretraining.run import dry_run, run_pretraining
 

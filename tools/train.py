@@ -4,6 +4,7 @@ import argparse
 
 from detection.cli import run_tool
 from detection.config import load_config
+from detection.run_folder import check_output_dir
 
 EXAMPLE = """\
 example:
@@ -29,6 +30,8 @@ def main() -> int:
     parser.add_argument("--detect-anomaly", action="store_true", help="find where a NaN comes from (slow)")
     args = parser.parse_intermixed_args()
     config = load_config(args.config, args.overrides)
+    if not (args.dry_run or args.profile):
+        check_output_dir(config, args.resume)
     # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
     from detection.training.run import dry_run, run_training
 

@@ -1,5 +1,6 @@
 """What surrounds any training: its folder, its log, resuming, stopping; and how a dry run measures."""
 
+import contextlib
 import logging
 import platform
 import time
@@ -14,7 +15,8 @@ from detection.config import Experiment, save_config
 from detection.data.loader import explain_death, iterate
 from detection.environment import note_environment
 from detection.errors import UserError
-from detection.files import make_folder, remove_unfinished
+from detection.files import remove_unfinished
+from detection.run_folder import check_output_dir, locked, move_aside
 from detection.training.base import TrainingRun
 from detection.training.loop import Evaluate, optimizer_step, train, train_step
 from detection.training.monitor import Monitor, start_logging
@@ -35,7 +37,8 @@ def launch(
 ) -> bool:
     """Train in `config.output_dir`. Returns False where a signal stopped it (resume goes on).
 
-    An earlier run in the same folder is moved aside, never overwritten. Under torchrun this runs in every process.
+    An earlier run in the same folder is moved aside, never overwritten, and no other training can start there
+    meanwhile (`detection.run_folder`). Under torchrun this runs in every process.
 
     Args:
         build: (config, device) -> run.
@@ -47,14 +50,16 @@ def launch(
         UserError: anything the user can mend, see its message.
     """
     folder = Path(config.output_dir)
-    if resume and not (folder / "last.pt").is_file():
-        raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
-    with lasting_console(), distributed.session(config.device) as device:
+    check_output_dir(config, resume)
+    with lasting_console(), distributed.session(config.device) as device, contextlib.ExitStack() as locks:
         start_logging()
+        if distributed.is_main():
+            locks.enter_context(locked(folder))
         run = build(config, device)
         if distributed.is_main():
-            moved = None if resume else _make_room(folder)
-            make_folder(folder, "output_dir")
+            moved = None if resume else move_aside(folder)
+            if moved is not None:
+                locks.enter_context(locked(folder))
             remove_unfinished(folder)
             start_logging(folder / "train.log")
             if moved is not None:
@@ -180,20 +185,6 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def _make_room(folder: Path) -> Path | None:
-    """Move a folder that holds a run to the first free name beside it."""
-    if not any((folder / name).exists() for name in ("last.pt", "best.pt", "metrics.jsonl")):
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
-        number += 1
-    try:
-        folder.rename(aside)
-    except OSError as error:
-        raise UserError(f"the earlier run in {folder} could not be moved to {aside}: {error.strerror}") from None
-    return aside
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

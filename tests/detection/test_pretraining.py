@@ -22,6 +22,7 @@ from detection.config import parse_config, read_config
 from detection.models import build_model
 from detection.pretraining.config import PretrainConfig
 from detection.pretraining.run import FORMAT, build_run, dry_run, measure_accuracy, run_pretraining
+from detection.run_folder import foreign_entries
 from detection.training import loop
 from detection.training.loop import train_step
 
@@ -40,6 +41,7 @@ def test_a_run_learns_and_leaves_its_files(pretrained):
     files = {p.name for p in pretrained.iterdir()}
     assert files >= {"config.yaml", "last.pt", "best.pt", "backbone.pth", "metrics.jsonl", "train.log"}
     assert list(pretrained.glob("events.out.tfevents*")) and not [name for name in files if name.startswith(".")]
+    assert foreign_entries(pretrained) == []
     assert read_config(PretrainConfig, pretrained / "config.yaml").output_dir == str(pretrained)
 
 
