@@ -13,6 +13,7 @@ from typing import Any
 from detection.config import Experiment
 from detection.errors import UserError
 from detection.files import UNFINISHED, make_folder
+from detection.outputs import NOTES
 
 try:
     import fcntl
@@ -43,6 +44,7 @@ WRITTEN_BY_TRAINING = (
 """Patterns of the files that a training replaces, in this folder."""
 WRITTEN_BY_TOOLS = (
     LOCK,
+    NOTES,
     f".*{UNFINISHED}",
     "events.out.tfevents.*",
     "wandb",
@@ -83,7 +85,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def foreign_entries(folder: Path) -> list[str]:
-    """Names in `folder` that no run and no tool writes there by itself, sorted; [] where there is no such folder."""
+    """Sorted names of what neither a training nor a tool wrote into `folder`; [] where there is no such folder."""
     return [path.name for path in _entries(folder) if not _is_ours(path)]
 
 
@@ -250,7 +252,7 @@ def _is_ours(path: Path) -> bool:
         # tools/detect.py writes a JSON file beside each image and video.
         files = (file for file in path.rglob("*") if not file.is_dir() and not file.name.endswith(UNFINISHED))
         return all(file.suffix == ".json" or file.with_suffix(".json").is_file() for file in files)
-    return _matches(path.name, WRITTEN_BY_TRAINING) or _matches(path.name, WRITTEN_BY_TOOLS)
+    return _matches(path.name, (*WRITTEN_BY_TRAINING, *WRITTEN_BY_TOOLS))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from detection import UserError
-from detection.run_folder import LOCK, check_output_dir, foreign_entries, holds_run, locked, move_aside
+from detection.run_folder import LOCK, check_output_dir, foreign_entries, locked, move_aside
 from detection.training.run import run_training
 
 FORK = multiprocessing.get_context("fork")
@@ -70,7 +70,8 @@ def test_tools_refuse_a_second_training_before_they_import_torch(tiny_file, run,
     )
     for extra in ([], ["--resume"]):
         command = [sys.executable, "-c", code, str(ROOT / "tools" / "train.py"), str(tiny_file), *extra]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         assert done.returncode == 2 and f"process {holder.pid}" in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
 
@@ -193,7 +194,7 @@ def test_the_working_directory_is_not_moved(tiny_config, run, monkeypatch):
         config = tiny_config.with_overrides([f"output_dir={name}"])
         if name == "..":
             (run.parent / "last.pt").touch()
-        with pytest.raises(UserError, match="is the working directory, or contains it|contains data"):
+        with pytest.raises(UserError, match=r"is the working directory, or contains it|contains data\."):
             check_output_dir(config)
 
 
