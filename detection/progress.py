@@ -29,7 +29,7 @@ class _Lines(tqdm):
     def close(self) -> None:
         if not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            type(self)._decr_instances(self)  # type: ignore[attr-defined]
 
 
 def progress_bar(
