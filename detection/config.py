@@ -1,15 +1,19 @@
 """The typed schema of a config file, read from YAML plus `key=value` overrides; unknown keys are refused."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from detection.config_check import check
 from detection.errors import UserError
 from detection.files import write_atomically
+from detection.overrides import apply_overrides
+from detection.yaml_reader import read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -252,11 +256,10 @@ class Experiment(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
 
     def with_overrides(self: "Schema", overrides: Sequence[str]) -> "Schema":
-        """A checked copy with `key=value` overrides. Raises UserError."""
+        """A checked copy with `key=value` overrides, see `apply_overrides`. Raises UserError."""
         raw = self.model_dump()
-        for override in overrides:
-            _apply(raw, override)
-        return check(type(self), raw, "config", None, {o.split("=", 1)[0]: o for o in overrides})
+        given = apply_overrides(type(self), raw, overrides)
+        return check(type(self), raw, "config", None, given)
 
 
 class Config(Experiment):
@@ -277,29 +280,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
-    """Read a YAML file, apply `key.sub=value` overrides (values are YAML) and check all of it.
+    """Read a YAML file, apply `key.sub=value` overrides (see `apply_overrides`) and check all of it.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key (with the nearest valid one), a wrong value; the message
-            names file, line and key.
+        UserError: no such file, not YAML or beyond its limits (see `read_yaml`), an unknown key (with the nearest valid
+            one), a wrong value; the message names file, line and key.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"config {path} does not exist{_nearest_file(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} cannot be read: {error}") from None
-    try:
-        raw = yaml.safe_load(text)
-        lines = _key_lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not os.path.exists(path):
+        raise UserError(f"config {path} does not exist{_nearest_file(path)}")
+    raw, lines = read_yaml(path, f"config {path}")
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")
-    for override in overrides:
-        _apply(raw, override)
-    given = {override.split("=", 1)[0]: override for override in overrides}
+    given = apply_overrides(schema, raw, overrides)
     return check(schema, raw, str(path), lines, given)
 
 
@@ -308,103 +301,14 @@ def parse_config(raw: dict[str, Any], source: str) -> Config:
     return check(Config, raw, source)
 
 
-def check(
-    schema: type[Schema],
-    raw: dict[str, Any],
-    source: str,
-    lines: dict[str, int] | None = None,
-    overrides: dict[str, str] | None = None,
-) -> Schema:
-    """Check a plain dict against a schema. Raises UserError, see `read_config`."""
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        messages = []
-        for item in error.errors():
-            # Locations of a union hold the names of its branches; only real keys are shown.
-            key = ".".join(str(part) for part in item["loc"])
-            place = source
-            # A check of a whole section (scale's order, say) carries the section's key.
-            given = [text for name, text in (overrides or {}).items() if f"{name}.".startswith(f"{key}.")]
-            if given:
-                place = f"command line ({' '.join(given)})"
-            elif lines and key in lines:
-                place = f"{source}, line {lines[key]}"
-            messages.append(f"{place}: {_explain(schema, key, item)}")
-        raise UserError("\n".join(dict.fromkeys(messages))) from None
-
-
 def save_config(config: Experiment, path: Path) -> None:
     """Write the resolved config as YAML that `read_config` reads back to an equal one."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of the schema."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        # A section that may be null is a union.
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from valid_keys(inner, f"{prefix}{name}.")
-
-
-def _explain(schema: type[Experiment], key: str, item: Any) -> str:
-    if item["type"] == "extra_forbidden":
-        known = list(valid_keys(schema))
-        hint = ""
-        if key.endswith("num_classes"):
-            hint = "; the number of classes comes from the data"
-        else:
-            parent, _, name = key.rpartition(".")
-            siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-            close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
-            nearest = [f"{parent}.{close[0]}" if parent else close[0]] if close else []
-            nearest = nearest or [k for k in known if k.rpartition(".")[2] == name]
-            nearest = nearest or difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else f"; known here: {', '.join(siblings)}"
-        return f"unknown key {key!r}{hint}"
-    if item["type"] == "missing":
-        return f"key {key!r} is missing"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if isinstance(item["input"], dict):
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message}, not {item['input']!r}"
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r} is not of the form key=value, like optim.lr=0.01")
-    *parents, name = key.strip().split(".")
-    place = raw
-    for parent in parents:
-        inner = place.get(parent)
-        if inner is None:
-            inner = place[parent] = {}
-        if not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {parent!r} holds a value, not keys")
-        place = inner
-    try:
-        place[name] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        place[name] = value
-
-
-def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            lines[name] = key.start_mark.line + 1
-            lines |= _key_lines(value, f"{name}.")
-    return lines
-
-
 def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return ""
     names = [p.name for p in path.parent.glob("*.y*ml")]
     close = difflib.get_close_matches(path.name, names, n=1)

@@ -9,8 +9,7 @@ from detection.run_folder import check_output_dir
 EXAMPLE = """\
 example:
   python tools/train.py configs/retina_ghost_320.yaml \\
-      data.train.images=mine/images data.train.annotations=mine/train.json \\
-      data.val.images=mine/images data.val.annotations=mine/val.json output_dir=runs/mine
+      data.train.annotations=mine/train.json data.val.annotations=mine/val.json output_dir=runs/mine
   torchrun --nproc-per-node 8 tools/train.py configs/retina_ghost.yaml     (eight GPUs; see docs/training.md)
 """
 

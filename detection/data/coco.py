@@ -119,13 +119,14 @@ def find_file(path: Path, split: str | None) -> Path:
 
 def pictures_beside(path: Path) -> Path:
     """Where the pictures of a COCO file are by custom: COCO's own train2017/, images/ or the file's folder."""
-    split = path.stem.removeprefix("instances_")
-    for folder in (path.parent.parent / split, path.parent.parent / "images" / split):
-        if path.parent.name == "annotations" and folder.is_dir():
-            return folder
     if path.name.startswith("_annotations.coco"):  # Roboflow
         return path.parent
-    return path.parent / "images"
+    if path.parent.name != "annotations":
+        return path.parent / "images"
+    split, root = path.stem.removeprefix("instances_"), path.parent.parent
+    places = [root / split, root / "images" / split, path.parent / "images", root / "images"]
+    # Where there is none, the message is to name the usual one.
+    return next((folder for folder in places if folder.is_dir()), places[0] if split != path.stem else places[2])
 
 
 class _Tables:

@@ -1,5 +1,6 @@
 """Data sets from one format into another, whole or divided into a training and a validation part."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def convert_data(
     notes += WRITERS[to](parts, out, pictures)
     lines = [f"{split}: {len(index)} images, {len(index.boxes)} boxes" for split, index in parts.items()]
     lines += [f"note: {note}" for note in dict.fromkeys([*(n for i in indexes for n in i.notes), *notes])]
-    return "\n".join([*lines, *([table] if table else []), "", "in a config:", *_keys(parts, to, out, pictures)])
+    return "\n".join([*lines, *([table] if table else []), *_keys(parts, to, out, pictures)])
 
 
 def _read(sources: Sequence[str], images: str | None, format: str) -> dict[str, AnnotationIndex]:
@@ -135,11 +136,17 @@ def _table(parts: dict[str, AnnotationIndex]) -> str:
 
 
 def _keys(parts: dict[str, AnnotationIndex], to: str, out: Path, pictures: str) -> list[str]:
-    """How a config names what was written."""
-    keys = []
+    """What the command line says to use what was written: train and val in a config, test in an evaluation."""
+    keys: dict[str, list[str]] = {}
     for split, index in parts.items():
         file = {"coco": f"{split}.json", "voc": f"ImageSets/Main/{split}.txt", "yolo": "data.yaml"}[to]
-        keys.append(f"  data.{split}.annotations={out / file}")
+        said = [f"annotations={out / file}"]
+        if split == "test" and to == "yolo":
+            said.append("split=test")
         if pictures == "none":
-            keys.append(f"  data.{split}.images={index.images}")
-    return keys
+            said.append(f"images={index.images}")
+        section, title = (
+            ("val", "to evaluate on test, after tools/evaluate.py:") if split == "test" else (split, "in a config:")
+        )
+        keys.setdefault(title, []).extend(f"  {shlex.quote(f'data.{section}.{key}')}" for key in said)
+    return [line for title, named in keys.items() for line in ("", title, *named)]

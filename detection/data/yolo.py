@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from detection import yaml_reader
 from detection.data.picture_files import SUFFIXES, listed, picture_sizes, pictures_below
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
@@ -114,18 +114,7 @@ def yamls_of(folder: Path) -> list[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Raises UserError where it is absent, not YAML, or not a mapping."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path} has {path.stat().st_size >> 20} MB: that is no data.yaml")
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content, _ = yaml_reader.read_yaml(path, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} is no data.yaml: expected are the keys path, train, val and names")
     return content

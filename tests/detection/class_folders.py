@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from detection.checkpoint import read_checkpoint
-from detection.config import check
+from detection.config_check import check
 from detection.pretraining.config import PretrainConfig
 from detection.pretraining.run import FORMAT
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from backbones import GhostNet
 from backbones.classifier import build_classifier
 from detection import UserError
-from detection.config import read_config, valid_keys
+from detection.config import read_config
+from detection.config_check import valid_keys
 from detection.data.coco import read_coco
 from detection.data.crops import make_crops, square_around
 from detection.pretraining.config import PretrainConfig, TeacherConfig
