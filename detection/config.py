@@ -10,12 +10,14 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from detection.config_check import check
+from detection.config_paths import PathText
 from detection.errors import UserError
 from detection.files import write_atomically
 from detection.overrides import apply_overrides
 from detection.yaml_reader import read_yaml
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -28,7 +30,7 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     name: str = "ghostnet"
     width: Annotated[float, Field(gt=0)] = 1.0
-    weights: str | None = None
+    weights: PathText | None = None
     """None (random), a file (.pth, .safetensors, PaddleClas's .pdparams, MindCV's .ckpt), "timm", or "torchvision"."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """Of pretrained layers only: 0 none, 1 up to c2, … 4 all. Ignored, and said so, without weights."""
@@ -42,7 +44,7 @@ class GhostifyConfig(Section):
     """
 
     parts: Annotated[list[Literal["backbone", "neck", "head"]], Field(min_length=1)] = ["backbone", "neck", "head"]
-    ratio: Annotated[int, Field(ge=2)] = 2
+    ratio: Annotated[int, Field(ge=2, lt=2**31)] = 2
     """s in the paper: one map in so many is computed by convolution, the others by cheap filters."""
     kernel_size: Literal[1, 3, 5, 7] = 3
     """d in the paper, of the cheap depthwise filters."""
@@ -91,9 +93,9 @@ def _names_of_classes(value: Any) -> Any:
 class SourceConfig(Section):
     """One split of a data set, see docs/data.md."""
 
-    annotations: str
+    annotations: PathText
     """COCO: the JSON file. VOC: its folder, an image set, or a folder of XML files. YOLO: data.yaml."""
-    images: str | None = None
+    images: PathText | None = None
     """The pictures' folder; null is where the format has it: images/ beside a JSON file, JPEGImages/, …"""
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
     split: str | None = None
@@ -138,7 +140,7 @@ class DataConfig(Section):
     classes: Annotated[list[str] | dict[str, list[str]] | None, BeforeValidator(_names_of_classes)] = None
     """Only these of the data's classes; or new ones made of several, like {vehicle: [car, bus]}; null is all."""
     batch_size: Positive = 16
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     short_side: Positive = 800
     """Pictures are scaled so that the short side has this many pixels …"""
     long_side: Positive = 1333
@@ -150,7 +152,7 @@ class DataConfig(Section):
     pictures, which take less time, and ends with whole ones. The long side changes in proportion. [] is off."""
     group_by_aspect: bool = True
     """Batches hold either landscape or portrait pictures, so that less is padded."""
-    max_bad_images: Annotated[int, Field(ge=0)] = 10
+    max_bad_images: Count = 10
     """Unreadable training images that are passed over before the training ends with an error."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
@@ -189,14 +191,14 @@ class OptimConfig(Section):
     """onecycle: up from 1/25 of lr in the first 30 %, then down to nothing; warmup_steps plays no part."""
     milestones: list[Probability] = [8 / 12, 11 / 12]
     """step: the shares of the training at which lr is divided by ten."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_steps: Count = 500
     warmup_factor: Probability = 0.001
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
 
 
 class TrainConfig(Section):
     epochs: Positive = 12
-    minutes: Annotated[float, Field(gt=0)] | None = None
+    minutes: Annotated[float, Field(gt=0, lt=1e8)] | None = None
     """A time budget in place of `epochs`, evaluations included; the schedule runs over it."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = True
@@ -249,8 +251,8 @@ EVAL_BACKENDS: tuple[str, ...] = get_args(EvalConfig.model_fields["backend"].ann
 class Experiment(Section):
     """What every training is told, whatever it trains. The number of classes comes from the data, never from here."""
 
-    output_dir: str
-    seed: int = 0
+    output_dir: PathText
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -289,7 +291,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     path = Path(path)
     if not os.path.exists(path):
         raise UserError(f"config {path} does not exist{_nearest_file(path)}")
-    raw, lines = read_yaml(path, f"config {path}")
+    raw, lines = read_yaml(path, "config")
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")
     given = apply_overrides(schema, raw, overrides)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from detection.errors import UserError
+from detection.files import read_file, shown
 
 LARGEST_FILE = 4 << 20
 """Bytes. A data.yaml with the 21 841 names of ImageNet has half a megabyte."""
@@ -33,7 +34,7 @@ def read_yaml(path: Path, what: str) -> tuple[Any, KeyLines]:
     """Read a YAML file.
 
     Args:
-        what: what messages call it, like "config runs/config.yaml".
+        what: what messages call it, like "config".
 
     Returns:
         Its content, and the line of each key.
@@ -41,21 +42,17 @@ def read_yaml(path: Path, what: str) -> tuple[Any, KeyLines]:
     Raises:
         UserError: it is absent, unreadable, too large, no YAML, beyond the limits, or has a key twice.
     """
+    data = read_file(path, what, largest=LARGEST_FILE)
+    name = f"{what} {shown(path)}"
     try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise UserError(f"{what} has {size >> 20} MB; at most {LARGEST_FILE >> 20} MB are read")
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{what} does not exist") from None
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise UserError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return parse_yaml(text, what)
+        raise UserError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return parse_yaml(text, name)
 
 
 def parse_yaml(text: str, what: str) -> tuple[Any, KeyLines]:
-    """As `read_yaml`, of a text. Raises SyntaxMistake or another UserError."""
+    """As `read_yaml`, of a text that messages call `what`. Raises SyntaxMistake or another UserError."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -65,7 +62,8 @@ def parse_yaml(text: str, what: str) -> tuple[Any, KeyLines]:
     except _Refused as error:
         raise UserError(f"{what}{error}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: 0x_, which YAML 1.1 takes for a number
-        raise SyntaxMistake(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).replace('in "<unicode string>",', "in").split())
+        raise SyntaxMistake(f"{what} is not YAML: {said}") from None
 
 
 class _Refused(Exception):

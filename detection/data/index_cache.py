@@ -17,7 +17,7 @@ from detection.files import CACHE_FOLDER, open_regular_file, sample_digest
 
 log = logging.getLogger("detection")
 
-VERSION = 2
+VERSION = 3
 """To be raised whenever the reader makes something else of the same file, or the index has other columns."""
 Stamp = dict[str, Any]
 FROM_BYTES = 1 << 24

@@ -25,8 +25,8 @@ class Problem:
     """One thing that is wrong with the files."""
 
     kind: str
-    """A stable word: missing_key, bad_value, bad_box, unknown_image, unknown_category, duplicate_id, bad_class,
-    bad_line, bad_size, no_size, not_readable, no_labels, …"""
+    """A stable word: missing_key, bad_value, bad_box, unknown_image, unknown_category, duplicate_id, duplicate_name,
+    bad_class, bad_line, bad_size, no_size, not_readable, no_labels, …"""
     message: str
     """Names file and entry and says what is expected; what `to_index` raises."""
     fatal: bool = True
@@ -108,6 +108,14 @@ def checks(raw: RawSet) -> Problems:
         values, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
         for value in values[counts > 1].tolist():
             found.add("duplicate_id", f"{kind} id {value} is there more than once")
+    ids_of: dict[str, list[int]] = {}
+    for number, name in raw.categories:
+        ids_of.setdefault(name, []).append(number)
+    for name, numbers in ids_of.items():
+        if len(numbers) > 1:
+            # Classes are matched by name: of two, one would get all detections and the other none.
+            message = f"categories {', '.join(map(str, numbers))} have the same name {name!r}: rename all but one"
+            found.add("duplicate_name", message)
     for row in np.flatnonzero(~np.isin(raw.box_images, raw.image_ids)).tolist():
         message = f"{raw.place(row)} names image {raw.box_images[row]}, which the file does not have"
         found.add("unknown_image", message)

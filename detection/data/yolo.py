@@ -114,7 +114,7 @@ def yamls_of(folder: Path) -> list[Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Raises UserError where it is absent, not YAML, or not a mapping."""
-    content, _ = yaml_reader.read_yaml(path, str(path))
+    content, _ = yaml_reader.read_yaml(path, "YAML file")
     if not isinstance(content, dict):
         raise UserError(f"{path} is no data.yaml: expected are the keys path, train, val and names")
     return content

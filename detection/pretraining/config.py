@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from detection.config import Experiment, Positive, Probability, Section, TrainConfig
+from detection.config_paths import PathText
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -13,7 +14,7 @@ class ClassifierConfig(Section):
     name: str = "ghostnet"
     """Any backbone that a detector can have, or ghost_resnet56."""
     width: Annotated[float, Field(gt=0)] = 1.0
-    weights: str | None = None
+    weights: PathText | None = None
     """To start from: None (random), a file, or "timm"."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     ratio: Positive | None = None
@@ -27,7 +28,7 @@ class PretrainAugmentConfig(Section):
 
     random_resized_crop: tuple[Probability, Probability] | None = (0.08, 1.0)
     """Range of the area of the part that is cut out and resized; null: the whole picture as in validation."""
-    pad_crop: Annotated[int, Field(ge=0)] = 0
+    pad_crop: Annotated[int, Field(ge=0, le=4096)] = 0
     """Pixels added around the picture before a crop of its size is taken (CIFAR-10's 4)."""
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.0
@@ -35,7 +36,7 @@ class PretrainAugmentConfig(Section):
     contrast: Probability = 0.0
     saturation: Probability = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    rand_augment: Annotated[int, Field(ge=0)] = 0
+    rand_augment: Annotated[int, Field(ge=0, le=100)] = 0
     """Operations a picture (arXiv 1909.13719)."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     erasing: Probability = 0.0
@@ -56,8 +57,8 @@ class PretrainAugmentConfig(Section):
 class PicturesConfig(Section):
     format: Literal["imagefolder", "cifar10"] = "imagefolder"
     """imagefolder: FOLDER/class/picture.jpg; cifar10: FOLDER/cifar-10-batches-py/ as it is published."""
-    train: str
-    val: str
+    train: PathText
+    val: PathText
     """cifar10: the same folder; its test batch is taken."""
     size: Positive = 224
     """Side of the square pictures that the network sees."""
@@ -65,7 +66,7 @@ class PicturesConfig(Section):
     """In validation the short side is scaled to size / val_crop, and the middle is cut out."""
     batch_size: Positive = 256
     """Pictures a batch in each process."""
-    workers: Annotated[int, Field(ge=0)] = 8
+    workers: Annotated[int, Field(ge=0, le=1024)] = 8
     augment: PretrainAugmentConfig = Field(default_factory=PretrainAugmentConfig)
 
 
@@ -80,7 +81,7 @@ class TeacherConfig(Section):
     """timm/NAME, torchvision/NAME, or a network of this toolkit."""
     width: Annotated[float, Field(gt=0)] = 1.0
     """Of this toolkit's networks."""
-    weights: str
+    weights: PathText
     """A file (a best.pt of tools/pretrain.py, too), or "pretrained" for those that timm or torchvision publish."""
     logits: NonNegative = 1.0
     """Weight of the cross-entropy against the teacher's softened answer; the teacher must know the same classes."""
