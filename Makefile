@@ -12,9 +12,9 @@ define MAKE_VENV
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 endef
 
-.PHONY: help demo test test-all test-gpu test-examples lint tables clean
+.PHONY: help demo test test-all test-portable test-gpu test-examples lint tables clean
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: .venv/.base  ## make a small data set, train on it, evaluate, and write pictures with boxes
 	$(BIN)/python tools/make_demo_data.py --out data/demo
@@ -30,6 +30,9 @@ test: .venv/.dev lint  ## lint and all tests but the slow ones
 
 test-all: .venv/.all lint  ## lint and every test, the slow ones too
 	$(PYTEST) -m "slow or not slow"
+
+test-portable: .venv/.dev  ## what trains or compares numbers, with five seeds and the kernels of older processors
+	$(BIN)/python tests/portable.py
 
 test-gpu: .venv/.dev  ## what only a GPU shows (each test says why it is skipped where there is none)
 	$(BIN)/python -m pytest -m gpu -s tests/gpu

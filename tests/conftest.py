@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -23,6 +24,20 @@ from torch import nn
 from detection.config import Config, parse_config
 
 SHARED = ROOT.parent / "shared" / "data"
+RUN_SEED = int(os.environ.get("TEST_SEED", "0"))
+
+
+def run_seed(n: int = 0) -> int:
+    """The n-th seed of this run of the tests. TEST_SEED=3 gives all numeric tests other weights, data and draws."""
+    return 1000 * RUN_SEED + n
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on what was drawn before it."""
+    random.seed(run_seed())
+    np.random.seed(run_seed())
+    torch.manual_seed(run_seed())
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +48,7 @@ def shared_data() -> Path:
     return SHARED
 
 
-def write_coco(folder: Path, *, images: int = 12, seed: int = 0, ids: tuple[int, int] = (3, 7)) -> Path:
+def write_coco(folder: Path, *, images: int = 12, seed: int = run_seed(), ids: tuple[int, int] = (3, 7)) -> Path:
     """A COCO set of bright squares and dark discs (ids with a gap); image 0 is empty, image 1 has a crowd region."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -83,6 +98,7 @@ def tiny_raw(data: Path, output_dir: Path) -> dict:
     source = {"images": str(data / "images"), "annotations": str(data / "annotations.json")}
     return {
         "output_dir": str(output_dir),
+        "seed": run_seed(),
         "device": "cpu",
         "model": {
             "backbone": {"width": 0.5},
@@ -141,7 +157,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_coco(root / "data")
         raw = tiny_raw(root / "data", root / "run")
         raw["train"] |= {"epochs": 12, "eval_every": 3}
-        torch.manual_seed(0)
         assert run_training(parse_config(raw, "test"))
 
     return made_once(tmp_path_factory, "trained", train) / "run"
@@ -199,7 +214,7 @@ def as_trained():
     """Make a network's norms and scales like a trained one's: freshly built, some make whole blocks do nothing."""
 
     def randomize(network: nn.Module) -> nn.Module:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(run_seed())
         for name, value in network.named_parameters():
             if value.numel() == max(value.shape, default=1):  # norms, biases and scales of layers
                 nn.init.uniform_(value, *((-0.2, 0.2) if name.endswith("bias") else (0.5, 1.5)), generator=generator)

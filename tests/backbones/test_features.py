@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import run_seed
 from torch import nn
 
 from backbones import build_backbone
@@ -57,7 +58,7 @@ EVERY = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 @pytest.fixture(scope="module", params=EVERY)
 def backbone(request):
-    torch.manual_seed(0)
+    torch.manual_seed(run_seed())
     built = build_backbone(request.param)
     built.asked = request.param
     return built
@@ -92,12 +93,14 @@ def test_levels_and_strides(backbone):
                 assert low <= side <= high, (level, x.shape)
 
 
+@pytest.mark.numeric
 def test_every_parameter_learns(backbone):
     backbone.train().zero_grad()
     sum(x.square().mean() for x in backbone(torch.randn(2, 3, 97, 131)).values()).backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.numeric
 def test_each_level_is_the_last_of_its_stride(backbone, as_trained):
     """In the network as its authors run it, each level goes straight into a module that shrinks it, and after c5
     comes no convolution that looks further than one place."""
@@ -138,6 +141,7 @@ def test_each_level_is_the_last_of_its_stride(backbone, as_trained):
             assert any(same(taken, x) and tuple(given.shape[2:]) == half for taken, given in calls), level
 
 
+@pytest.mark.numeric
 def test_freezing_by_stage(backbone):
     frozen = copy.deepcopy(backbone)
     frozen.pretrained = True
@@ -273,9 +277,9 @@ def test_networks_that_pad_take_any_picture(name, size):
             assert tuple(x.shape[2:]) == tuple(-(-side // backbone.strides[level]) for side in size)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["timm/repghostnet_050", "timm/ghostnetv3_050", "ghostnet", "resnet18"])
 def test_fused_for_inference(name, as_trained):
-    torch.manual_seed(0)
     backbone = as_trained(build_backbone(name))
     images = torch.randn(2, 3, 97, 131)
     before = sum(p.numel() for p in backbone.parameters())

@@ -80,9 +80,9 @@ def randomize_batch_norms(network: nn.Module) -> None:
             nn.init.uniform_(module.bias, -0.2, 0.2)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_plain_resnet50_is_torchvisions():
-    torch.manual_seed(0)
     reference = torchvision.models.resnet50(num_classes=7).eval()
     randomize_batch_norms(reference)
     model = ghost_resnet50(7, ratio=1).eval()
@@ -96,9 +96,9 @@ def test_plain_resnet50_is_torchvisions():
         torch.testing.assert_close(model.extract(image)[level], x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_plain_vgg16_is_torchvisions():
-    torch.manual_seed(0)
     reference = torchvision.models.vgg16_bn(num_classes=1, init_weights=False).eval().features
     randomize_batch_norms(reference)
     model = GhostVGG16Features(ratio=1).eval()
@@ -130,9 +130,9 @@ def test_levels_at_odd_sizes(features, channels, ratio):
             assert found[level].shape == shape
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("build", [ghost_vgg16, ghost_resnet50, ghost_resnet56])
 def test_ghost_networks_are_of_ghost_modules_that_all_learn(build):
-    torch.manual_seed(0)
     model = build(4, ratio=2, kernel_size=3)
     plain = [
         name
@@ -153,6 +153,7 @@ def test_classifier_of_ghost_modules():
         assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_shortcut_of_a_basic_block_subsamples_and_pads_with_zeros():
     block = BasicBlock(3, 8, stride=2, ratio=1, kernel_size=3).eval()

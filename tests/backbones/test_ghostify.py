@@ -60,7 +60,6 @@ def test_a_drop_in_has_the_convolutions_shape(channels, kernel, stride, padding,
 
 
 def test_paper_arithmetic_and_report():
-    torch.manual_seed(0)
     model = nn.Sequential(conv(3, 16, 3, padding=1), nn.ReLU(), conv(16, 64, 3, padding=1, bias=False), nn.ReLU())
     report = ghostify(model, 2, 3, example=torch.zeros(1, 3, 10, 12))
     assert ghosts(model) == ["2"] and reasons(report) == {"0": "first convolution"}
@@ -74,8 +73,8 @@ def test_paper_arithmetic_and_report():
     assert "1 of 2 replaced" in lines[-1]
 
 
+@pytest.mark.numeric
 def test_random_weights_keep_the_hosts_spread_and_the_maps_variance():
-    torch.manual_seed(0)
     head = conv(64, 256, 3, padding=1)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.constant_(head.bias, -2.0)
@@ -244,8 +243,8 @@ def test_on_a_gpu():
     assert model(x).shape == (2, 32, 8, 8)
 
 
+@pytest.mark.numeric
 def test_copies_state_dicts_and_compilation():
-    torch.manual_seed(0)
     model = nn.Sequential(conv(3, 16, 3), conv(16, 33, 3), nn.ReLU()).eval()
     plain = copy.deepcopy(model)
     x = torch.rand(2, 3, 16, 16)
@@ -263,8 +262,8 @@ def test_copies_state_dicts_and_compilation():
         torch.testing.assert_close(compiled(x), expected)
 
 
+@pytest.mark.numeric
 def test_a_file_of_the_tool(tmp_path):
-    torch.manual_seed(0)
 
     def plain():
         return nn.Sequential(conv(3, 16, 3), conv(16, 32, 3))
@@ -291,7 +290,6 @@ def test_a_file_of_the_tool(tmp_path):
     [("resnet18", 19, 32), ("resnet50", 52, 32), ("vgg16", 12, 32), ("mobilenet_v3_small", 22, 64)],
 )
 def test_torchvisions_networks(name, replaced, size):
-    torch.manual_seed(0)
     model = torchvision.models.get_model(name).eval()
     if name == "vgg16":
         model.classifier = nn.Linear(25088, 10)  # half a gigabyte of weights that are not the matter here

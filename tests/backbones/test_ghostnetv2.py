@@ -10,6 +10,7 @@ from backbones.ghostnetv2 import GhostNetV2
 TIMM_NAMES = {1.0: "ghostnetv2_100", 1.3: "ghostnetv2_130", 1.6: "ghostnetv2_160"}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("width", TIMM_NAMES)
 def test_equals_timm(width, as_trained):
     reference = as_trained(timm.create_model(TIMM_NAMES[width]))

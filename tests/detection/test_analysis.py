@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import run_seed
 from test_evaluation import SETS, random_results, truth_as_results
 
 from detection.data.coco import read_coco
@@ -16,6 +17,8 @@ from detection.evaluation.coco import evaluate_results
 from detection.evaluation.curves import calibrate, confusion_matrix, score_images, threshold_curve
 from detection.evaluation.groups import groups_by_crowdedness, groups_by_shape, groups_by_size
 from detection.evaluation.matches import class_aps, match, mean_ap
+
+pytestmark = pytest.mark.numeric
 
 NAMES = ("a", "b")
 HALF = 51 / 101
@@ -223,7 +226,7 @@ def assert_agrees(index, results):
 
 def test_ap_of_the_matches_is_the_evaluators(coco_set):
     index = read_coco(coco_set / "annotations.json")
-    for results in ([], truth_as_results(index), random_results(index, np.random.default_rng(3))):
+    for results in ([], truth_as_results(index), random_results(index, np.random.default_rng(run_seed(3)))):
         assert_agrees(index, results)
 
 
@@ -232,7 +235,7 @@ def test_ap_of_the_matches_is_the_evaluators(coco_set):
 )
 def test_ap_of_the_matches_is_the_evaluators_on_photographs(shared_data, name):
     index = read_coco(shared_data / name / "val.json")
-    assert_agrees(index, random_results(index, np.random.default_rng(4)))
+    assert_agrees(index, random_results(index, np.random.default_rng(run_seed(4))))
 
 
 # ---- bootstrap
@@ -240,7 +243,7 @@ def test_ap_of_the_matches_is_the_evaluators_on_photographs(shared_data, name):
 
 def test_a_run_against_itself_differs_in_nothing(coco_set):
     index = read_coco(coco_set / "annotations.json")
-    matches = match(index, random_results(index, np.random.default_rng(0)))
+    matches = match(index, random_results(index, np.random.default_rng(run_seed())))
     rows = compare(matches, matches, resamples=50)
     assert [row.name for row in rows] == ["AP", "AP50", "AP75", "AP of square", "AP of disc"]
     assert all(row.value == row.low == row.high == 0 and not row.clear for row in rows)
@@ -250,7 +253,7 @@ def test_a_run_against_itself_differs_in_nothing(coco_set):
 def test_a_worse_run_is_told(coco_set):
     index = read_coco(coco_set / "annotations.json")
     good = match(index, truth_as_results(index))
-    bad = match(index, random_results(index, np.random.default_rng(0)))
+    bad = match(index, random_results(index, np.random.default_rng(run_seed())))
     row = compare(bad, good, resamples=100)[0]
     assert row.clear and 0 < row.low < row.value < row.high and row.second == 1.0
     assert compare(good, bad, resamples=100)[0].value == -row.value
@@ -259,7 +262,7 @@ def test_a_worse_run_is_told(coco_set):
 def test_a_resample_is_scored_as_pycocotools_scores_those_images(tmp_path):
     from detection.evaluation.bootstrap import resampled_aps
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(run_seed(1))
     objects = [[("ab"[int(rng.integers(2))], 200 * int(k)) for k in range(rng.integers(0, 5))] for _ in range(12)]
     index = data(tmp_path / "d.json", *objects)
     results = random_results(index, rng)

@@ -15,6 +15,8 @@ from detection.training.monitor import Monitor
 from detection.training.run import run_training
 from detection.training.state import build_run
 
+pytestmark = pytest.mark.numeric
+
 
 class Killed(BaseException):
     pass

@@ -10,6 +10,7 @@ from detection.inference.detect import detect
 from detection.inference.sources import Item
 
 
+@pytest.mark.numeric
 def test_both_ways_do_the_same_work(predictor, pictures, tmp_path):
     items = [Item("image", str(path), path.stem) for path in sorted(pictures.iterdir())[:5]]
     for way in ("plain", "quick"):

@@ -28,6 +28,7 @@ SMALL = str(ROOT / "configs/retina_ghost_320.yaml")
 # ---- networks with random weights
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
     config = tiny_config.with_overrides([f"model.detector={detector}"])
@@ -48,6 +49,7 @@ def test_threshold_for():
     assert threshold_for(scores, 2) == pytest.approx(0.4) and threshold_for(scores, 9) == 0.0
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", PEERS[:2])
 def test_peers_do_a_trained_networks_work(tmp_path, name):
     size = peers.peer_size(name, (64, 96))
@@ -194,6 +196,7 @@ def test_a_checkpoint_and_a_config_in_pytorch(trained, tiny_yaml):
     assert f"torch {torch.__version__.split('+')[0]}" in report.environment["versions"]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_every_backend_finds_the_same_boxes(trained, backend):
     best = str(trained / "best.pt")
@@ -203,6 +206,7 @@ def test_every_backend_finds_the_same_boxes(trained, backend):
     assert exported.file_bytes > 1e6 and exported.file_bytes != eager.file_bytes
 
 
+@pytest.mark.numeric
 def test_score_threshold_and_ap_are_the_users(trained):
     best = str(trained / "best.pt")
     settings = Settings((best,), backends=("eager",), threads=1, runs=1, memory=False, aps={best: 0.75})
@@ -237,6 +241,7 @@ def test_a_compiler_that_is_not_there(trained, monkeypatch):
         measure_latency(Settings((best,), backends=("compile",), runs=1, memory=False))
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_compiled_parts_give_the_same_boxes(trained):
     best = str(trained / "best.pt")
@@ -245,6 +250,7 @@ def test_compiled_parts_give_the_same_boxes(trained):
     assert eager.boxes == compiled.boxes > 0
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_peers_in_one_table():
     settings = Settings(peers=True, size=(64, 64), threads=1, runs=1, num_classes=3)

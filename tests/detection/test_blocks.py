@@ -17,7 +17,7 @@ from detection.export.blocks import BLOCK, in_blocks
 from detection.export.concats import without_concats
 
 # The exporter's, of itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def widths(model: onnx.ModelProto) -> collections.Counter:
@@ -39,7 +39,6 @@ def assert_same_in_blocks(network: nn.Module, x: torch.Tensor, tmp_path) -> onnx
 @pytest.mark.parametrize("channels, width", [(12, 16), (20, 24), (36, 40), (8, 8)])
 def test_a_ghost_module(channels, width, tmp_path):
     """Both halves end with a block, so twice that is their concatenation's width."""
-    torch.manual_seed(0)
     network = nn.Sequential(GhostModule(8, 2 * channels), nn.Conv2d(2 * channels, 4, 1))
     padded = assert_same_in_blocks(network, torch.randn(2, 8, 9, 7), tmp_path)
     assert set(widths(padded)) == {width, 2 * width}
@@ -50,7 +49,6 @@ def test_a_ghost_module(channels, width, tmp_path):
 )
 def test_ghost_bottlenecks(arguments, tmp_path):
     """Shortcuts, which are added to a concatenation, have its zeros at the same places; gates work on them, too."""
-    torch.manual_seed(0)
     blocks = nn.Sequential(
         GhostBottleneck(8, 36, 20, **arguments),
         GhostBottleneck(20, 60, 20),
@@ -81,7 +79,6 @@ class Various(nn.Module):
 
 
 def test_all_that_may_stand_between(tmp_path):
-    torch.manual_seed(0)
     padded = assert_same_in_blocks(Various(), torch.randn(2, 4, 8, 6), tmp_path)
     assert set(widths(padded)) == {16, 32}
 
@@ -100,7 +97,6 @@ class Kept(nn.Module):
 
 
 def test_others_are_left_as_they_are(tmp_path):
-    torch.manual_seed(0)
     x = torch.randn(1, 4, 9, 8)
     plain = exported(Kept(), x, tmp_path)
     padded = in_blocks(copy.deepcopy(plain))
@@ -121,7 +117,6 @@ class AtOdds(nn.Module):
 
 
 def test_seams_that_do_not_meet(tmp_path):
-    torch.manual_seed(0)
     padded = assert_same_in_blocks(AtOdds(), torch.randn(1, 4, 6, 6), tmp_path)
     assert set(widths(padded)) == {4, 12, 16}
 

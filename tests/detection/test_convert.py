@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from conftest import assert_clear_error
+from conftest import assert_clear_error, run_seed
 from foreign.twins import PaddleGhostNet, mindcv_entries, unsettle, write_mindspore, write_pdparams
 from PIL import Image
 from safetensors import safe_open
@@ -19,7 +19,7 @@ from detection.training.run import run_training
 
 @pytest.fixture(scope="module")
 def paddle_file(tmp_path_factory):
-    network = unsettle(PaddleGhostNet(0.5, classes=7))
+    network = unsettle(PaddleGhostNet(0.5, classes=7), seed=run_seed())
     path = tmp_path_factory.mktemp("weights") / "GhostNet_x0_5_pretrained.pdparams"
     return write_pdparams(path, network.arrays())
 
@@ -88,9 +88,10 @@ def test_the_digits_in_a_name_of_mindcv_are_checked(tmp_path):
         convert(wrong)
 
 
+@pytest.mark.numeric
 def test_accuracy_against_the_ranks_of_single_pictures(paddle_file, tmp_path):
     network = convert(paddle_file).network
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(run_seed())
     ranks = []
     for label in range(7):
         (tmp_path / f"n{label}").mkdir()
@@ -110,12 +111,14 @@ def test_accuracy_against_the_ranks_of_single_pictures(paddle_file, tmp_path):
         accuracy(network, "no/where")
 
 
+@pytest.mark.numeric
 def test_a_picture_is_named_with_imagenets_classes(coco_set):
     found = name_picture(GhostNet(0.5).eval(), coco_set / "images" / "picture 3.jpg")
     assert len(found) == 5 and not any(name.startswith("class ") for name, _ in found)
     assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
 
 
+@pytest.mark.numeric
 def test_a_detector_trained_from_paddles_weights_is_rebuilt_without_them(tiny_config, paddle_file, coco_set, tmp_path):
     weights = tmp_path / "weights.pdparams"
     weights.write_bytes(paddle_file.read_bytes())
@@ -137,5 +140,5 @@ def test_a_detector_trained_from_paddles_weights_is_rebuilt_without_them(tiny_co
     image = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         for level, expected in fresh(image).items():
-            torch.testing.assert_close(body(image)[level], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(body(image)[level], expected, rtol=1e-4, atol=1e-4)
     assert len(predictor.predict(coco_set / "images" / "picture 3.jpg")["boxes"])

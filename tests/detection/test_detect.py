@@ -123,6 +123,7 @@ def test_newest_passes_on_the_end_and_errors():
 # ---- pictures
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("batch_size", [1, 5, 40])
 def test_pictures_are_written_with_their_json(predictor, pictures, tmp_path, batch_size):
     summary = detect(predictor, find_items([str(pictures)]), tmp_path / "out", batch_size=batch_size)
@@ -224,6 +225,7 @@ def test_video(tmp_path, batch_size):
     np.testing.assert_allclose(left, [5 + 5 * i for i in range(7)], atol=1)
 
 
+@pytest.mark.numeric
 def test_passes_at_the_same_time_give_the_same(trained, pictures, tmp_path):
     write_video(tmp_path / "v.mp4", frames=20)
     items = find_items([str(pictures), str(tmp_path / "v.mp4")])

@@ -36,6 +36,7 @@ def test_pairs_are_all_pairs_of_an_image(most):
     assert list(pairs_in_images(images[:0])) == []
 
 
+@pytest.mark.numeric
 def test_overlaps_are_those_of_torchvision():
     rng = np.random.default_rng(0)
     boxes = np.sort(rng.uniform(0, 50, (30, 2, 2)), axis=1).reshape(30, 4)

@@ -43,6 +43,7 @@ def poisoned(run, batch, value=math.nan):
     return seen
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_gpu_is_not_asked_and_its_weights_stay_as_they_were(tiny_config, value, optimizer):
@@ -74,6 +75,7 @@ def test_the_last_batch_of_an_epoch_is_looked_at_too(tiny_config):
         run.watch.flush()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_bad_step_is_left_out_whole(tiny_config, caplog, late, accumulate):
@@ -94,6 +96,7 @@ def test_a_bad_step_is_left_out_whole(tiny_config, caplog, late, accumulate):
     assert run.watch.skipped == 1
 
 
+@pytest.mark.numeric
 def test_skipping_goes_on_to_the_end_and_has_a_limit(tiny_config, tmp_path, monkeypatch):
     plain = Run.losses
     count = [0]
@@ -142,6 +145,7 @@ def test_the_step_uses_the_scales(tiny_config):
     assert rates == pytest.approx([0.1 * run.current_lr, run.current_lr])
 
 
+@pytest.mark.numeric
 def test_one_cycle_is_torchs():
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], 1.0)
@@ -243,6 +247,7 @@ def test_wandb_is_an_extra(tiny_config):
         run_training(tiny_config.with_overrides(["train.wandb=mine"]))
 
 
+@pytest.mark.numeric
 def test_all_new_keys_stand_in_a_config_of_one_run(tiny_config, tmp_path):
     """Everything together, trained for real."""
     raw = tiny_config.model_dump()

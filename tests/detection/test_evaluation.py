@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import run_seed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -76,10 +77,11 @@ def assert_equal_numbers(evaluation, stats):
         assert (expected == -1 and math.isnan(value)) or value == pytest.approx(expected, abs=1e-6), name
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_to_plain_pycocotools(coco_set, tmp_path, seed):
     index = read_coco(coco_set / "annotations.json")
-    results = random_results(index, np.random.default_rng(seed))
+    results = random_results(index, np.random.default_rng(run_seed(seed)))
     evaluation = evaluate_results(index, results)
     assert_equal_numbers(evaluation, plain_pycocotools(coco_set / "annotations.json", results, tmp_path))
     assert 0 < evaluation.numbers["AP"] < 1
@@ -87,11 +89,12 @@ def test_equal_to_plain_pycocotools(coco_set, tmp_path, seed):
     assert mean == pytest.approx(evaluation.numbers["AP"], abs=1e-9)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", SETS)
 def test_equal_to_plain_pycocotools_on_real_annotations(shared_data, tmp_path, name):
     for path in sorted((shared_data / name).glob("val*.json")):
         index = read_coco(path)
-        results = random_results(index, np.random.default_rng(1))
+        results = random_results(index, np.random.default_rng(run_seed(1)))
         assert_equal_numbers(evaluate_results(index, results), plain_pycocotools(path, results, tmp_path))
 
 
@@ -175,7 +178,7 @@ def test_what_is_given_is_not_changed(coco_set):
 
 def test_results_round_trip(coco_set, tmp_path):
     index = read_coco(coco_set / "annotations.json")
-    results = random_results(index, np.random.default_rng(5))
+    results = random_results(index, np.random.default_rng(run_seed(5)))
     write_results(tmp_path / "p.json", results)
     assert read_results(tmp_path / "p.json") == results
 
@@ -209,6 +212,7 @@ def test_categories_are_matched_by_name(coco_set):
         category_ids_of(Classes(("square",), (1,)), index)
 
 
+@pytest.mark.numeric
 def test_an_evaluation_that_is_cut_off_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     found = tmp_path / "found.json"
     whole = score_checkpoint(trained / "best.pt", overrides=["data.workers=0"], predictions_file=str(found))
@@ -262,15 +266,17 @@ def assert_same_numbers(index, results):
         assert one[0] == two[0] and one[1:] == pytest.approx(two[1:], abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.numeric
 def test_the_fast_backend_gives_the_same(coco_set):
     pytest.importorskip("faster_coco_eval")
     index = read_coco(coco_set / "annotations.json")
-    for results in ([], truth_as_results(index), random_results(index, np.random.default_rng(0), 30)):
+    for results in ([], truth_as_results(index), random_results(index, np.random.default_rng(run_seed()), 30)):
         before = json.dumps(results)
         assert_same_numbers(index, results)
         assert json.dumps(results) == before
 
 
+@pytest.mark.numeric
 def test_the_fast_backend_and_the_traps(coco_set):
     """Crowd regions, no ground truth, more detections than count, equal scores, areas on COCO's very limits."""
     pytest.importorskip("faster_coco_eval")
@@ -282,7 +288,7 @@ def test_the_fast_backend_and_the_traps(coco_set):
         annotation["iscrowd"] = 1
     path.write_text(json.dumps(content))
     index = read_coco(path)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(run_seed())
     many = random_results(index, rng, 400)
     assert max(np.bincount([r["image_id"] for r in many if r["category_id"] == 3])) > 100
     assert_same_numbers(index, many)
@@ -293,16 +299,18 @@ def test_the_fast_backend_and_the_traps(coco_set):
     assert_same_numbers(read_coco(path), [])
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_the_fast_backend_gives_the_same_on_photographs(shared_data, name):
     pytest.importorskip("faster_coco_eval")
     for path in sorted((shared_data / name).glob("*.json")):
         index = read_coco(path)
-        for results in (random_results(index, np.random.default_rng(1), 40), truth_as_results(index), []):
+        for results in (random_results(index, np.random.default_rng(run_seed(1)), 40), truth_as_results(index), []):
             assert_same_numbers(index, results)
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_fast_backend_gives_the_same_at_the_size_of_coco():
@@ -324,7 +332,7 @@ def test_a_backend_that_is_not_installed_is_named(coco_set, tool, monkeypatch):
 def test_the_tools_take_a_backend(tool, coco_set, tmp_path):
     pytest.importorskip("faster_coco_eval")
     index = read_coco(coco_set / "annotations.json")
-    write_results(tmp_path / "p.json", random_results(index, np.random.default_rng(5)))
+    write_results(tmp_path / "p.json", random_results(index, np.random.default_rng(run_seed(5))))
     arguments = ["--predictions", tmp_path / "p.json", "--data", coco_set / "annotations.json"]
     plain, fast = tool("evaluate", *arguments), tool("evaluate", *arguments, "--backend", "faster-coco-eval")
     assert plain.returncode == fast.returncode == 0, fast.stderr

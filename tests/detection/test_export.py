@@ -72,6 +72,7 @@ def results(path: Path, images: list[torch.Tensor], **options) -> list:
 # ---- the same as PyTorch
 
 
+@pytest.mark.numeric
 def test_real_photographs(retina, shared_data):
     """One by one and in batches of mixed sizes; boxes within 0.05 px and scores within 1e-4."""
     pictures = photographs(shared_data, 24)
@@ -85,6 +86,7 @@ def test_real_photographs(retina, shared_data):
                 assert parity.within(0.05, 1e-4) and parity.detections > 5 * count, parity
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("detector", "batch", "size"),
     [
@@ -119,6 +121,7 @@ def chunks(pictures, count):
     return [pictures[i : i + count] for i in range(0, len(pictures), count)]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("size", [None, pytest.param((96, 96), marks=pytest.mark.slow)])
 def test_trained_detector_and_pictures_without_detection(trained, tmp_path, size):
     """Nothing in the one, something in the other, both in one batch; nothing in all of a batch."""
@@ -135,6 +138,7 @@ def test_trained_detector_and_pictures_without_detection(trained, tmp_path, size
         assert found[0]["boxes"].shape == (0, 4) and found[0]["labels"].dtype == torch.int64
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_more_detections_than_candidates(small, tmp_path):
     """A frame with fewer places than detections are asked for: the rest is zero."""
@@ -162,6 +166,7 @@ MORE = [
 ]
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_other_backbones(name, tmp_path, as_trained):
@@ -177,6 +182,7 @@ def test_other_backbones(name, tmp_path, as_trained):
     assert "BatchNormalization" not in operators(path)
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_ghosted_detector(tmp_path, as_trained):
     config = tiny("model.ghostify.ratio=2", "model.backbone.name=mobilenet_v2", "model.backbone.width=0.5")
@@ -242,6 +248,7 @@ def test_pictures_are_resized_to_fill_a_fixed_frame(small, size, sides):
     assert (metadata.short_side, metadata.long_side) == sides
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
 @pytest.mark.parametrize("size", [(320, 320), (96, 352)])
 def test_anchors_are_torchvisions(detector, size):
@@ -261,6 +268,7 @@ def test_anchors_are_torchvisions(detector, size):
 # ---- raw
 
 
+@pytest.mark.numeric
 def test_raw_form_decoded(small, raw_file):
     pictures = drawn((320, 240), (200, 320), (320, 320))
     parity = compare(results(raw_file, pictures), results(small, pictures), **LIMITS, tolerance=1e-4)
@@ -272,6 +280,7 @@ def test_raw_form_decoded(small, raw_file):
     assert parity.within(0.05, 1e-4) and parity.detections == 60, parity
 
 
+@pytest.mark.numeric
 def test_decode_needs_numpy_alone(small, raw_file, tmp_path):
     """As somebody uses it who copied the one file: no torch, nothing of this package."""
     (tmp_path / "decode.py").write_bytes((ROOT / "detection" / "export" / "decode.py").read_bytes())
@@ -317,6 +326,7 @@ def test_decode_without_candidates():
 # ---- the tool and its mistakes
 
 
+@pytest.mark.numeric
 def test_the_tool(tool, small, tmp_path):
     out = tmp_path / "file.onnx"
     done = tool(
@@ -362,6 +372,7 @@ def test_a_missing_extra(small, tmp_path, monkeypatch):
     assert not (tmp_path / "x.onnx").exists()
 
 
+@pytest.mark.numeric
 def test_a_file_that_computes_something_else_is_told(small, small_file):
     other = prepare(small)
     with torch.no_grad():

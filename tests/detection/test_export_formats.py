@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_clear_error
+from conftest import assert_clear_error, run_seed
 from detectors import drawn, photographs, retina_ghost_320, save_detector, tiny
 
 from detection import UserError
@@ -72,12 +72,13 @@ def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> 
 # ---- the same as PyTorch
 
 
+@pytest.mark.numeric
 @slow
 @pytest.mark.parametrize("name", ALL)
 def test_several_threads_at_a_time(files, name):
     """As tools/detect.py calls it on a CPU."""
     run, _ = open_exported(files[name], CPU, 1)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(run_seed())
     batches = [
         (rng.integers(0, 256, (1, 160, side, 3), dtype=np.uint8), np.array([[160, side]])) for side in (160, 192, 224)
     ]
@@ -89,12 +90,14 @@ def test_several_threads_at_a_time(files, name):
         np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-2)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", SLOWER)
 def test_any_batch_and_size(files, small, name):
     batches = [drawn((160, 160)), drawn((320, 288)), drawn((300, 260), (170, 320), (320, 320), (161, 200))]
     assert_same(files[name], small, batches, 10)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", SLOWER)
 def test_small_and_thin_pictures(files, small, name):
     """The frame of a torch.export file may be larger than PyTorch's, so results only have to be near."""
@@ -109,6 +112,7 @@ def test_small_and_thin_pictures(files, small, name):
                 assert compare(found, expected, **LIMITS, tolerance=1e-4).within(0.05, 1e-4)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("name", "form", "batch", "size"),
     [
@@ -133,6 +137,7 @@ def test_forms_and_fixed_shapes(small, tmp_path, name, form, batch, size):
     )
 
 
+@pytest.mark.numeric
 @slow
 @pytest.mark.parametrize("name", ["openvino", "torchscript", "torch_export"])
 def test_two_stages(two_stage, tmp_path, name):
@@ -141,6 +146,7 @@ def test_two_stages(two_stage, tmp_path, name):
     assert_same(path, two_stage, [drawn((160, 192)), drawn((160, 160), (128, 192))], 5)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", SLOWER)
 def test_pictures_without_detection(trained, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
@@ -154,6 +160,7 @@ def test_pictures_without_detection(trained, tmp_path, name):
     assert_same(path, trained / "best.pt", [[image, empty]], 1, score_threshold=0.3)
 
 
+@pytest.mark.numeric
 @slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_real_photographs(shared_data, tmp_path, as_trained, name):
@@ -165,6 +172,7 @@ def test_real_photographs(shared_data, tmp_path, as_trained, name):
     assert_same(checkpoint.with_suffix(FORMATS[name]), checkpoint, batches, 1)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["openvino", "torchscript"])
 def test_evaluation_takes_the_file(trained, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
@@ -174,6 +182,7 @@ def test_evaluation_takes_the_file(trained, tmp_path, name):
     assert found.numbers["AP"] == pytest.approx(expected.numbers["AP"], abs=1e-3) and expected.numbers["AP"] > 0.05
 
 
+@pytest.mark.numeric
 def test_detect_tool(tool, files, tmp_path):
     import cv2
 
@@ -196,6 +205,7 @@ def test_metadata(files, small, name):
     assert written.anchors == expected.anchors and written.mean == expected.mean and written.quantized is None
 
 
+@pytest.mark.numeric
 @slow
 def test_torchscript_without_this_package(files, tmp_path):
     """torch and torchvision are all it needs."""

@@ -41,6 +41,7 @@ def metadata(run) -> Metadata:
 # ---- in a checkpoint's place
 
 
+@pytest.mark.numeric
 def test_predictor(run, images):
     pictures = [images / f"picture {i}.jpg" for i in range(6)]
     eager, file = (Predictor(run / name, "cpu", score_threshold=0.1) for name in ("best.pt", "best.onnx"))
@@ -56,6 +57,7 @@ def test_predictor(run, images):
     assert {name for picture in pictures for name in only.predict(picture)["names"]} == {"disc"}
 
 
+@pytest.mark.numeric
 def test_tools_take_any_file(run, images, tool, tmp_path):
     """evaluate: the same AP to 1e-3; detect: the same pictures. In one process each, as a user would."""
     numbers = []

@@ -115,6 +115,7 @@ def test_a_dropped_connection_does_not_end_a_run(tiny_file, nohup):
     assert "done: 6 epochs" in log and process.returncode == 0
 
 
+@pytest.mark.numeric
 def test_detect_anomaly_names_the_operation(tiny_file, monkeypatch):
     """A loss that is finite, and whose gradient is not."""
     losses = Run.losses

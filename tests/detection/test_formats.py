@@ -206,6 +206,7 @@ def test_voc_splits_share_their_classes(voc, tmp_path):
     assert read_split(data, "val", alone=True).class_names == ("ant",)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["voc", "yolo"])
 def test_training_and_evaluation_in_every_format(coco_set, tmp_path, kind):
     from detection.evaluation.score import score_checkpoint

@@ -32,6 +32,7 @@ def last_loss(tool, command, coco_set, folder):
     return [line["loss"] for line in lines if "loss" in line][-1]
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_each_choice_undone_is_another_training(tool, coco_set, tmp_path):
     losses = {"shipped": last_loss(tool, ["train"], coco_set, tmp_path / "shipped")}

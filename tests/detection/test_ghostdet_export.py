@@ -42,6 +42,7 @@ def checkpoint(tmp_path_factory, as_trained) -> Path:
     return save_detector(tmp_path_factory.mktemp("ghostdet") / "best.pt", tiny(), as_trained)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("name", "form", "batch", "size"),
     [
@@ -77,6 +78,7 @@ def test_the_points_of_the_numpy_decode():
     np.testing.assert_array_equal(table, torch.cat([points, strides[:, None]], dim=1).numpy())
 
 
+@pytest.mark.numeric
 def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
     """With fewer candidates than pairs and points, chosen point by point first."""
     prepared = prepare(checkpoint, size=(160, 192))
@@ -98,6 +100,7 @@ def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
             assert torch.equal(labels[i, :count], expected["labels"])
 
 
+@pytest.mark.numeric
 def test_classes_do_not_suppress_each_other(checkpoint):
     """Two classes with the same scores at the same places: each has all of its boxes."""
     model = load_detector(checkpoint, CPU, overrides=["eval.max_detections=300"])[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_clear_error, tiny_raw
+from conftest import assert_clear_error, run_seed, tiny_raw
 
 from backbones import build_backbone
 from backbones.ghost_conv import GhostConv2d
@@ -45,9 +45,9 @@ def parts(model):
     return {part_of(name) for name in ghosts(model)}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
 def test_a_ghosted_detector_trains_and_detects(detector):
-    torch.manual_seed(0)
     model = build_model(config(detector, {}), 3)
     assert parts(model) == {"backbone", "neck", "head"}
     assert not [name for name in ghosts(model) if name.endswith(("cls_logits", "bbox_reg", "bbox_pred"))]
@@ -60,6 +60,7 @@ def test_a_ghosted_detector_trains_and_detects(detector):
         assert set(model.eval()([torch.rand(3, 64, 96)])[0]) == {"boxes", "labels", "scores"}
 
 
+@pytest.mark.numeric
 def test_a_ghosted_resnet18_trains_and_is_evaluated(coco_set, tmp_path):
     raw = tiny_raw(coco_set, tmp_path / "run")
     raw["model"] |= {"backbone": {"name": "resnet18"}, "ghostify": {"ratio": 2}}
@@ -106,7 +107,7 @@ def test_config_mistakes():
 def pictures(tmp_path_factory):
     """Smooth noise: seven pictures."""
     folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(run_seed())
     for i in range(7):
         noise = rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(noise, (140, 100), interpolation=cv2.INTER_CUBIC))
@@ -118,9 +119,9 @@ def numbers(text, row):
     return [float(word) for word in line.removeprefix(row).split()]
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, pictures, coco_set, tmp_path):
-    torch.manual_seed(0)
     plain = build_backbone("mobilenet_v2", width=0.25)
     for module in plain.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -161,6 +162,7 @@ def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, pictures, coco_set
         build_model(parse_config(raw, "test"), 2)
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_a_checkpoint_ghosted_by_the_tool_is_a_checkpoint(tool, trained, coco_set, tmp_path):
     out = tmp_path / "ghosted.pt"
@@ -217,9 +219,9 @@ def test_ghostify_mistakes(network, arguments, message):
         ghostify_network(network, spec, size=64, **arguments)
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_redundancy(tool, pictures, tmp_path):
-    torch.manual_seed(0)
     torch.save(build_backbone("ghostnet", width=0.5).state_dict(), tmp_path / "w.pth")
     done = tool(
         "redundancy", "ghostnet", "--width", 0.5, "--weights", tmp_path / "w.pth", "--images", pictures,

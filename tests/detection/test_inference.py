@@ -14,6 +14,7 @@ from detection.inference.draw import class_color, draw_detections
 from detection.inference.sources import find_items
 
 
+@pytest.mark.numeric
 def test_predict(predictor, pictures):
     found = predictor.predict(pictures / "picture 5.jpg")
     n = len(found["scores"])
@@ -26,6 +27,7 @@ def test_predict(predictor, pictures):
     )
 
 
+@pytest.mark.numeric
 def test_kinds_of_input_agree(predictor, pictures):
     from PIL import Image
 
@@ -60,6 +62,7 @@ def test_extreme_shapes(predictor, shape):
     assert predictor.predict(np.zeros((*shape, 3), np.uint8))["boxes"].shape[1] == 4
 
 
+@pytest.mark.numeric
 def test_batch_of_mixed_sizes(predictor, pictures):
     images = [pictures / f"picture {i}.jpg" for i in (3, 4, 5)]
     together = predictor.predict_batch(images)
@@ -72,6 +75,7 @@ def test_batch_of_mixed_sizes(predictor, pictures):
         ]
 
 
+@pytest.mark.numeric
 def test_class_filter(trained, pictures):
     only = Predictor(trained / "best.pt", "cpu", score_threshold=0.05, classes=["disc"])
     found = [only.predict(p) for p in sorted(pictures.iterdir())]
@@ -90,6 +94,7 @@ def test_last_and_best_both_load(trained, pictures):
         Predictor(trained / "none.pt")
 
 
+@pytest.mark.numeric
 def test_predictor_and_evaluation_see_the_same(trained, predictor):
     """One preprocessing for both: the strong detections of the last evaluation come out of predict, too."""
     results = json.loads((trained / "predictions.json").read_text())

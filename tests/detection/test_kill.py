@@ -12,6 +12,8 @@ from processes import ToolProcess
 
 from detection.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, tool):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from class_folders import CLASSES, assert_same, last, lines, tiny
-from conftest import ROOT, assert_clear_error
+from conftest import ROOT, assert_clear_error, run_seed
 from torch.nn import functional as F
 
 from backbones import NAMES, GhostNet, build_backbone, load_weights, read_weights
@@ -29,6 +29,7 @@ from detection.training.loop import train_step
 # ---- whole runs, and what they are for
 
 
+@pytest.mark.numeric
 def test_a_run_learns_and_leaves_its_files(pretrained):
     records = lines(pretrained)
     assert [r["epoch"] for r in records] == list(range(1, 19))
@@ -65,6 +66,7 @@ def test_the_result_loads_into_a_detector(pretrained, file, caplog):
     assert_same(own, {key: state[key] for key in own})
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", NAMES)
 def test_every_backbone_key_of_a_classifier_is_what_the_backbone_loads(name):
     model = build_classifier(name, num_classes=4)
@@ -79,6 +81,7 @@ def test_every_backbone_key_of_a_classifier_is_what_the_backbone_loads(name):
     torch.testing.assert_close(normalize(images, model), expected)
 
 
+@pytest.mark.numeric
 def test_weights_to_start_from(tmp_path):
     """The published head stays where the classes are as many, and starts anew where they are not."""
     published = GhostNet(0.5, num_classes=6)
@@ -110,11 +113,12 @@ def test_classifier_mistakes(arguments, message):
 # ---- stopping and going on
 
 
+@pytest.mark.numeric
 @pytest.mark.slow  # the engine is that of the detectors, whose test of it is not
 @pytest.mark.parametrize("how", ["signal in the middle of an epoch", "crash"])
 def test_a_stopped_run_resumes_to_the_same_weights(folders, tmp_path, monkeypatch, how):
     """With everything that draws random numbers: dropout, augmentation, mixing; and a teacher's regressors."""
-    torch.manual_seed(5)
+    torch.manual_seed(run_seed(5))
     torch.save(GhostNet(0.5, num_classes=3).state_dict(), tmp_path / "teacher.pth")
     options = [
         "data.augment.mixup=0.2",
@@ -181,6 +185,7 @@ def test_resume_refuses_other_classes_and_other_networks(folders, tmp_path):
         run_pretraining(config, resume=True)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "options",
     [
@@ -219,6 +224,7 @@ def test_dry_run_shows_and_writes_nothing(folders, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.numeric
 def test_accuracy_is_the_share_of_right_guesses(folders, tmp_path):
     run = build_run(tiny(folders, tmp_path / "run", "data.batch_size=5"))
     data = run.val_loader.dataset
@@ -258,6 +264,7 @@ def test_pretrain_and_resume(tool, config_file, folders, tmp_path):
     assert_clear_error(tool("pretrain", config_file, "optim.lrr=1"), "did you mean 'optim.lr'")
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_weights(config_file, tool, tmp_path):
     """SIGKILL, as the kernel does it when memory is short."""
@@ -318,6 +325,7 @@ with distributed.session("cpu") as device:
 """
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_two_processes(folders, tmp_path):
     """Under torchrun, with gloo: the gradients of one process with the same batch, each picture evaluated once."""

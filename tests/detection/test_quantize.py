@@ -20,6 +20,7 @@ def metadata_of(path):
     return json.loads({p.key: p.value for p in onnx.load(path).metadata_props}[KEY])
 
 
+@pytest.mark.numeric
 def test_tool(tool, trained, tmp_path):
     arguments = ["--calibration-pictures", "6", "--max-loss", "0.1", "--threads", "1", "--keep", "*conv_reduce*"]
     done = tool("quantize", trained / "best.pt", "data.workers=0", "--out", tmp_path, *arguments)

@@ -12,7 +12,7 @@ from detection.data.demo import make_demo_dataset
 from detection.evaluation.score import score_checkpoint
 from detection.training.run import dry_run, run_training
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400), pytest.mark.numeric]
 
 
 BY_HEART = [

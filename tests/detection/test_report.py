@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import assert_whole
-from conftest import assert_clear_error
+from conftest import assert_clear_error, run_seed
 from test_evaluation import random_results, truth_as_results
 
 from detection.checkpoint import read_checkpoint
@@ -24,7 +24,7 @@ def detections(trained, tmp_path_factory):
     """A folder with good.json and bad.json, detections of the trained run's data."""
     folder = tmp_path_factory.mktemp("detections")
     index = read_coco(trained.parent / "data" / "annotations.json")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(run_seed())
     truth = [r | {"score": float(rng.uniform(0.6, 1))} for r in truth_as_results(index)]
     write_results(folder / "good.json", truth[:-3] + random_results(index, rng, 3)[-9:])
     write_results(folder / "bad.json", random_results(index, rng))
@@ -101,6 +101,7 @@ def test_the_latency_of_the_checkpoint_is_in_the_report(run):
     assert "Cost and speed" in (run / "report.html").read_text()
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(run):
     """predictions.json is of the last evaluation, or of tools/evaluate.py on other data."""
@@ -120,7 +121,7 @@ def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(r
 @pytest.mark.slow
 def test_pictures_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
     data = coco_set / "annotations.json"
-    write_results(tmp_path / "found.json", random_results(read_coco(data), np.random.default_rng(0)))
+    write_results(tmp_path / "found.json", random_results(read_coco(data), np.random.default_rng(run_seed())))
     for path in list((coco_set / "images").iterdir())[::2]:
         path.write_bytes(b"no picture")
     write_report(read_file(tmp_path / "found.json", data, None), tmp_path / "broken.html")

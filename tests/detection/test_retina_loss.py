@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from conftest import run_seed
 from test_models import config
 from torchvision.models.detection import RetinaNet
 
 from detection import build_model
 from detection.models.retina_loss import BACKGROUND, IGNORED, match_anchors, negative_focal_loss, retina_losses
 
+pytestmark = pytest.mark.numeric
+
 
 def batch(counts, classes, size=96, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(run_seed(seed))
     targets = []
     for count in counts:
         corner = torch.rand(count, 2, generator=generator) * (size - 30)
@@ -24,7 +27,7 @@ def batch(counts, classes, size=96, seed=0):
 @pytest.mark.parametrize("counts", [(3, 1, 8), (0, 5), (0, 0), (1,)])
 @pytest.mark.parametrize("classes", [1, 7])
 def test_losses_and_gradients_equal_torchvisions(box_loss, counts, classes):
-    torch.manual_seed(1)
+    torch.manual_seed(run_seed(1))
     model = build_model(config(head_norm="group", box_loss=box_loss, anchor_sizes=[16, 32, 64, 128, 256]), classes)
     images, targets = batch(counts, classes)
     batched, _ = model.transform(list(images))

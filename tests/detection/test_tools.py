@@ -29,6 +29,7 @@ def test_help_has_an_example(name):
     assert done.returncode == 0 and "example" in done.stdout and f"tools/{name}.py" in done.stdout
 
 
+@pytest.mark.numeric
 def test_train_resume_evaluate_detect(tool, config_file, coco_set, tmp_path):
     done = tool("train", config_file, "train.epochs=1", "data.workers=1")
     assert done.returncode == 0, done.stderr

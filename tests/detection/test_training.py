@@ -31,6 +31,7 @@ def weights(folder):
 # ---- whole runs
 
 
+@pytest.mark.numeric
 def test_a_run_learns_and_leaves_its_files(trained):
     records = lines(trained)
     assert [r["epoch"] for r in records] == [3, 6, 9, 12]
@@ -57,6 +58,7 @@ def test_a_run_learns_and_leaves_its_files(trained):
     assert ids <= {3, 7} and ids
 
 
+@pytest.mark.numeric
 def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -67,6 +69,7 @@ def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
     assert not all(torch.equal(found[0][k], found[2][k]) for k in found[0])
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("when", ["mid-epoch", pytest.param("in evaluation", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkeypatch, when):
     whole = tiny_config.with_overrides([f"output_dir={tmp_path / 'whole'}"])
@@ -105,6 +108,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkey
     assert [r["AP"] for r in records] == [r["AP"] for r in lines(tmp_path / "whole")]
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(tiny_config, tmp_path):
     assert run_training(tiny_config)
@@ -153,6 +157,7 @@ def test_a_time_budget_that_ends_while_saving_still_ends_with_an_evaluation(tiny
     assert len(lines(tmp_path / "run")) == 1 and (tmp_path / "run" / "best.pt").exists()
 
 
+@pytest.mark.numeric
 def test_time_budget(tiny_config, tmp_path):
     assert run_training(tiny_config.with_overrides(["train.minutes=0.05", "train.eval_every=100"]))
     records = lines(tmp_path / "run")
@@ -178,6 +183,7 @@ def test_a_signal_in_the_very_step_that_ends_the_budget(tiny_config, tmp_path, m
     assert len(lines(tmp_path / "run")) == 1 and (tmp_path / "run" / "best.pt").exists()
 
 
+@pytest.mark.numeric
 def test_accumulated_gradients_equal_those_of_one_batch(tiny_config):
     """With batch norm out of play, two batches of 2 add up to the mean of their losses."""
     run = build_run(tiny_config)
@@ -201,6 +207,7 @@ def test_accumulation_steps_also_at_the_end_of_an_epoch(tiny_config, tmp_path):
     assert read_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == 2
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -220,6 +227,7 @@ def test_options_run(tiny_config, overrides):
     assert math.isfinite(lines(build_run(config).folder)[0]["loss"])
 
 
+@pytest.mark.numeric
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_options_run_on_a_gpu(tiny_config, amp):
@@ -241,6 +249,7 @@ def test_from_scratch_is_said_once_and_frozen_stages_are_ignored_aloud(tiny_conf
     assert all(p.requires_grad for p in run.model.parameters())
 
 
+@pytest.mark.numeric
 def test_pretrained_backbone_is_loaded_and_frozen_in_a_run(tiny_config, tmp_path):
     from backbones import GhostNet
 
@@ -257,6 +266,7 @@ def test_pretrained_backbone_is_loaded_and_frozen_in_a_run(tiny_config, tmp_path
 # ---- what goes wrong
 
 
+@pytest.mark.numeric
 def test_non_finite_loss_stops_before_the_weights_and_names_the_images(tiny_config):
     run = build_run(tiny_config)
     images, targets = next(iter(run.train_loader))

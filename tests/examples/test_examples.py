@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import run_seed
 from PIL import Image, ImageCms
 from processes import ROOT
 
@@ -101,6 +102,7 @@ def python_example(*arguments: object) -> subprocess.CompletedProcess:
     return run(sys.executable, "-c", ALONE, EXAMPLES / "python" / "detect_onnx.py", *arguments, cwd="/")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg", "profile.jpg"])
 def test_python(model, predictor, pictures, name):
     assert_same(lines(python_example(model, pictures[name])), expected(predictor, pictures[name]))
@@ -156,6 +158,7 @@ def chromium() -> str:
     pytest.skip("needs Chromium: apt-get install chromium")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("shape", "short", "long", "share"),
     [
@@ -170,7 +173,7 @@ def chromium() -> str:
 )
 def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long, share):
     """The same but for one grey level in at most `share` of the pixels."""
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    picture = np.random.default_rng(run_seed()).integers(0, 256, (*shape, 3), dtype=np.uint8)
     wanted, _ = resize(picture, short, long)
     np.dstack([picture, np.full(shape, 255, np.uint8)]).tofile(tmp_path / "rgba")
     script = f"""
@@ -215,6 +218,7 @@ def test_javascript_reads_metadata(node, model, tmp_path):
     assert "truncated" in truncated and "metadata are missing" in foreign
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg"])
 def test_node(installed, node, model, predictor, pictures, name):
@@ -222,6 +226,7 @@ def test_node(installed, node, model, predictor, pictures, name):
     assert_same(lines(run(node, folder / "detect.js", model, pictures[name])), expected(predictor, pictures[name]))
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["third.png", "turned.jpg", "profile.jpg"])
 def test_page(installed, node, chromium, model, predictor, pictures, tmp_path, name):
