@@ -37,14 +37,26 @@ def open_regular_file(path: str | Path, what: str = "file") -> BinaryIO:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError as error:
+        if os.path.islink(path):
+            raise UserError(f"{what} {shown(path)} cannot be read: {reason_of(error, path)}") from None
+        raise UserError(f"{what} {shown(path)} does not exist") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{what} {shown(path)} cannot be read: {reason_of(error, path)}") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kind = KINDS.get(stat.S_IFMT(mode), "something else")
-        raise UserError(f"{what} {shown(path)} cannot be read: it is {kind}, not a regular file")
+        raise UserError(f"{what} {shown(path)} cannot be read: {_kind(mode)}")
     return open(descriptor, "rb")
+
+
+def fault_of(path: str | Path) -> str | None:
+    """Why `open_regular_file` would refuse a file, in words; None where it is a regular file. Nothing is opened."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        return reason_of(error, path)
+    return None if stat.S_ISREG(mode) else _kind(mode)
 
 
 def read_file(path: str | Path, what: str = "file", *, largest: int) -> bytes:
@@ -52,13 +64,20 @@ def read_file(path: str | Path, what: str = "file", *, largest: int) -> bytes:
     with open_regular_file(path, what) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            # Files of /proc have no size and may have no end.
-            data = file.read(largest + 1) if size <= largest else b""
+            data = b"" if size > largest else file.read(size) if size else _read_unsized(file, largest)
         except OSError as error:
             raise UserError(f"{what} {shown(path)} cannot be read: {reason_of(error, path)}") from None
     if size > largest or len(data) > largest:
         raise UserError(f"{what} {shown(path)} is too large: {max(size, len(data)):,} bytes, the limit is {largest:,}")
     return data
+
+
+def _read_unsized(file: BinaryIO, largest: int) -> bytes:
+    """Files of /proc have no size and may have no end."""
+    data = bytearray()
+    while len(data) <= largest and (block := file.read(1 << 16)):
+        data += block
+    return bytes(data)
 
 
 def reason_of(error: OSError | ValueError, path: str | Path = "") -> str:
@@ -74,10 +93,26 @@ def reason_of(error: OSError | ValueError, path: str | Path = "") -> str:
     return "its name holds a NUL character" if "null" in str(error) else str(error)
 
 
+def _kind(mode: int) -> str:
+    return f"it is {KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file"
+
+
 def shown(path: str | Path) -> str:
     """A path for a message: unprintable characters escaped, very long ones cut in the middle."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
     return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
+
+
+def file_digest(path: str | Path, what: str = "file") -> bytes:
+    """SHA-1 of the whole content. Raises UserError, see `open_regular_file`."""
+    digest = hashlib.sha1()
+    with open_regular_file(path, what) as file:
+        try:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.digest()
+        except OSError as error:
+            raise UserError(f"{what} {shown(path)} cannot be read: {reason_of(error, path)}") from None
 
 
 def sample_digest(file: BinaryIO) -> str:

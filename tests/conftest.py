@@ -199,9 +199,9 @@ def tool(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
-def assert_clear_error(done: subprocess.CompletedProcess, *words: str) -> None:
-    """Exit code 2 and one message with these words, no traceback."""
-    assert done.returncode == 2, done.stdout + done.stderr
+def assert_clear_error(done: subprocess.CompletedProcess, *words: str, code: int = 2) -> None:
+    """Exit code `code` and one message with these words, no traceback."""
+    assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr

@@ -19,6 +19,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.json_stream import Chunk, JsonError, NotAnObject, line_of, top_level_lists
 from detection.data.raw import Problems, RawSet, printable, to_index
 from detection.errors import UserError
+from detection.files import open_regular_file
 
 LISTS = ("images", "annotations", "categories")
 
@@ -74,10 +75,8 @@ def parse_coco(path: str | Path, images: str | Path | None = None) -> RawSet:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path, "annotation file") as file:
             tables = _read(file, path)
-    except FileNotFoundError:
-        raise UserError(f"annotation file {path} does not exist") from None
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from None
     return tables.finish(str(path), Path(images) if images is not None else pictures_beside(path))

@@ -9,7 +9,7 @@ import msgspec
 from detection.data.coco import LISTS
 from detection.data.index import AnnotationIndex
 from detection.data.json_stream import top_level_lists
-from detection.files import write_atomically
+from detection.files import open_regular_file, write_atomically
 
 
 class _Ids(msgspec.Struct, gc=False):
@@ -61,7 +61,7 @@ def copy_entries(index: AnnotationIndex, out: Path, names: Mapping[int, str]) ->
         file.write(b"}\n")
 
     try:
-        with open(index.source, "rb") as source:
+        with open_regular_file(index.source, "annotation file") as source:
             write_atomically(out, lambda file: write(file, source))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from detection.files import write_atomically
+from detection.files import open_regular_file, write_atomically
 
 MAGIC = b"GNDCOL\x00\x01"
 START = len(MAGIC) + 16 + 8
@@ -69,10 +69,11 @@ def map_columns(path: Path, *, check: bool = True) -> ColumnFile:
     """Open by memory map. `check`: compare the digest with the whole content (a second for 1 GB).
 
     Raises:
-        OSError: it cannot be opened.
+        UserError: it cannot be opened.
         ValueError: it is not such a file, or damaged.
     """
-    whole = np.asarray(np.memmap(path, np.uint8, "r"))
+    with open_regular_file(path) as file:
+        whole = np.asarray(np.memmap(file, np.uint8, "r"))
     head = whole[:START].tobytes()
     if head[: len(MAGIC)] != MAGIC or len(head) < START:
         raise ValueError(f"{path} is no file of columns")

@@ -15,6 +15,7 @@ from detection.data.picture_files import write_jpeg
 from detection.data.sources import check_images
 from detection.data.transforms import read_image
 from detection.errors import UserError
+from detection.files import file_digest
 from detection.progress import progress_bar
 
 QUALITY = 92
@@ -102,7 +103,7 @@ def make_crops(
         folder = Path(index.images)
         check_images(index, folder)
         for i in range(len(index)):
-            digest = hashlib.sha1((folder / str(index.file_names[i])).read_bytes()).digest()
+            digest = file_digest(folder / str(index.file_names[i]), "image")
             if digest in seen:
                 repeated += 1
                 continue

@@ -29,9 +29,8 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> AnnotationIndex | None
     for place in places_of(path):
         try:
             file = map_columns(place)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not isinstance(error, FileNotFoundError):
-                log.debug("%s is not used: %s", place, error)
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            log.debug("%s is not used: %s", place, error)
             continue
         header = file.header
         if header.get("version") == VERSION and header.get("stamp") == stamp and set(file.columns) == set(COLUMNS):

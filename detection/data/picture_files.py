@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detection.errors import UserError
+from detection.files import fault_of, open_regular_file, read_file
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 """Of files that are taken for pictures."""
@@ -54,6 +55,16 @@ def files_below(folder: Path) -> Iterator[str]:
     yield from walk(str(folder), "")
 
 
+def regular_files(folder: Path) -> list[str]:
+    """Names of the regular files in a folder, links to such included. Raises UserError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            # Of what is no link the folder itself tells the kind: no file is looked at.
+            return [e.name for e in entries if (fault_of(e.path) is None if e.is_symlink() else e.is_file())]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
+
+
 def pictures_below(folder: Path) -> list[str]:
     """As `files_below`, of pictures only (by their suffix, hidden files left out), all sorted."""
     return sorted(
@@ -67,17 +78,12 @@ def listed(path: Path, what: str) -> list[tuple[int, str]]:
     """The lines of a text file that lists pictures, with their numbers from 1, without empty ones.
 
     Raises:
-        UserError: absent, empty, not UTF-8, or too large; the message calls it `what`.
+        UserError: absent, not a regular file, empty, not UTF-8, or too large; the message calls it `what`.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_LIST:
-            raise UserError(f"{what} {path} has {size >> 20} MB: that is no list of pictures")
-        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+        lines = enumerate(read_file(path, what, largest=LARGEST_LIST).decode("utf-8-sig").splitlines(), 1)
     except UnicodeDecodeError as error:
         raise UserError(f"{what} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     found = [(number, line.strip()) for number, line in lines if line.strip()]
     if not found:
         raise UserError(f"{what} {path} is empty")
@@ -87,19 +93,21 @@ def listed(path: Path, what: str) -> list[tuple[int, str]]:
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture, as `read_image` gives it, out of the file's header.
 
-    Pictures of more than 178 million pixels, which Pillow refuses, are decoded, as are files that it does not know.
+    Pictures that Pillow refuses or does not know are decoded.
 
     Raises:
-        UserError: absent, or not a picture.
+        UserError: absent, not a regular file, not a picture, or of too many pixels.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular_file(path, "image") as file, Image.open(file) as image:
             # Pillow decodes a whole PNG in search of what may stand behind the pixels, where OpenCV does not look.
             known = image.format != "PNG" or "exif" in image.info
             turned = known and image.getexif().get(_ORIENTATION) in _LYING
             # Of a TIFF some versions of Pillow have turned the size already.
             if not (turned and image.format == "TIFF"):
                 return image.size[::-1] if turned else image.size
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises nearly anything for damaged headers; OpenCV has the last word
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"image {path} cannot be read: {error.strerror}") from None

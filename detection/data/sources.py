@@ -7,7 +7,9 @@ from detection.config import DataConfig, SourceConfig
 from detection.data.classes import choose_classes, with_names
 from detection.data.formats import read_annotations
 from detection.data.index import AnnotationIndex
+from detection.data.picture_files import regular_files
 from detection.errors import UserError
+from detection.files import fault_of, shown
 
 
 def read_split(data: DataConfig, split: str, *, alone: bool = False, pictures: bool = True) -> AnnotationIndex:
@@ -42,15 +44,15 @@ def check_images(index: AnnotationIndex, images: str | Path, key: str = "images"
     folder = Path(images)
     if not folder.is_dir():
         raise UserError(f"{key}.images: folder {folder} does not exist")
-    present = set(os.listdir(folder))
-    absent = [
-        str(name)
-        for name in index.file_names
-        if str(name) not in present and not ("/" in str(name) and (folder / str(name)).is_file())
-    ]
+    names = index.file_names.tolist()
+    present = set(regular_files(folder))
+    absent = [name for name in names if name not in present and ("/" not in name or fault_of(folder / name))]
     if absent:
-        shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {shown}")
+        # Of what is there the reason is told: a named pipe, a link that leads nowhere.
+        reasons = {name: fault_of(folder / name) for name in absent[:5] if os.path.lexists(folder / name)}
+        named = [f"{shown(name)} ({reasons[name]})" if name in reasons else shown(name) for name in absent[:5]]
+        listed = ", ".join(named) + (", …" if len(absent) > 5 else "")
+        raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {listed}")
 
 
 def check_same_classes(train: AnnotationIndex, val: AnnotationIndex) -> None:

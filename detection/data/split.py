@@ -14,6 +14,7 @@ import numpy as np
 
 from detection.data.index import AnnotationIndex
 from detection.errors import UserError
+from detection.files import file_digest, open_regular_file
 
 
 def split_images(
@@ -145,13 +146,11 @@ def _identical(index: AnnotationIndex) -> list[list[int]]:
     paths = [Path(index.images) / str(name) for name in index.file_names]
     by_size: dict[int, list[int]] = defaultdict(list)
     same: dict[bytes, list[int]] = defaultdict(list)
-    try:
-        for i, path in enumerate(paths):
-            by_size[os.stat(path).st_size].append(i)
-        for members in by_size.values():
-            if len(members) > 1:
-                for i in members:
-                    same[hashlib.sha1(paths[i].read_bytes()).digest()].append(i)
-    except OSError as error:
-        raise UserError(f"image {error.filename} cannot be read: {error.strerror}") from None
+    for i, path in enumerate(paths):
+        with open_regular_file(path, "image") as file:
+            by_size[os.fstat(file.fileno()).st_size].append(i)
+    for members in by_size.values():
+        if len(members) > 1:
+            for i in members:
+                same[file_digest(paths[i], "image")].append(i)
     return [members for members in same.values() if len(members) > 1]

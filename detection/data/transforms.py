@@ -10,7 +10,9 @@ from torch import Tensor
 
 from detection.config import AugmentConfig
 from detection.data.ends import TAIL, is_truncated
+from detection.data.headers import largest_file, stored_size, too_large
 from detection.errors import UserError
+from detection.files import read_file
 
 # albumentations otherwise asks a server for its newest version at import, which hangs without a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -41,26 +43,25 @@ def read_image(
         bgr: OpenCV's own order instead, for a picture that OpenCV is to write again.
 
     Raises:
-        UserError: absent, not a picture, truncated, or of another size than claimed.
+        UserError: absent, not a regular file, not a picture, truncated, of more pixels than
+            `detection.data.headers.max_pixels`, or of another size than claimed.
     """
-    try:
-        data = np.fromfile(path, np.uint8)
-    except FileNotFoundError:
-        raise UserError(f"image {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    if is_truncated(data[:4].tobytes(), data[-TAIL:].tobytes()):
+    content = read_file(path, "image", largest=largest_file())
+    if is_truncated(content[:4], content[-TAIL:]):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
-    if size is not None and at_least is not None and (factor := _reduction(data, size, at_least)) > 1:
-        image = decode_image(data, REDUCED[factor], bgr=bgr)
+    stored_as = stored_size(content)
+    if stored_as is not None and (reason := too_large(stored_as)):
+        raise UserError(f"image {path} has {reason}")
+    if size is not None and at_least is not None and (factor := _reduction(content, size, at_least)) > 1:
+        image = decode_image(content, REDUCED[factor], bgr=bgr)
         if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
             return image
         # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
-    image = decode_image(data, bgr=bgr)
+    image = decode_image(content, bgr=bgr)
     if image is None:
         raise UserError(f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)")
     if size is not None and (image.shape[1], image.shape[0]) != tuple(size):
-        stored = decode_image(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr=bgr)
+        stored = decode_image(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr=bgr)
         if stored is None or (stored.shape[1], stored.shape[0]) != tuple(size):
             raise UserError(
                 f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {size[0]}x{size[1]}"
@@ -69,20 +70,32 @@ def read_image(
     return image
 
 
-def decode_image(data: np.ndarray, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = False) -> np.ndarray | None:
-    """Bytes of a picture file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted), or None."""
-    if data.size == 0:
+def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = False) -> np.ndarray | None:
+    """Bytes of a picture file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted).
+
+    Returns:
+        None for what is no picture, and for one whose size `detection.data.headers` does not know or refuses.
+
+    Raises:
+        MemoryError: there is too little for it.
+    """
+    # OpenCV takes memory for whatever size a header names.
+    size = stored_size(content)
+    if size is None or too_large(size):
         return None
     try:
-        image = cv2.imdecode(data, flags)
-    except cv2.error:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         return None
-    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    # In place: a second copy of a large picture is felt.
+    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
 
 
-def _reduction(data: np.ndarray, size: tuple[int, int], at_least: tuple[int, int]) -> int:
+def _reduction(content: bytes, size: tuple[int, int], at_least: tuple[int, int]) -> int:
     """By how much a JPEG can be reduced and still have `at_least` (height, width) pixels; 1 for other files."""
-    if data[:2].tobytes() != b"\xff\xd8":
+    if content[:2] != b"\xff\xd8":
         return 1
     room = min(size[0] / at_least[1], size[1] / at_least[0])
     return max((factor for factor in REDUCED if factor <= room), default=1)

@@ -14,6 +14,7 @@ import numpy as np
 from detection.data.picture_files import SUFFIXES, files_below, listed, picture_size
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
+from detection.files import read_file
 
 LARGEST_FILE = 1 << 26
 """An XML file of more bytes is no annotation of a picture."""
@@ -148,25 +149,23 @@ def _picture_of(root: ET.Element, name: str, present: dict[str, str]) -> str:
 
 def _root(path: Path, problems: Problems) -> ET.Element | None:
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            problems.add(
-                "not_readable", f"{path} has {path.stat().st_size >> 20} MB: that is no annotation of a picture"
-            )
-            return None
-        data = path.read_bytes()
+        data = read_file(path, "annotation", largest=LARGEST_FILE)
         # In UTF-16, which the standard allows, what is looked for would not be seen.
         text = data.decode("utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else data
         # Entities can refer to each other until memory is full, or to other files; annotations need none.
         if (b"<!ENTITY" in text) if isinstance(text, bytes) else ("<!ENTITY" in text):
             problems.add("not_readable", f"{path} declares entities, which is refused; remove its DOCTYPE")
             return None
-        return ET.fromstring(text)
-    except FileNotFoundError:
-        problems.add("not_readable", f"{path} does not exist")
-    except OSError as error:
-        problems.add("not_readable", f"{path} cannot be read: {error.strerror}")
+        root = ET.fromstring(text)
+    except UserError as error:
+        problems.add("not_readable", str(error))
     except (ET.ParseError, ValueError, LookupError, RecursionError) as error:
-        problems.add("not_readable", f"{path} is {f'not XML: {error}' if path.stat().st_size else 'empty'}")
+        problems.add("not_readable", f"{path} is {f'not XML: {error}' if data else 'empty'}")
+    else:
+        if root.tag == "annotation":
+            return root
+        message = f"{path} is no annotation of VOC: its root is <{root.tag[:60]}>, expected is <annotation>"
+        problems.add("not_readable", message)
     return None
 
 

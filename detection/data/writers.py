@@ -13,7 +13,7 @@ import yaml
 from detection.data.coco_copy import copy_entries
 from detection.data.index import AnnotationIndex
 from detection.errors import UserError
-from detection.files import make_folder, write_atomically
+from detection.files import make_folder, open_regular_file, write_atomically
 
 Parts = Mapping[str, AnnotationIndex]
 """Split ("train", "val", …) -> its annotations."""
@@ -198,8 +198,9 @@ def _place(taken: Mapping[str, Path], folder: Path, how: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if how == "link":
                 path.symlink_to(os.path.abspath(source))
-            else:
-                shutil.copyfile(source, path)
+                continue
+            with open_regular_file(source, "image") as old, path.open("xb") as new:
+                shutil.copyfileobj(old, new, 1 << 20)
     except OSError as error:
         raise UserError(f"picture {error.filename} -> {folder}: {error.strerror}") from None
 

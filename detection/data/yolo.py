@@ -16,6 +16,7 @@ from detection import yaml_reader
 from detection.data.picture_files import SUFFIXES, listed, picture_sizes, pictures_below
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
+from detection.files import read_file
 
 LARGEST_FILE = 1 << 26
 """A label file of more bytes is none."""
@@ -200,16 +201,12 @@ def _relative(picture: str, root: Path) -> str:
 
 def _lines(path: str, problems: Problems, image: str) -> list[str] | None:
     """None where there is no such file."""
-    try:
-        if os.stat(path).st_size > LARGEST_FILE:
-            problems.add("not_readable", f"{path} has {os.stat(path).st_size >> 20} MB: that is no label file")
-            return []
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read().splitlines()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        problems.add("not_readable", f"{path} cannot be read: {error.strerror}", image=image)
+    try:
+        return read_file(path, "label file", largest=LARGEST_FILE).decode("utf-8-sig").splitlines()
+    except UserError as error:
+        problems.add("not_readable", str(error), image=image)
     except UnicodeDecodeError as error:
         problems.add("not_readable", f"{path} is not text: {error.reason} at byte {error.start}", image=image)
     return []

@@ -129,6 +129,11 @@ KINDS: dict[str, Kind] = {
         "pictures of more than 100 megapixels",
         "cut them into tiles: they take seconds each, and shrink to nothing (not decoded here)",
     ),
+    "image-refused": Kind(
+        "error",
+        "pictures of more pixels than are decoded",
+        "cut them into tiles, or set GHOSTNET_MAX_IMAGE_PIXELS; --fix leaves them out",
+    ),
     "image-unlisted": Kind(
         "note",
         "pictures in the folder that no annotation file names",

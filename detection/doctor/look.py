@@ -8,7 +8,6 @@ import io
 import os
 import re
 import signal
-import stat
 import warnings
 from typing import NamedTuple
 
@@ -18,11 +17,14 @@ import simplejpeg
 from PIL import Image
 
 from detection.data.ends import TAIL, is_truncated
+from detection.data.headers import largest_file, stored_size, too_large
+from detection.errors import UserError
+from detection.files import fault_of, read_file
 
 THUMB = (17, 16)
 """Width and height of the small grey picture by which pictures are compared."""
 HUGE = 100_000_000
-"""Pixels above which a picture is not decoded."""
+"""Pixels above which a picture is not decoded here."""
 ORIENTATION = 0x0112
 HARMLESS = 16
 """Bytes between the data and the end mark of a JPEG that are no damage."""
@@ -37,7 +39,7 @@ FOREIGN = (
 
 
 class Look(NamedTuple):
-    """What was found. `status` is ok, missing, unreadable, truncated, damaged or huge; `detail` says more.
+    """What was found. `status` is ok, missing, unreadable, truncated, damaged, huge or refused; `detail` says more.
 
     `size` is (width, height) as stored, `orientation` the EXIF tag (1 upright, 5–8 lying), `bits` those of a channel,
     `clear` whether something is transparent, `digest` of the bytes, `thumb` uint8 of 17 x 16 pixels, upright, of
@@ -79,18 +81,15 @@ def look(path: str, decode: bool) -> Look:
     Args:
         decode: also decode it, of a JPEG the luminance at an eighth of its size: damage inside is found, and `thumb`.
     """
+    reason = fault_of(path)
+    if reason is not None:
+        # A link that leads nowhere is as good as no file.
+        there = os.path.lexists(path) and "does not exist" not in reason
+        return Look("unreadable" if there else "missing", reason)
     try:
-        # A pipe or a device would be waited for.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return Look("unreadable", "no regular file")
-        with open(path, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return Look("missing")
-    except OSError as error:
-        return Look("unreadable", error.strerror or str(error))
-    except ValueError:
-        return Look("missing", "no file can have such a name")
+        data = read_file(path, "image", largest=largest_file())
+    except UserError as error:
+        return Look("unreadable", str(error))
     if not data:
         return Look("unreadable", "an empty file")
     digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -106,6 +105,8 @@ def look(path: str, decode: bool) -> Look:
             found = _header(image, data)._replace(digest=digest)
             if is_truncated(data[:4], data[-TAIL:]):
                 return found._replace(status="truncated", detail="no end-of-image mark")
+            if reason := too_large(image.size):
+                return found._replace(status="refused", detail=reason)
             if image.size[0] * image.size[1] > HUGE:
                 return found._replace(status="huge", detail=f"{image.size[0]}x{image.size[1]}")
             return _decoded(image, data, found) if decode else found
@@ -208,8 +209,11 @@ def _foreign(data: bytes, error: Exception) -> Look:
             return Look("unreadable", what)
     if b"ftyphei" in data[:16] or b"ftypmif1" in data[:16]:
         return Look("unreadable", "HEIC, a phone's format: convert it to JPEG")
+    size = stored_size(data)
+    if size is not None and (reason := too_large(size)):
+        return Look("refused", reason, size=size)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        image = None if size is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error:
         image = None
     if image is None:

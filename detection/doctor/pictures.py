@@ -23,7 +23,7 @@ CHUNK = 64
 ALONE = 1500
 """So few pictures are read here: other processes take two seconds to start."""
 UNSEEN = Look("unseen")
-BAD = ("missing", "unreadable", "truncated", "damaged")
+BAD = ("missing", "unreadable", "truncated", "damaged", "refused")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def check_pictures(raw: Entries, seen: Looks) -> list[Finding]:
         near = similar_names(raw, missing)
         hint = f"{len(near)} of them are there under another spelling, which --fix writes in" if near else ""
         add("image-missing", missing, lambda row: f"there is {near[row]}" if row in near else detail(row), detail=hint)
-    for status in ("unreadable", "truncated", "damaged", "huge"):
+    for status in ("unreadable", "truncated", "damaged", "huge", "refused"):
         add(f"image-{status}", seen.rows(status), detail)
     for code, rows in size_rows(raw, seen).items():
         add(code, rows, lambda row: _size_text(raw, seen, row))

@@ -14,6 +14,7 @@ from detection.data.raw import RawSet, printable
 from detection.doctor.entries import Entries, coco_entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.errors import UserError
+from detection.files import open_regular_file
 
 CODES = {
     "bad_class": "category-unknown",
@@ -130,7 +131,8 @@ def read_set(
 def read_json(path: Path) -> Any:
     """The whole content of a COCO file. Raises UserError."""
     try:
-        return json.loads(path.read_bytes())
+        with open_regular_file(path, "annotation file") as file:
+            return json.loads(file.read())
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

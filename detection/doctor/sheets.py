@@ -6,12 +6,14 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from detection.data.headers import largest_file, stored_size, too_large
 from detection.data.transforms import decode_image, read_image
 from detection.doctor.entries import Entries
 from detection.doctor.examine import Checked, Report
 from detection.doctor.findings import Example, Finding, spread
 from detection.doctor.report import describe_example
 from detection.errors import UserError
+from detection.files import read_file
 from detection.html import Album
 from detection.inference.draw import draw_on
 
@@ -126,15 +128,18 @@ def load(raw: Entries, row: int) -> np.ndarray | None:
     size = (int(raw.sizes[row, 0]), int(raw.sizes[row, 1]))
     try:
         return read_image(path, size if min(size) > 0 else None)
-    except (UserError, ValueError):  # ValueError: no file can have such a name
+    except UserError:
         pass
     try:
-        data = np.fromfile(path, np.uint8)
+        data = read_file(path, "image", largest=largest_file())
+        known = stored_size(data)
+        if known is None or too_large(known):
+            return None
         # What there is of it, which OpenCV refuses to show.
-        if data[:2].tobytes() == b"\xff\xd8":
-            return simplejpeg.decode_jpeg(data.tobytes(), "RGB", strict=False)
+        if data[:2] == b"\xff\xd8":
+            return simplejpeg.decode_jpeg(data, "RGB", strict=False)
         return decode_image(data)
-    except (OSError, ValueError):
+    except (UserError, ValueError):
         return None
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ from detection.inference.predict import Detections, Detector
 from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
 from detection.inference.threads import WriteBehind, ahead
-from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE
+from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.progress import progress_bar
 
 JPEG_QUALITY = 92
+JPEG_SIDE = 65_500
+"""A JPEG has no more pixels in width or height."""
+LONGEST_NAME = 230
+"""Bytes of a name, without suffix, that result files can have in any usual file system."""
 READERS = min(4, os.cpu_count() or 1)
 # Also more than cores: most of the time they wait until the disk has the file (detection.files.write_atomically).
 WRITERS = 4
@@ -42,18 +46,34 @@ def detect_images(
 
     While the network works on a batch, the next one is read and the one before is drawn and written. On Ctrl-C what
     the network has seen is written to the end.
+
+    An image that cannot be read, detected in or drawn is noted in `summary.failed`, whatever the reason, and the rest
+    goes on.
+
+    Raises:
+        UserError: results cannot be written (a full disk).
     """
     if not items:
         return
     timing = summary.pictures
 
     def read(item: Item) -> Picture:
+        if len(os.fsencode(Path(item.name).name)) > LONGEST_NAME:
+            raise UserError(f"image {item.source} has too long a name for results beside it: rename it")
         with timing.stage(READ):
             image = read_image(item.source, bgr=True)
         with timing.stage(RESIZE):
             return item, image, predictor.prepare(image, bgr=True)
 
     def write(item: Item, image: np.ndarray, detections: Detections) -> None:
+        try:
+            write_results(item, image, detections)
+        except UserError:
+            raise
+        except Exception as error:
+            fail(item, error)
+
+    def write_results(item: Item, image: np.ndarray, detections: Detections) -> None:
         path = out / f"{item.name}.json"
         head = {"image": item.source, "width": image.shape[1], "height": image.shape[0]}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +87,19 @@ def detect_images(
             write_atomically(path, lambda file: file.write(text))
         summary.add(timing, detections)
 
-    def look(batch: list[Picture]) -> list[Detections]:
-        with timing.stage(NETWORK):
-            return predictor.detect([prepared for _, _, prepared in batch])
+    def look(batch: list[Picture]) -> list[Detections | None]:
+        try:
+            with timing.stage(NETWORK):
+                return [*predictor.detect([prepared for _, _, prepared in batch])]
+        except Exception as error:
+            if len(batch) == 1:
+                fail(batch[0][0], error)
+                return [None]
+            # The others of the batch may be all right.
+            return [found for picture in batch for found in look([picture])]
+
+    def fail(item: Item, error: Exception) -> None:
+        summary.failed.append(str(error) if isinstance(error, UserError) else _unforeseen(item, error))
 
     # Of several processes the first one tells how far its share is; theirs are as large.
     bar = progress_bar(None, "pictures", len(items), unit="picture", disable=not distributed.is_main())
@@ -80,31 +110,47 @@ def detect_images(
         WriteBehind(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
         contextlib.closing(ahead(read, items, threads=READERS, depth=2 * batch_size)) as reading,
     ):
-        batches = _batches(reading, len(items), batch_size, summary)
+        batches = _batches(reading, len(items), batch_size, timing, fail)
         with contextlib.closing(ahead(look, batches, threads=lanes, depth=lanes)) as looking:
             for batch, future in looking:
                 for (item, image, _), detections in zip(batch, future.result(), strict=True):
+                    if detections is None:
+                        continue
                     with timing.stage(WAIT_WRITE):
                         writing.submit(write, item, image, detections)
                 bar.update(len(batch))
 
 
 def _batches(
-    reading: Iterator[tuple[Item, Future[Picture]]], count: int, size: int, summary: Summary
+    reading: Iterator[tuple[Item, Future[Picture]]],
+    count: int,
+    size: int,
+    timing: Timing,
+    fail: Callable[[Item, Exception], None],
 ) -> Iterator[list[Picture]]:
     """What was read, `size` at a time; what cannot be read is passed over and noted."""
     batch: list[Picture] = []
-    for number, (_, future) in enumerate(reading, 1):
+    for number, (item, future) in enumerate(reading, 1):
         try:
-            with summary.pictures.stage(WAIT_READ):
+            with timing.stage(WAIT_READ):
                 batch.append(future.result())
-        except UserError as error:
-            summary.failed.append(str(error))
+        except Exception as error:
+            fail(item, error)
         if batch and (len(batch) == size or number == count):
             yield batch
             batch = []
 
 
+def _unforeseen(item: Item, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"image {item.source}: memory ran out; lower --batch-size, or cut the image into tiles"
+    return f"image {item.source}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    longest = max(image.shape[:2])
+    if longest > JPEG_SIDE:
+        height, width = (max(1, round(side * JPEG_SIDE / longest)) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     write_atomically(path, lambda file: file.write(data))

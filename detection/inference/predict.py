@@ -1,6 +1,7 @@
 """`Predictor`: a checkpoint or an exported file becomes a function from a picture to named boxes."""
 
 import difflib
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import PIL.Image
 import torch
 
 from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint
 from detection.config import Config
-from detection.data.transforms import read_image, resize, to_original, to_tensor
+from detection.data.transforms import decode_image, read_image, resize, to_original, to_tensor
 from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.inference.exported import exported_config, is_exported, load_exported, read_metadata
@@ -20,6 +22,8 @@ from detection.models import build_model
 from detection.models.neck import PyramidBackbone
 
 Detections = dict[str, Any]
+PLAIN = ("1", "L", "LA", "RGB", "RGBA")
+"""PIL's modes of which Pillow makes the same RGB as `read_image` does of a PNG or JPEG; alpha is left out."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ class Predictor:
         """Detect in one picture.
 
         Args:
-            image: a path, an RGB uint8 array [H, W, 3] (or grey [H, W]), a uint8 tensor [3, H, W], or a PIL image.
+            image: a path, an RGB uint8 array [H, W, 3] (or grey [H, W]), a uint8 tensor [3, H, W], or a PIL image
+                of any mode that can be read from a file (it is not turned by its EXIF orientation, as a file is).
                 OpenCV's arrays are BGR: turn them with `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
         Returns:
@@ -192,13 +197,31 @@ def as_rgb(image: Any) -> np.ndarray:
         if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
             raise UserError(f"an image tensor must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
         return image.cpu().numpy().transpose(1, 2, 0)
-    if hasattr(image, "convert"):  # PIL, without importing it
-        image = image.convert("RGB")
+    if isinstance(image, PIL.Image.Image):
+        return _of_pil(image)
     array = np.asarray(image)
     if array.dtype != np.uint8:
-        raise UserError(f"an image array must be uint8 in [0, 255], not {array.dtype}")
+        hint = "; of 16 bits take (image >> 8).astype(np.uint8)" if array.dtype == np.uint16 else ""
+        raise UserError(f"an image array must be uint8 in [0, 255], not {array.dtype}{hint}")
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise UserError(f"an image array must be [H, W, 3] (RGB) or [H, W], not {list(array.shape)}")
+    return array
+
+
+def _of_pil(image: PIL.Image.Image) -> np.ndarray:
+    """As `read_image` makes it of a file, but not turned: whoever opened the image knows it as it is."""
+    if image.mode in PLAIN and image.format != "TIFF":
+        return np.asarray(image.convert("RGB"))
+    # Each library has its own way from 16 bits, other color spaces and a TIFF's transparency to RGB: files' is taken.
+    file = io.BytesIO()
+    try:
+        image.save(file, "TIFF", compression="raw")
+    except (OSError, KeyError, ValueError):  # a mode that TIFF has no place for
+        array = None
+    else:
+        array = decode_image(file.getvalue(), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if array is None:
+        raise UserError(f"an image of PIL's mode {image.mode} cannot be used: scale it to 8 bits and mode L or RGB")
     return array

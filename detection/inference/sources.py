@@ -1,17 +1,19 @@
 """What a user may name as a source: pictures, folders, globs, videos, cameras, streams."""
 
 import glob
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
-import numpy as np
 
-from detection.data.transforms import decode_image
+from detection.data.headers import stored_size
 from detection.errors import UserError
+from detection.files import fault_of, open_regular_file, shown
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
@@ -60,7 +62,8 @@ def _expand(source: str) -> Iterator[tuple[str, str, str]]:
     elif source.isdigit() and not path.exists():
         yield "camera", source, f"camera{source}"
     elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        named = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        files = _regular(named)
         if not files:
             raise UserError(f"folder {source} holds no pictures or videos ({_suffixes()})")
         for file in files:
@@ -68,15 +71,31 @@ def _expand(source: str) -> Iterator[tuple[str, str, str]]:
     elif path.is_file():
         yield kind_of(path), str(path), path.stem
     elif glob.has_magic(source):
-        matches = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        matches = _regular(sorted(map(Path, glob.glob(str(path), recursive=True))))
         if not matches:
             raise UserError(f"no file matches {source}")
         for match in matches:
-            yield kind_of(Path(match)), match, Path(match).stem
+            yield kind_of(match), str(match), match.stem
+    elif os.path.lexists(path):
+        raise UserError(f"source {shown(source)} cannot be read: {fault_of(path)}")
     else:
         raise UserError(
-            f"source {source} does not exist (a picture, folder, glob, video, camera index or URL is expected)"
+            f"source {shown(source)} does not exist (a picture, folder, glob, video, camera index or URL is expected)"
         )
+
+
+def _regular(paths: Sequence[Path]) -> list[Path]:
+    """The regular files among them; what else is neither that nor a folder is named on standard error."""
+    files = []
+    for path in paths:
+        if path.is_dir():
+            continue
+        reason = fault_of(path)
+        if reason is None:
+            files.append(path)
+        else:
+            print(f"warning: passed over {shown(path)}: {reason}", file=sys.stderr)
+    return files
 
 
 def _stream_name(url: str) -> str:
@@ -99,7 +118,10 @@ def kind_of(path: Path) -> str:
         return "image"
     if suffix in VIDEO_SUFFIXES:
         return "video"
-    if decode_image(np.fromfile(path, np.uint8)) is not None:
+    with open_regular_file(path, "source") as file:
+        start = file.read(1 << 20)
+    # A TIFF's header may stand at its end.
+    if stored_size(start) is not None or start[:2] in (b"II", b"MM"):
         return "image"
     capture = cv2.VideoCapture(str(path))
     opened = capture.isOpened()

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from detection.errors import UserError
+from detection.files import open_regular_file
 from detection.inference.draw import draw_on, draw_rate
 from detection.inference.predict import Detections, Detector
 from detection.inference.results import Summary, to_json
@@ -154,6 +155,7 @@ def _open(item: Item) -> cv2.VideoCapture:
     if item.kind == "camera":
         capture = cv2.VideoCapture(int(item.source))
     elif item.kind == "video":
+        open_regular_file(item.source, "video").close()  # OpenCV would wait for a pipe
         capture = cv2.VideoCapture(item.source)
     else:
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)

@@ -48,7 +48,9 @@ def test_voc_without_a_size(voc):
         assert index.sizes.tolist() == [[60, 40], [60, 40]]
         assert "b.xml has no width and height of 1 or more: they are taken from the picture" in index.report()
     (voc / "JPEGImages/b.jpg").unlink()
-    with pytest.raises(UserError, match=r"b\.xml has no width and height, and its picture gives none: image .* cannot"):
+    with pytest.raises(
+        UserError, match=r"b\.xml has no width and height, and its picture gives none: image .* does not"
+    ):
         read_annotations(voc)
 
 
@@ -124,8 +126,8 @@ def test_lists_of_pictures_that_are_none(voc, yolo, monkeypatch):
         (b"", "is empty"),
         (b"\n \n", "is empty"),
         (b"b\xff\n", "is not UTF-8 text: .* at byte 1"),
-        (b"b.jpg\n" * 10, "more than once|cannot be read: No such file"),
-        (b"x" * 200, "that is no list of pictures"),
+        (b"b.jpg\n" * 10, "more than once|does not exist"),
+        (b"x" * 200, "is too large: 200 bytes, the limit is 100"),
     ):
         monkeypatch.setattr("detection.data.picture_files.LARGEST_LIST", 100)
         for path, source in ((image_set, image_set), (list_file, yolo)):
@@ -143,7 +145,7 @@ def test_loops_of_links(yolo, voc):
     (yolo / "images/train/again").unlink()
     assert read_annotations(yolo).fingerprint() == expected
     (yolo / "images/train/z.jpg").symlink_to("z.jpg")
-    with pytest.raises(UserError, match=r"image .*z\.jpg cannot be read: Too many levels of symbolic links"):
+    with pytest.raises(UserError, match=r"image .*z\.jpg cannot be read: it is a link that leads back to itself"):
         read_annotations(yolo)
     (yolo / "round").symlink_to("round")
     (yolo / "round.json").symlink_to("round.json")

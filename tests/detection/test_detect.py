@@ -385,7 +385,7 @@ def test_streams_that_cannot_be_opened(server, tmp_path, monkeypatch):
 
 def test_stream_as_a_user_names_it(tool, trained, server, tmp_path):
     done = tool("detect", trained / "best.pt", f"http://{server}/none.mp4", "--out", tmp_path / "out")
-    assert_clear_error(done, f"stream http://{server}/none.mp4 cannot be opened")
+    assert_clear_error(done, f"stream http://{server}/none.mp4 cannot be opened", code=1)
 
 
 # ---- timing

@@ -362,7 +362,15 @@ def test_every_code_is_explained_in_the_docs():
 def test_every_code_has_a_planted_fault():
     planted = {name.split()[0] for name in FAULTS}
     elsewhere = {
-        *("no-images", "no-categories", "file-broken", "image-huge", "image-unlisted", "class-imbalance"),
+        *(
+            "no-images",
+            "no-categories",
+            "file-broken",
+            "image-huge",
+            "image-refused",
+            "image-unlisted",
+            "class-imbalance",
+        ),
         *("class-only-val", "class-only-train", "classes-differ", "leak-same", "leak-alike"),
         *("anchors-miss", "boxes-small", "memory-high"),
     }

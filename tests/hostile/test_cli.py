@@ -54,7 +54,7 @@ ODD_FILES = {
     "folder": (lambda folder: folder, "a folder"),
     "loop of links": (loop, "leads back to itself"),
     "dangling link": (dangling, "nowhere.jpg, which does not exist"),
-    "absent": (lambda folder: folder / "absent.jpg", "No such file"),
+    "absent": (lambda folder: folder / "absent.jpg", "does not exist"),
     "NUL": (lambda folder: folder / "a\0b.jpg", "NUL"),
     "long name": (lambda folder: folder / ("x" * 300), "too long"),
 }
