@@ -63,7 +63,7 @@ def width_of(state_dict: Mapping[str, Tensor]) -> float | None:
     """The width of a GhostNet in the published layout, to two decimals; None where the last block is not in it."""
     primary = state_dict.get("blocks.8.3.ghost1.primary_conv.0.weight")
     # 960 · width maps, rounded to a multiple of 4; half of them are primary.
-    return None if primary is None else round(2 * primary.shape[0] / STAGES[8][3][1], 2)
+    return None if primary is None or primary.ndim == 0 else round(2 * primary.shape[0] / STAGES[8][3][1], 2)
 
 
 def _from_mindcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

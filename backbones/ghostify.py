@@ -2,10 +2,10 @@
 
 import math
 import os
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn.parameter import is_lazy
 from backbones.cost import Cost, measure_cost
 from backbones.ghost import GhostModule
 from backbones.ghost_conv import GhostConv2d, check_arguments
+from backbones.torch_files import read_torch_file
+from backbones.untrusted import Unreadable
 from backbones.watch import evaluation
 
 PREDICTIONS = ("*cls_logits", "*bbox_reg", "*bbox_pred", "*bbox_ctrness")
@@ -199,15 +201,15 @@ def load_ghosted(model: nn.Module, path: str | os.PathLike[str]) -> GhostReport:
         ValueError: not such a file, or one of another network. (The model may then have been ghosted already.)
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        content = read_torch_file(Path(path))
+    except (OSError, Unreadable) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not {"ghostify", "state_dict"} <= set(content):
         raise ValueError(f"{path} was not written by tools/ghostify.py: it has no recipe of what was replaced")
-    report = ghostify(model, **content["ghostify"])
     try:
+        report = ghostify(model, **content["ghostify"])
         model.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is of another network ({content.get('network')}): {error}") from error
     return report
 

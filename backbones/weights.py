@@ -6,7 +6,6 @@ or width was loaded with `strict=False`. Here each load counts what matched and 
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from backbones.base import Backbone
 from backbones.foreign import framework_of, to_published, width_of
 from backbones.readers import is_mindspore, read_mindspore, read_pdparams
+from backbones.torch_files import read_torch_file
+from backbones.untrusted import LARGEST_DIRECTORY, Unreadable, check_size
 
 log = logging.getLogger("backbones")
 
@@ -76,27 +77,20 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
         return _read_torchvision(name, width)
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+        raise WeightsError(f"weights file {path} does not exist, or is no file")
     content: object
     framework = None
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
+            content = _read_safetensors(path)
         elif path.suffix == ".pdparams":
             framework, content = "PaddlePaddle", read_pdparams(path)
         elif path.suffix == ".ckpt" and is_mindspore(path):
             framework, content = "MindSpore", read_mindspore(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"weights file {path} cannot be read: {reason}") from error
-    except Exception as error:  # safetensors raises a class of its own, SafetensorError(Exception)
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise WeightsError(f"weights file {path} is not a safetensors file: {error}") from error
+            content = read_torch_file(path)
+    except (OSError, Unreadable) as error:
+        raise WeightsError(f"weights file {path} cannot be read: {error}") from error
     state_dict = _state_dict_of(content, path)
     layout = framework_of(state_dict)
     if framework is not None and layout is None:
@@ -123,6 +117,21 @@ def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
     if not state_dict:
         raise WeightsError(f"weights file {path} holds no tensors")
     return state_dict
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    size = check_size(path)
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > min(size, LARGEST_DIRECTORY):
+        raise Unreadable("it is no safetensors file, or a truncated one")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Unreadable(f"it is no safetensors file, or a damaged one ({error})") from error
 
 
 def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
@@ -172,8 +181,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
     Raises:
         WeightsError: an older, incompatible release; another width (shapes differ); nothing matches; some
-            tensors of the model are missing, or the file has more of
-            one of its parts (layer1.2 where it ends at layer1.1). The model is then untouched.
+            tensors of the model are missing, or the file has more of one of its parts (layer1.2 where it ends at
+            layer1.1); a tensor holds numbers that are not finite. The model is then untouched.
     """
     own = model.state_dict()
     prefixes: tuple[str, ...] = ()
@@ -228,8 +237,20 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
             f"{report}. The file has tensors that this network has no place for ({', '.join(strange[:3])}, …): "
             "it is of another one, a deeper variant perhaps"
         )
+    if bad := first_not_finite(usable):
+        raise WeightsError(f"weights {source}: {bad} has numbers that are not finite (NaN or infinite)")
     model.load_state_dict({**own, **usable})
     return report
+
+
+def first_not_finite(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or an infinite number; None where all are finite."""
+    numbers = {name: value for name, value in state_dict.items() if value.is_floating_point()}
+    # A sum takes one pass; of finite numbers it may be infinite, too.
+    sums = [value.sum(dtype=torch.float32) for value in numbers.values()]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return None
+    return next((name for name, value in numbers.items() if not bool(value.isfinite().all())), None)
 
 
 def _first(state_dict: Mapping[str, Tensor]) -> str:

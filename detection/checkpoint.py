@@ -2,9 +2,8 @@
 
 import contextlib
 import os
-import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,62 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.torch_files import read_torch_file
+from backbones.untrusted import Unreadable
+from backbones.weights import first_not_finite
 from detection.config import Config, parse_config
 from detection.errors import UserError
-from detection.files import UNFINISHED, write_atomically
+from detection.files import UNFINISHED, open_regular_file, shown, write_atomically
 
 FORMAT = "ghostnet-detection/1"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, dict) and not any(isinstance(part, Tensor) for part in value.values())
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(part, Tensor) for key, part in value.items()
+    )
+
+
+def is_classes(value: Any) -> bool:
+    """Whether it is the section "classes" of a checkpoint."""
+    if not isinstance(value, dict):
+        return False
+    names, ids = value.get("names"), value.get("ids")
+    return (
+        isinstance(names, list | tuple)
+        and isinstance(ids, list | tuple)
+        and all(isinstance(name, str) for name in names)
+        and all(type(number) is int for number in ids)
+        and 0 < len(names) == len(ids) == len(set(names))
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    return _is_plain(value) and all(isinstance(value.get(k), int | float | None) for k in ("AP", "AP50"))
+
+
+# What a section must be, and in words.
+SECTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "config": (_is_plain, "a dict of plain values"),
+    "classes": (is_classes, "names (different strings) and as many ids (integers)"),
+    "model": (_is_state, "a dict of tensors"),
+    "ema": (lambda value: value is None or _is_state(value), "a dict of tensors, or None"),
+    "numbers": (_is_numbers, "a dict of numbers"),
+    "optimizer": (
+        lambda value: isinstance(value, dict) and {"state", "param_groups"} <= set(value),
+        "a dict with state and param_groups",
+    ),
+    "scaler": (lambda value: isinstance(value, dict), "a dict"),
+    "progress": (_is_plain, "a dict of plain values"),
+    "rng": (lambda value: isinstance(value, dict | list), "a dict, or a list of them"),
+    "processes": (lambda value: type(value) is int and value > 0, "a positive integer"),
+    "record": (_is_plain, "a dict of plain values"),
+    "results": (lambda value: isinstance(value, str), "a text"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,44 +98,64 @@ def keep_previous(path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
-    """Read with `weights_only=True`, onto the CPU.
+    """Read onto the CPU, without running anything in it; see `backbones.torch_files`.
+
+    Returns:
+        The sections, each of which is what `SECTIONS` says. Any may be missing, see `section`.
 
     Raises:
-        UserError: absent, truncated, not a checkpoint, or not one of this toolkit.
+        UserError: absent, truncated, hostile, too large, not a checkpoint, not one of this toolkit, or one with a
+            section that is not what it must be.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+    if not os.path.lexists(path):
+        raise UserError(f"checkpoint {shown(path)} does not exist")
+    open_regular_file(path, "checkpoint").close()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        content = read_torch_file(path)
+    except (OSError, Unreadable) as error:
         previous, best = path.with_name("previous.pt"), path.with_name("best.pt")
         hint = f"; {best} is there too" if best != path and best.exists() else ""
         if path.name == "last.pt" and previous.exists():
             hint = f"; the one before it is there: mv {previous} {path}, and --resume goes on from that"
+        raise UserError(f"{path} is not a readable checkpoint: {error}{hint}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != expected:
+        found = f"format {shown(found)!r}" if isinstance(found, str) else f"a {type(content).__name__} without a format"
         raise UserError(
-            f"{path} is not a readable checkpoint (truncated, or no PyTorch file): {reason[:200]}{hint}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != expected:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise UserError(
-            f"{path} is not a checkpoint of this toolkit (expected format {expected!r}, found {found!r}); "
+            f"{path} is not a checkpoint of this toolkit (expected format {expected!r}, found {found}); "
             "backbone weights of other projects go into model.backbone.weights"
         )
+    for name, (is_right, words) in SECTIONS.items():
+        if name in content and not is_right(content[name]):
+            raise UserError(f"{path} is not a whole checkpoint: its section {name!r} must be {words}")
     return content
 
 
-def classes_of(content: Mapping[str, Any]) -> Classes:
-    return Classes(tuple(content["classes"]["names"]), tuple(content["classes"]["ids"]))
+def section(content: Mapping[str, Any], name: str, path: str | Path) -> Any:
+    """A section of a checkpoint. Raises UserError where it is missing."""
+    if name not in content:
+        raise UserError(f"{path} is not a whole checkpoint: its section {name!r} is missing")
+    return content[name]
+
+
+def classes_of(content: Mapping[str, Any], path: str | Path) -> Classes:
+    classes = section(content, "classes", path)
+    return Classes(tuple(classes["names"]), tuple(classes["ids"]))
 
 
 def config_of(content: Mapping[str, Any], path: str | Path) -> Config:
-    return parse_config(content["config"], f"config in {path}")
+    return parse_config(section(content, "config", path), f"config in {path}")
+
+
+def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """What to detect with: the averaged weights where there are any."""
+    return content.get("ema") or section(content, "model", path)
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Strict load. Raises UserError, counting what does not fit, for a checkpoint of another model."""
+    """Strict load. Raises UserError for a checkpoint of another model, counting what does not fit, or with numbers
+    that are not finite."""
     own = model.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
@@ -95,6 +165,11 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | 
         raise UserError(
             f"{path} is of another model: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
             f"{len(mismatched)} of another shape (first: {first}); use the config that it was trained with"
+        )
+    if bad := first_not_finite(state):
+        raise UserError(
+            f"{path} is of no use: its tensor {bad} has numbers that are not finite (NaN or infinite), as after a "
+            "training that diverged; take an earlier checkpoint"
         )
     model.load_state_dict(state)
 

@@ -66,7 +66,7 @@ def convert(file: str | Path) -> Converted:
                 "download it again"
             )
         width, head = width_of(state_dict), state_dict.get("classifier.weight")
-        if width is None or head is None:
+        if width is None or head is None or head.ndim != 2:
             keys = ", ".join(list(state_dict)[:3])
             raise UserError(f"{path} is not of a GhostNet classifier (it has {keys}, …)")
         network = GhostNet(width, num_classes=head.shape[0]).eval()

@@ -104,7 +104,7 @@ class FieldMaker:
         self.size = settings.size or (SIDE, SIDE) if first is None else self._size_of(self._config_of(first))
         self.num_classes = settings.num_classes or CLASSES
         if settings.num_classes is None and self.checkpoint is not None:
-            self.num_classes = len(classes_of(self._content_of(self.checkpoint)).names)
+            self.num_classes = len(classes_of(self._content_of(self.checkpoint), self.checkpoint).names)
 
     def make(self) -> Field:
         """Raises UserError for what the user named and is not there, cannot be read or cannot be exported."""

@@ -20,6 +20,7 @@ from detection.checkpoint import (
     load_model_state,
     read_checkpoint,
     save_checkpoint,
+    weights_of,
 )
 from detection.config import GhostifyConfig, load_config
 from detection.data.transforms import to_tensor
@@ -129,12 +130,12 @@ def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | No
         return _detector_subject(build_model(config, CLASSES_OF_A_CONFIG), spec, None)
     if path.suffix in (".pt", ".pth") or path.is_file():
         checkpoint = read_checkpoint(path)
-        config, classes = config_of(checkpoint, path), classes_of(checkpoint)
+        config, classes = config_of(checkpoint, path), classes_of(checkpoint, path)
         if config.model.ghostify is not None:
             raise UserError(f"{path} is ghosted already (model.ghostify in its config)")
         config.model.backbone.weights = None
         model = build_model(config, len(classes.names))
-        load_model_state(model, checkpoint.get("ema") or checkpoint["model"], path)
+        load_model_state(model, weights_of(checkpoint, path), path)
         return _detector_subject(model, spec, (config, classes))
     try:
         backbone = build_backbone(network, width=width, weights=weights)

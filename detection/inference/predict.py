@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint
+from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint, weights_of
 from detection.config import Config
 from detection.data.transforms import decode_image, read_image, resize, to_original, to_tensor
 from detection.device import autocast, pick_device
@@ -69,7 +69,7 @@ def load_detector(
     if is_exported(path):
         return load_exported(path, device, score_threshold=score_threshold, overrides=overrides)
     content = read_checkpoint(path)
-    classes = classes_of(content)
+    classes = classes_of(content, path)
     config = config_of(content, path).with_overrides(overrides)
     build = config.model_copy(deep=True)
     # Everything comes from the checkpoint: the file of pretrained weights need not be there any more.
@@ -77,7 +77,7 @@ def load_detector(
     if score_threshold is not None:
         build.eval.score_threshold = score_threshold
     model = build_model(build, len(classes.names))
-    load_model_state(model, content.get("ema") or content["model"], path)
+    load_model_state(model, weights_of(content, path), path)
     neck: PyramidBackbone = model.backbone  # type: ignore[assignment]
     neck.body.fuse()
     model = model.to(device).eval()

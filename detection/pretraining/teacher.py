@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from backbones import WeightsError, load_weights, read_weights
 from backbones.classifier import HEADS, build_classifier, normalize
+from backbones.torch_files import read_torch_file
+from backbones.untrusted import Unreadable
 from backbones.watch import evaluation, watched
+from detection.checkpoint import is_classes
 from detection.errors import UserError
 from detection.pretraining.config import TeacherConfig
 
@@ -163,10 +166,11 @@ def _check_classes(spec: TeacherConfig, count: int, classes: tuple[str, ...]) ->
 
 def _class_names(weights: str) -> tuple[str, ...] | None:
     """Of a checkpoint of this toolkit; files of others do not tell."""
-    if not Path(weights).is_file() or Path(weights).suffix == ".safetensors":
+    try:
+        content = read_torch_file(Path(weights))
+    except (OSError, Unreadable):  # none, or of another format
         return None
-    content = torch.load(weights, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "classes" not in content or "format" not in content:
+    if not isinstance(content, dict) or "format" not in content or not is_classes(content.get("classes")):
         return None
     return tuple(content["classes"]["names"])
 
