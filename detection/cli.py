@@ -1,5 +1,6 @@
 """What every command-line tool shares: how it ends, and checks of its arguments that need no heavy import."""
 
+import argparse
 import contextlib
 import datetime
 import errno
@@ -10,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from detection.errors import UserError
 from detection.files import CACHE_FOLDER, open_regular_file, reason_of, shown
@@ -49,6 +51,32 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except Exception as error:
         code = _last_resort(error)
     sys.exit(code)
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser of a tool with `example` at the end of its help, which shows it too where an argument is missing."""
+
+    def __init__(self, description: str | None, example: str) -> None:
+        super().__init__(description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_config(self, config_help: str, example: str) -> None:
+        """The arguments CONFIG, as `config`, and key=value, as `overrides`."""
+        self.add_argument("config", metavar="CONFIG", help=config_help)
+        # Without a default, argparse says that key=value is required.
+        self.add_argument(
+            "overrides", nargs="*", metavar="key=value", default=[], help=f"override a key, like {example}"
+        )
+
+    def parse(self) -> argparse.Namespace:
+        """The arguments of the command line, options and others in any order."""
+        args = self.parse_intermixed_args()
+        config = getattr(args, "config", "")
+        if "=" in config and not os.path.exists(config):
+            self.error(f"the following arguments are required: CONFIG ({shown(config)} is an override)")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}\n{self.epilog}" if "are required" in message else message)
 
 
 def existing_file(text: str) -> str:

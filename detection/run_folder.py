@@ -112,7 +112,19 @@ def check_output_dir(config: Experiment, resume: bool = False) -> None:
             raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
         return
     refuse_inputs(folder, {key: _value(config, key) for key in INPUTS})
+    _refuse_shared(folder)
     _refuse_foreign(folder)
+
+
+def _refuse_shared(folder: Path) -> None:
+    """Raise UserError where `folder` cannot be a run's alone: what it holds belongs to other work, too."""
+    place, here = folder.resolve(), Path.cwd()
+    home = Path(os.path.expanduser("~")).resolve()
+    if home.is_relative_to(place) or here.is_relative_to(place):
+        raise UserError(
+            f"output_dir {folder} is or contains the working directory or the home folder; give a folder for this run "
+            "alone, like output_dir=runs/mine"
+        )
 
 
 def refuse_inputs(folder: Path, inputs: dict[str, Any]) -> None:
@@ -228,11 +240,6 @@ def _refuse_foreign(folder: Path) -> None:
         foreign = foreign_entries(folder)
         what = "a run, which a new one would move away, and besides it"
         way = "Move these to another place, go on with the run by --resume, or give another output_dir"
-        if Path.cwd().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"output_dir {folder} holds a run and is the working directory, or contains it: it cannot be moved "
-                "away for a new run; give another output_dir"
-            )
     else:
         # A run that ended before its first checkpoint leaves these, and is not worth a folder of its own.
         foreign = [] if (folder / "environment.json").is_file() else _would_be_overwritten(folder)

@@ -1,10 +1,10 @@
 """See what the network will see: batches after augmentation with their boxes, and what a checkpoint finds in them."""
 
-import argparse
 from pathlib import Path
 
-from detection.cli import run_tool
+from detection.cli import ToolParser, existing_path, run_tool
 from detection.config import load_config
+from detection.named_files import check_named_files
 
 EXAMPLE = """\
 examples:
@@ -16,26 +16,26 @@ examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, like data.augment.mosaic=1")
+    parser = ToolParser(__doc__, EXAMPLE)
+    parser.add_config("YAML file, see configs/", "data.augment.mosaic=1")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
     parser.add_argument("--batches", type=int, default=4, help="how many are written (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them, counted from 0 over all epochs")
-    parser.add_argument("--checkpoint", metavar="FILE", help="detect with this checkpoint or exported file")
+    parser.add_argument(
+        "--checkpoint", type=existing_path, metavar="FILE", help="detect with this checkpoint or exported file"
+    )
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (default: %(default)s)")
     parser.add_argument("--out", default="browse", metavar="DIR", help="for page and pictures (default: %(default)s)")
     parser.add_argument(
         "--serve", nargs="?", type=int, const=8000, metavar="PORT", help="serve pages on this machine (default 8000)"
     )
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.batches < 1 or args.first < 0:
         parser.error("--batches must be at least 1, --first at least 0")
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold must be between 0 and 1")
     config = load_config(args.config, args.overrides)
+    check_named_files(config, (args.split,), weights=False)
 
     from detection.training.browse import Browser, Finder, browse
     from detection.training.browse_server import serve

@@ -1,9 +1,8 @@
 """Look for what is wrong with a data set, before a training does: files, pictures, boxes, classes, splits, anchors."""
 
-import argparse
 from pathlib import Path
 
-from detection.cli import run_tool
+from detection.cli import ToolParser, run_tool
 
 EXAMPLE = """\
 examples:
@@ -18,11 +17,9 @@ all and for a mistaken command. docs/doctor.md explains each finding.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLE)
     parser.add_argument("target", metavar="CONFIG|JSON|DIR", help="config, annotation file, data.yaml, or folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of a config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="override a key of a config")
     parser.add_argument("--images", metavar="DIR", help="the pictures (default: images/ beside a JSON)")
     parser.add_argument("--val", metavar="JSON|DIR", help="the validation set that goes with it, to look for leaks")
     parser.add_argument("--val-images", metavar="DIR", help="its pictures (default: --images, or images/ beside --val)")
@@ -34,7 +31,7 @@ def main() -> int:
     parser.add_argument("--no-decode", action="store_true", help="read pictures' headers and bytes, decode nothing")
     parser.add_argument("--no-pictures", action="store_true", help="open no picture: see only whether it is there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read (default: one for each core)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
     if args.val_images is not None and args.val is None:

@@ -1,9 +1,8 @@
 """Pre-train a backbone by classification, on class folders or CIFAR-10."""
 
-import argparse
-
-from detection.cli import run_tool
+from detection.cli import ToolParser, run_tool
 from detection.config import read_config
+from detection.named_files import check_named_pretraining_files
 from detection.run_folder import check_output_dir
 
 EXAMPLE = """\
@@ -17,22 +16,20 @@ then:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file, see configs/pretrain/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, like optim.lr=0.02")
+    parser = ToolParser(__doc__, EXAMPLE)
+    parser.add_config("YAML file, see configs/pretrain/", "optim.lr=0.02")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/last.pt")
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
     )
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     from detection.pretraining.config import PretrainConfig
 
     config = read_config(PretrainConfig, args.config, args.overrides)
     if not args.dry_run:
         check_output_dir(config, args.resume)
-    # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
+    check_named_pretraining_files(config)
+    # Only now: torch takes seconds to import, and a misspelt key or path should not wait for it.
     from detection.pretraining.run import dry_run, run_pretraining
 
     if args.dry_run:

@@ -1,9 +1,8 @@
 """Train a detector from a config."""
 
-import argparse
-
-from detection.cli import run_tool
+from detection.cli import ToolParser, run_tool
 from detection.config import load_config
+from detection.named_files import check_named_files
 from detection.run_folder import check_output_dir
 
 EXAMPLE = """\
@@ -15,11 +14,8 @@ example:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, like optim.lr=0.02")
+    parser = ToolParser(__doc__, EXAMPLE)
+    parser.add_config("YAML file, see configs/", "optim.lr=0.02")
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/last.pt")
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
@@ -27,11 +23,12 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="time ten steps: a table, and output_dir/trace.json")
     parser.add_argument("--auto-batch", action="store_true", help="CUDA: the largest batch that fits")
     parser.add_argument("--detect-anomaly", action="store_true", help="find where a NaN comes from (slow)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     config = load_config(args.config, args.overrides)
     if not (args.dry_run or args.profile):
         check_output_dir(config, args.resume)
-    # Only now: torch takes seconds to import, and a misspelt key should not wait for it.
+    check_named_files(config)
+    # Only now: torch takes seconds to import, and a misspelt key or path should not wait for it.
     from detection.training.run import dry_run, run_training
 
     if args.detect_anomaly:

@@ -7,6 +7,7 @@ from detection.data import coco, index_cache, voc, yolo
 from detection.data.index import AnnotationIndex
 from detection.data.raw import RawSet, to_index
 from detection.errors import UserError
+from detection.files import open_regular_file
 
 FORMATS = ("coco", "voc", "yolo")
 
@@ -62,6 +63,25 @@ def read_raw(
     if kind == "yolo":
         return yolo.parse_yolo(path, images, split or "train")
     return coco.parse_coco(coco.find_file(path, split), images)
+
+
+def images_folder(
+    annotations: str | Path, *, images: str | Path | None = None, format: str = "auto", split: str | None = None
+) -> Path:
+    """Where the images of a split are, by a first look at its files. It may not exist.
+
+    Raises:
+        UserError: the annotations are absent or of no known format.
+    """
+    path = Path(annotations)
+    kind = recognise(path) if format == "auto" else format
+    if kind == "voc":
+        return voc.images_folder(path, images, split)
+    if kind == "yolo":
+        return yolo.images_folder(path, images, split or "train")
+    path = coco.find_file(path, split)
+    open_regular_file(path, "annotation file").close()
+    return Path(images) if images is not None else coco.pictures_beside(path)
 
 
 def recognise(path: Path) -> str:

@@ -81,6 +81,11 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
     )
 
 
+def images_folder(path: Path, images: str | Path | None, split: str | None) -> Path:
+    """The folder of the pictures, without a look at any XML file. Raises UserError where there are no annotations."""
+    return _pictures(_locate(path, split)[0], images)
+
+
 def splits_of(path: Path) -> list[str]:
     """The image sets of VOC's folder, of those that split it; [] where it has none."""
     return [s for s in ("train", "val", "test") if (path / "ImageSets" / "Main" / f"{s}.txt").is_file()]

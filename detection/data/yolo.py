@@ -89,6 +89,22 @@ def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | 
     )
 
 
+def images_folder(path: Path, images: str | Path | None, split: str | None) -> Path:
+    """The folder that file names are relative to, without a look at pictures and labels.
+
+    Raises:
+        UserError: no data.yaml, no names, no such split, or its pictures are not there.
+    """
+    path = find_yaml(path)
+    content = read_yaml(path)
+    _names(content, path)
+    root = _root(content, path)
+    if images is not None:
+        return Path(images).parent if Path(images).suffix.lower() == ".txt" else Path(images)
+    _sources(content, path, root, split)
+    return root
+
+
 def find_yaml(path: Path) -> Path:
     """The one YAML file with names of a folder; a file is itself."""
     if not path.is_dir():

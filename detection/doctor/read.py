@@ -15,6 +15,7 @@ from detection.doctor.entries import Entries, coco_entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.errors import UserError
 from detection.files import open_regular_file
+from detection.named_files import check_named_files
 
 CODES = {
     "bad_class": "category-unknown",
@@ -54,6 +55,7 @@ def read_sets(
                 f"{target} is a config, which names its own sets: --images and --val are for files and folders"
             )
         config = load_config(path, overrides)
+        check_named_files(config)
         sets = []
         for split in ("train", "val"):
             source = getattr(config.data, split)

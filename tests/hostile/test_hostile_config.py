@@ -1,11 +1,13 @@
 """Configs, overrides and category lists that cannot be meant: one line each, before any work."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import tiny_raw, write_coco
+from conftest import ROOT, tiny_raw, write_coco
 from run_tool import run
 
 BOMB = "a: &a {x: 1, y: 2, z: 3}\n" + "".join(
@@ -76,6 +78,22 @@ def test_a_yaml_of_100_mb(tmp_path):
         ("data.classes=&a [*a]", ("data.classes", "an alias stands inside")),
         (f"data.classes={{{', '.join(['a: 1'] * 2)}}}", ("key 'a' is there already",)),
         ("train.epochs=1 train.minutes=1", ("both say how long to train",)),
+        ('output_dir="a\\0b"', ("output_dir", "NUL character")),
+        ("output_dir=''", ("output_dir", "the path is empty")),
+        ("output_dir=" + "x" * 300, ("output_dir", "the path is too long", "300")),
+        ("data.train.annotations=" + "a/" * 3000, ("data.train.annotations", "the path is too long")),
+        ('data.train.images="\\0"', ("data.train.images", "NUL character")),
+        ('data.val.annotations="\\uD800.json"', ("data.val.annotations", "no file system takes")),
+        ("model.backbone.weights=" + "w" * 256, ("model.backbone.weights", "the path is too long")),
+        ("output_dir=.", ("output_dir", "is or contains the working directory")),
+        ("output_dir=/", ("output_dir", "contains data.train")),
+        ("output_dir=~/", ("output_dir", "is or contains the working directory or the home folder")),
+        ("output_dir=..", ("output_dir", "is or contains the working directory")),
+        ("data.train.annotations=mine/tran.json", ("data.train.annotations", "mine/tran.json", "No such file")),
+        ("data.val.images=~/nowhere", ("data.val.images: folder /", "does not exist")),
+        ("data.val.annotations=/dev/zero", ("data.val.annotations", "known format")),
+        ("model.backbone.weights=nowhere.pth", ("model.backbone.weights", "nowhere.pth", "No such file")),
+        ("model.backbone.weights=/dev/zero", ("model.backbone.weights", "a device")),
     ],
 )
 def test_overrides_that_cannot_be_meant(plain, tmp_path, override, words):
@@ -109,3 +127,56 @@ def test_two_yolo_classes_of_one_name(tmp_path):
     (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [a, a]\n")
     outcome = run("convert_data", root / "data.yaml", "--to", "coco", "--out", tmp_path / "out")
     outcome.assert_error("data.yaml", "categories 1, 2 have the same name 'a'")
+
+
+NO_TORCH = """
+import sys
+sys.path[:0] = {paths}
+from run_tool import run
+for tool, arguments, words in {rows}:
+    outcome = run(tool, *arguments)
+    outcome.assert_error(*words)
+    loaded = [name for name in ("torch", "torchvision") if name in sys.modules]
+    assert not loaded, (tool, arguments, loaded)
+"""
+
+
+def test_a_mistaken_config_is_refused_before_torch_is_imported(plain, tmp_path):
+    """Which takes ten seconds and 860 MB. All in one process of its own, as this one has imported it."""
+    (tmp_path / "config.yaml").write_text(plain)
+    (tmp_path / "pretrain.yaml").write_text(f"output_dir: {tmp_path}/run\ndata: {{train: nowhere, val: nowhere}}\n")
+    config, pretrain = str(tmp_path / "config.yaml"), str(tmp_path / "pretrain.yaml")
+    data = f"data.train={tmp_path}", f"data.val={tmp_path}"
+    rows: list[tuple[str, list[str], tuple[str, ...]]] = [
+        ("train", [], ("required: CONFIG\n", "python tools/train.py configs/")),
+        ("pretrain", [], ("required: CONFIG\n", "python tools/pretrain.py configs/pretrain/")),
+        ("browse", [], ("required: CONFIG\n", "python tools/browse.py configs/")),
+        ("check_data", [], ("required: CONFIG|JSON|DIR\n", "python tools/check_data.py configs/")),
+        ("train", ["train.epochs=3"], ("required: CONFIG (train.epochs=3 is an override)",)),
+        ("pretrain", [pretrain], ("data.train: folder nowhere does not exist",)),
+        ("pretrain", [pretrain, *data, "model.weights=no.pth"], ("model.weights: weights file no.pth",)),
+        (
+            "pretrain",
+            [pretrain, *data, "teacher={name: a, weights: no.pth}"],
+            ("teacher.weights: weights file no.pth",),
+        ),
+        ("browse", [config, "--checkpoint", "no.pt"], ("no.pt",)),
+        ("browse", [config, "--split", "val", "data.val.annotations=no.json"], ("data.val.annotations",)),
+    ]
+    for tool in ("train", "browse", "check_data"):
+        rows += [
+            (tool, [config, "optim.lrr=1"], ("unknown key 'optim.lrr'",)),
+            (tool, [config, "data.train.annotations=no.json"], ("data.train.annotations: annotation file no.json",)),
+            (tool, [config, "data.train.annotations=no.yaml"], ("data.train.annotations: YAML file no.yaml",)),
+            (tool, [config, "data.train.annotations=no/"], ("data.train.annotations: annotation file no ",)),
+            (tool, [config, "data.train.images=no"], ("data.train.images: folder no does not exist",)),
+        ]
+        if tool != "browse":  # which builds no network of it
+            rows.append(
+                (tool, [config, "model.backbone.weights=no.pth"], ("model.backbone.weights: weights file no.pth",))
+            )
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "hostile")]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH.format(paths=paths, rows=rows)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ ROWS = {
     "its own weights": Row(OURS, train("model.backbone.weights=DIR/run/best.pt"), ("model.backbone.weights",)),
     "a file": Row((), train("output_dir=DIR/config.yaml"), ("output_dir", "config.yaml")),
     "below a file": Row((), train("output_dir=DIR/config.yaml/run"), ("cannot be a folder", "config.yaml")),
-    "a name too long": Row((), train(f"output_dir=DIR/{'x' * 300}"), ("cannot be a folder",)),
+    "a name too long": Row((), train(f"output_dir=DIR/{'x' * 300}"), ("output_dir", "the path is too long")),
     "nothing to resume": Row(("best.pt",), train("--resume"), ("there is no", "last.pt to go on from")),
     "nothing to resume, pretraining": Row((), ("pretrain", "PRETRAIN", "--resume"), ("last.pt to go on from",)),
     "class folders": Row(("dog/1.jpg",), ("pretrain", "PRETRAIN", "data.train=DIR/run"), ("is data.train",)),
