@@ -100,7 +100,7 @@ def test_the_tool_writes(tool, config_file, trained, tmp_path):
 
 def test_mistakes(tool, config_file, tmp_path):
     assert_clear_error(tool("browse", tmp_path / "no.yaml"), "no.yaml does not exist")
-    assert_clear_error(tool("browse", config_file, "--checkpoint", tmp_path / "no.pt"), "no.pt cannot be read: No such file")
+    assert_clear_error(tool("browse", config_file, "--checkpoint", tmp_path / "no.pt"), "no.pt does not exist")
     (tmp_path / "file").write_text("")
     assert_clear_error(tool("browse", config_file, "--out", tmp_path / "file" / "x"), "cannot be written to")
     assert_clear_error(tool("browse", config_file, "--serve", 99999999), "--serve 99999999", "another port")

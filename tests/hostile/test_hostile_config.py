@@ -89,10 +89,10 @@ def test_a_yaml_of_100_mb(tmp_path):
         ("output_dir=/", ("output_dir", "contains data.train")),
         ("output_dir=~/", ("output_dir", "is or contains the working directory or the home folder")),
         ("output_dir=..", ("output_dir", "is or contains the working directory")),
-        ("data.train.annotations=mine/tran.json", ("data.train.annotations", "mine/tran.json", "No such file")),
+        ("data.train.annotations=mine/tran.json", ("data.train.annotations", "mine/tran.json", "does not exist")),
         ("data.val.images=~/nowhere", ("data.val.images: folder /", "does not exist")),
         ("data.val.annotations=/dev/zero", ("data.val.annotations", "known format")),
-        ("model.backbone.weights=nowhere.pth", ("model.backbone.weights", "nowhere.pth", "No such file")),
+        ("model.backbone.weights=nowhere.pth", ("model.backbone.weights", "nowhere.pth", "does not exist")),
         ("model.backbone.weights=/dev/zero", ("model.backbone.weights", "a device")),
     ],
 )
