@@ -79,25 +79,34 @@ class ToolParser(argparse.ArgumentParser):
         super().error(f"{message}\n{self.epilog}" if "are required" in message else message)
 
 
-def existing_file(text: str) -> str:
+def existing_file(text: str, hint: str = "") -> str:
     """A command-line argument that names a file to be read, for argparse's `type`: `~` is expanded.
+
+    Args:
+        hint: what to name instead, for the message where it is not there.
 
     Raises:
         UserError: it is not there, is not a regular file, or cannot be read.
     """
     path = os.path.expanduser(text)
+    # A name with a NUL character or one too long is told with its reason.
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            raise UserError(f"{shown(path) or repr(path)} does not exist{hint and f': {hint}'}") from None
     open_regular_file(path).close()
     return path
 
 
-def existing_path(text: str) -> str:
+def existing_path(text: str, hint: str = "") -> str:
     """As `existing_file`, for a file or a folder."""
     path = os.path.expanduser(text)
     try:
         folder = os.path.isdir(path)
     except ValueError:  # a NUL character; the next one says so
         folder = False
-    return path if folder else existing_file(text)
+    return path if folder else existing_file(text, hint)
 
 
 def _last_resort(error: Exception) -> int:

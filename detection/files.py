@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,16 +120,23 @@ def sample_digest(file: BinaryIO) -> str:
     """A digest of at most a megabyte of a file: 16 samples, evenly spread; of smaller files all of it counts."""
     size = os.fstat(file.fileno()).st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    if size <= SAMPLES * SAMPLE_BYTES:
+        file.seek(0)
+        digest.update(file.read(SAMPLES * SAMPLE_BYTES))
+        return digest.hexdigest()
     for i in range(SAMPLES):
         file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
         digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, write: Any) -> None:
+def write_atomically(path: Path, write: Any, *, placing: Callable[[str], None] | None = None) -> None:
     """Call `write(file)` on a temporary file beside `path`, flush it to disk, and only then put it in place.
 
     A kill or a full disk at any moment leaves the earlier file whole.
+
+    Args:
+        placing: called with the name of the finished temporary file, just before it is put in place.
 
     Raises:
         UserError: the disk is full or the folder cannot be written to.
@@ -143,6 +151,8 @@ def write_atomically(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
+        if placing is not None:
+            placing(name)
         os.replace(name, path)
     except (OSError, RuntimeError) as error:
         # torch.save's zip writer turns what the file raised into a RuntimeError of its own.

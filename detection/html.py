@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from detection.files import write_atomically
+from detection.outputs import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def write_page(
     )  # fmt: skip
     # A lone surrogate, of a file name that is not UTF-8, is no reason to lose a page.
     data = html.encode("utf-8", "replace")
-    write_atomically(Path(path), lambda file: file.write(data))
+    write_output(Path(path), lambda file: file.write(data))
 
 
 def heading(text: str) -> Markup:

@@ -13,7 +13,7 @@ from typing import Any
 from detection.config import Experiment
 from detection.errors import UserError
 from detection.files import UNFINISHED, make_folder
-from detection.outputs import NOTES
+from detection.outputs import NOTES, is_own
 
 try:
     import fcntl
@@ -257,9 +257,9 @@ def _would_be_overwritten(folder: Path) -> list[str]:
 def _is_ours(path: Path) -> bool:
     if path.name in DETECTIONS and path.is_dir():
         # tools/detect.py writes a JSON file beside each image and video.
-        files = (file for file in path.rglob("*") if not file.is_dir() and not file.name.endswith(UNFINISHED))
+        files = (file for file in path.rglob("*") if not file.is_dir() and not file.name.endswith((UNFINISHED, NOTES)))
         return all(file.suffix == ".json" or file.with_suffix(".json").is_file() for file in files)
-    return _matches(path.name, (*WRITTEN_BY_TRAINING, *WRITTEN_BY_TOOLS))
+    return _matches(path.name, (*WRITTEN_BY_TRAINING, *WRITTEN_BY_TOOLS)) or is_own(path)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -7,10 +7,15 @@ from pathlib import Path
 from detection.benchmark.latency_report import LatencyReport, parse_aps
 from detection.benchmark.report import format_rows, parse_size
 from detection.benchmark.settings import BACKENDS, Settings
-from detection.cli import run_tool
+from detection.cli import existing_file, existing_path, run_tool
 from detection.config import load_config
 from detection.errors import UserError
+from detection.extras import BACKENDS as SCORERS
+from detection.extras import WRITERS, require, require_for_file
+from detection.outputs import add_force, check_outputs, write_output
 
+NEEDED = {"onnxruntime": WRITERS["onnx"], "openvino": WRITERS["openvino"]}
+"""Backend -> the packages that make its files and run them."""
 EXAMPLE = """\
 examples:
   python tools/benchmark.py runs/mine/best.pt --peers --threads 2
@@ -60,6 +65,8 @@ def main() -> int:
         return 0
 
     if args.folder is not None:
+        for path in map(existing_path, args.folder):
+            require_for_file(path)
         from detection.benchmark.folder import compare_folder
 
         checkpoint, folder, *exported = args.folder
@@ -67,6 +74,7 @@ def main() -> int:
         return 0
 
     if args.evaluation is not None:
+        require("--evaluation", *(package for packages in SCORERS.values() for package in packages))
         from detection.benchmark.evaluation import compare_evaluations
 
         print(compare_evaluations(*args.evaluation, seed=args.seed))
@@ -84,8 +92,11 @@ def main() -> int:
         print("\n".join(update_tables(args.tables or FILES)))
         return 0
 
-    if args.out is not None and not Path(args.out).parent.is_dir():
-        raise UserError(f"{args.out} cannot be written: there is no folder {Path(args.out).parent}")
+    outputs = [out for out in (args.out, args.plot) if out is not None]
+    for out in outputs:
+        if not Path(out).parent.is_dir():
+            raise UserError(f"{out} cannot be written: there is no folder {Path(out).parent}")
+    check_outputs(outputs, [*args.networks, *args.image, *(args.cost or ())], force=args.force)
     if args.cost is not None:
         from detection.benchmark.cost import network_costs
 
@@ -136,7 +147,9 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="time the backends of eval.backend on random data: IMAGES DETECTIONS CLASSES (default: 5000 100 80)",
     )
-    what.add_argument("--index", metavar="JSON", help="time reading a large COCO file against pycocotools")
+    what.add_argument(
+        "--index", metavar="JSON", type=existing_file, help="time reading a large COCO file against pycocotools"
+    )
     parser.add_argument("--size", help="320 or HEIGHTxWIDTH (default: the config's sides; 224 for a backbone)")
     parser.add_argument(
         "--num-classes", type=count, help="of random weights (default: those of the first checkpoint; 80)"
@@ -151,13 +164,21 @@ def parse_arguments() -> argparse.Namespace:
     timing.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="pictures in a call")
     timing.add_argument("--threads", type=count, help="on the CPU (default: PyTorch's)")
     timing.add_argument("--runs", type=count, default=50, help="timed calls of each row (default: %(default)s)")
-    timing.add_argument("--image", nargs="+", default=[], metavar="FILE", help="detect in these (default: a drawn one)")
+    timing.add_argument(
+        "--image",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        type=existing_file,
+        help="detect in these (default: a drawn one)",
+    )
     timing.add_argument("--score-threshold", type=float, help="of checkpoints, in place of their own")
     timing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     timing.add_argument("--seed", type=int, default=0)
     timing.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes some seconds a row")
     timing.add_argument("--ap", nargs="+", default=[], metavar="NETWORK=AP", help="where its file does not know it")
     timing.add_argument("--plot", metavar="FILE", help="write a picture of AP against latency (.png, .svg, .pdf)")
+    add_force(parser)
     others = parser.add_argument_group("cost and training")
     others.add_argument("--layers", action="store_true", help="--cost: a row for every layer, too")
     others.add_argument("--steps", type=int, default=20, help="of --train, each way (default: %(default)s)")
@@ -202,6 +223,10 @@ def measure(args: argparse.Namespace, size: tuple[int, int] | None) -> LatencyRe
         seed=args.seed,
         memory=not args.no_memory,
     )
+    for network in args.networks:
+        require_for_file(network)
+    for backend in args.backends or ():
+        require(f"--backends {backend}", *NEEDED.get(backend, ()))
     # Before minutes are spent on measuring.
     if args.plot is not None:
         from detection.benchmark.plot import check_plot
@@ -216,10 +241,7 @@ def write(table: str, out: str | None, rows: int) -> None:
     if out is None:
         print(table)
         return
-    try:
-        Path(out).write_text(table + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+    write_output(Path(out), lambda file: file.write(f"{table}\n".encode()))
     print(f"table of {rows} rows written to {out}")
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from detection.cli import ToolParser, run_tool
+from detection.cli import ToolParser, existing_path, run_tool
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -20,9 +21,21 @@ def main() -> int:
     parser = ToolParser(__doc__, EXAMPLE)
     parser.add_argument("target", metavar="CONFIG|JSON|DIR", help="config, annotation file, data.yaml, or folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="override a key of a config")
-    parser.add_argument("--images", metavar="DIR", help="the pictures (default: images/ beside a JSON)")
-    parser.add_argument("--val", metavar="JSON|DIR", help="the validation set that goes with it, to look for leaks")
-    parser.add_argument("--val-images", metavar="DIR", help="its pictures (default: --images, or images/ beside --val)")
+    parser.add_argument(
+        "--images", metavar="DIR", type=existing_path, help="the pictures (default: images/ beside a JSON)"
+    )
+    parser.add_argument(
+        "--val",
+        metavar="JSON|DIR",
+        type=existing_path,
+        help="the validation set that goes with it, to look for leaks",
+    )
+    parser.add_argument(
+        "--val-images",
+        metavar="DIR",
+        type=existing_path,
+        help="its pictures (default: --images, or images/ beside --val)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all findings and numbers to this file")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots and contact sheets")
     parser.add_argument(
@@ -31,16 +44,19 @@ def main() -> int:
     parser.add_argument("--no-decode", action="store_true", help="read pictures' headers and bytes, decode nothing")
     parser.add_argument("--no-pictures", action="store_true", help="open no picture: see only whether it is there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read (default: one for each core)")
+    add_force(parser)
     args = parser.parse()
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
     if args.val_images is not None and args.val is None:
         parser.error("--val-images needs --val")
+    # A config's absence is told with the nearest name.
+    target = args.target if Path(args.target).suffix in (".yaml", ".yml") else existing_path(args.target)
 
     from detection.doctor.run import run_doctor
 
     report = run_doctor(
-        args.target,
+        target,
         overrides=args.overrides,
         images=args.images,
         val=args.val,
@@ -50,6 +66,7 @@ def main() -> int:
         fix_file=args.fix and Path(args.fix),
         pictures="none" if args.no_pictures else "headers" if args.no_decode else "all",
         workers=args.workers,
+        force=args.force,
     )
     return report.exit_code
 

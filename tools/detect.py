@@ -1,9 +1,12 @@
 """Detect objects in pictures, folders, videos, cameras or streams; write annotated copies and a JSON beside each."""
 
 import argparse
+import glob
 import sys
 
-from detection.cli import run_tool
+from detection.cli import existing_file, existing_path, run_tool
+from detection.extras import require, require_for_file
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -24,7 +27,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or a file that tools/export.py made")
+    parser.add_argument(
+        "checkpoint", type=existing_file, help="best.pt or last.pt of a run, or a file that tools/export.py made"
+    )
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="picture, folder, glob, video, camera index or URL"
     )
@@ -43,11 +48,19 @@ def main() -> int:
     parser.add_argument("--timing", action="store_true", help="tell at the end where the time went")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:N (default: cuda where there is one)")
     parser.add_argument("--resume", action="store_true", help="pass over what an earlier call has done already")
+    add_force(parser)
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold must be between 0 and 1")
     if args.batch_size < 1 or (args.max_frames is not None and args.max_frames < 1):
         parser.error("--batch-size and --max-frames must be at least 1")
+    for source in args.sources:
+        # Neither URL nor camera nor pattern.
+        if "://" not in source and not source.isdigit() and not glob.has_magic(source):
+            existing_path(source)
+    require_for_file(args.checkpoint)
+    if args.track:
+        require("--track", "norfair")
 
     from detection import distributed
     from detection.inference.detect import detect, lanes_for
@@ -75,6 +88,7 @@ def main() -> int:
             pictures=not args.no_pictures,
             track=args.track,
             show_fps=args.show_fps,
+            force=args.force,
         )
         if distributed.is_main():
             for reason in summary.failed:

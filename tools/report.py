@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-from detection.cli import run_tool
+from detection.cli import existing_file, existing_path, run_tool
 from detection.errors import UserError
+from detection.extras import require_for_file
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -29,9 +31,17 @@ def main() -> int:
         metavar="RUN key=value",
         help="a run's folder or checkpoint, two are compared; config overrides",
     )
-    parser.add_argument("--predictions", nargs="+", metavar="FILE", help="COCO results files in the place of runs")
-    parser.add_argument("--data", metavar="JSON", help="annotations (default: data.val of the run)")
-    parser.add_argument("--images", metavar="DIR", help="their pictures (default: images/ beside --data)")
+    parser.add_argument(
+        "--predictions",
+        nargs="+",
+        metavar="FILE",
+        type=existing_file,
+        help="COCO results files in the place of runs",
+    )
+    parser.add_argument("--data", metavar="JSON", type=existing_path, help="annotations (default: data.val of the run)")
+    parser.add_argument(
+        "--images", metavar="DIR", type=existing_path, help="their pictures (default: images/ beside --data)"
+    )
     parser.add_argument("--out", metavar="FILE", help="the page, .html; numbers are written beside it, .json")
     parser.add_argument("--no-latency", action="store_true", help="do not time the checkpoint")
     parser.add_argument("--resamples", type=int, default=500, help="of the comparison (default: %(default)s)")
@@ -39,8 +49,10 @@ def main() -> int:
     parser.add_argument(
         "--max-mb", type=float, default=6.0, help="most megabytes of pictures in a page (default: %(default)s)"
     )
+    add_force(parser)
     args = parser.parse_intermixed_args()
-    runs = [name for name in args.runs if "=" not in name]
+    hint = "name a run's folder (output_dir) or its best.pt"
+    runs = [existing_path(name, hint) for name in args.runs if "=" not in name]
     overrides = [name for name in args.runs if "=" in name]
     named = args.predictions or runs
     if bool(args.predictions) == bool(runs) or len(named) > 2:
@@ -49,17 +61,20 @@ def main() -> int:
         raise UserError("--predictions needs --data, the annotations that they are to be scored on")
     if args.resamples < 1:
         raise UserError(f"--resamples {args.resamples}: at least 1 is needed")
+    for run in runs:
+        require_for_file(run)
 
     from detection.report.compare import write_comparison
     from detection.report.source import read_file, read_run
-    from detection.report.write import output_path, write_report
+    from detection.report.write import numbers_path, output_path, write_report
 
     default = Path(named[-1]) if Path(named[-1]).is_dir() else Path(named[-1]).parent
     out = output_path(args.out or default / ("report.html" if len(named) == 1 else "compare.html"))
+    checked = {"outputs": [out, numbers_path(out)], "force": args.force}
     if args.predictions:
-        sources = [read_file(name, args.data, args.images) for name in named]
+        sources = [read_file(name, args.data, args.images, **checked) for name in named]
     else:
-        sources = [read_run(name, data=args.data, images=args.images, overrides=overrides) for name in named]
+        sources = [read_run(name, data=args.data, images=args.images, overrides=overrides, **checked) for name in named]
     max_bytes = round(args.max_mb * 1e6)
     if len(sources) == 1:
         numbers = write_report(sources[0], out, latency=not args.no_latency, max_bytes=max_bytes)

@@ -59,7 +59,7 @@ def compare_folder(
         out = Path(name)
         # What is done once: memory, kernels of the first shapes, threads.
         plain_loop(plain, items[:4], out)
-        detect(quick, items[:8], out, batch_size=batch_size)
+        detect(quick, items[:8], out, batch_size=batch_size, force=True)
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
             # Who goes first finds the files cold.
@@ -71,7 +71,7 @@ def compare_folder(
                     seconds += time.perf_counter() - began
                 else:
                     torch.set_num_threads(shared)
-                    summary: Summary = detect(quick, chunk, out, batch_size=batch_size)
+                    summary: Summary = detect(quick, chunk, out, batch_size=batch_size, force=True)
                     timings.append(summary.pictures)
     timing = in_turn(timings)
     plain_rate, quick_rate = len(items) / seconds, timing.count / timing.wall

@@ -17,6 +17,7 @@ from torchvision.models.detection import (
 
 from detection.benchmark.untrained import like_trained
 from detection.errors import UserError
+from detection.extras import require
 from detection.inference.onnx_session import open_session
 
 SSD_SIDE = 320
@@ -84,15 +85,12 @@ def export_peer(model: nn.Module, path: Path, picture: Tensor) -> None:
     Raises:
         UserError: `onnx` is not installed, or this PyTorch cannot trace to ONNX any more.
     """
+    require("torchvision's detectors in ONNX", "onnx")
     try:
         with warnings.catch_warnings():
             # Tracing warns of what depends on the picture's size, which is fixed here, and of its own old age.
             warnings.simplefilter("ignore")
             torch.onnx.export(model, ([picture.float() / 255],), str(path), dynamo=False, opset_version=17)
-    except ImportError as error:
-        raise UserError(
-            f"torchvision's detectors in ONNX need the package {error.name}: pip install -e '.[onnx]'"
-        ) from error
     except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"PyTorch {torch.__version__} cannot export it to ONNX: {reason}") from error

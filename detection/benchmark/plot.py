@@ -7,7 +7,7 @@ from pathlib import Path
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.settings import Settings, kind_of
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.outputs import write_output
 
 MARKERS = "osD^vPX*<>"
 
@@ -84,7 +84,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
     axes.set_title(f"{hardware}; threads: {threads}", fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format=Path(path).suffix[1:].lower())
-    write_atomically(Path(path), lambda file: file.write(picture.getvalue()))
+    write_output(Path(path), lambda file: file.write(picture.getvalue()))
 
 
 def plotted_rows(rows: Sequence[LatencyRow]) -> list[LatencyRow]:

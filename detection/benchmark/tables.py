@@ -19,6 +19,7 @@ from backbones.ghost_vgg import ghost_vgg16
 from detection.benchmark.cost import network_costs
 from detection.benchmark.report import markdown
 from detection.errors import UserError
+from detection.files import write_atomically
 
 FILES = ("README.md", "docs/costs.md")
 CONFIGS = (
@@ -116,7 +117,7 @@ def update_tables(files: Sequence[str] = FILES) -> list[str]:
             made.setdefault(name, TABLES[name]())
         new = BLOCK.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[4]}", text)
         if new != text:
-            path.write_text(new, encoding="utf-8")
+            write_atomically(path, lambda file, new=new: file.write(new.encode()))
         state = "unchanged" if new == text else "updated"
         lines += [f"{file}: table {name} {state}" for name in names] or [f"{file}: no tables"]
     return lines

@@ -20,7 +20,7 @@ from detection.doctor.findings import Finding
 from detection.doctor.fix_images import ImagePlan, plan_images
 from detection.doctor.pictures import UNSEEN, Looks
 from detection.doctor.read import read_json
-from detection.files import make_folder, write_atomically
+from detection.outputs import write_output
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,24 @@ def fix_report(report: Report, out: Path) -> list[tuple[Path, Mended]]:
     Raises:
         UserError: the source can no longer be read, or a file cannot be written.
     """
-    make_folder(out.parent, "the folder of --fix")
     leaked = leaked_rows(report)
     written = []
     for number, checked in enumerate(report.sets):
-        path = out if number == 0 else out.with_name(f"{out.stem}_{checked.raw.split}{out.suffix}")
+        path, list_file = copies_of(out, number, checked.raw.split)
         mended = mend(checked, leaked if number == 0 else ())
         text = json.dumps(mended.content)
-        write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        write_output(path, lambda file, text=text: file.write(text.encode()))
         changes = {"changes": [_short(asdict(change)) for change in mended.changes], "left": mended.left}
         text = json.dumps(changes, indent=1)
-        write_atomically(path.with_suffix(".changes.json"), lambda file, text=text: file.write(text.encode()))
+        write_output(list_file, lambda file, text=text: file.write(text.encode()))
         written.append((path, mended))
     return written
+
+
+def copies_of(out: Path, number: int, split: str) -> tuple[Path, Path]:
+    """Where the mended copy of the set with this number goes, and the list of its changes."""
+    path = out if number == 0 else out.with_name(f"{out.stem}_{split}{out.suffix}")
+    return path, path.with_suffix(".changes.json")
 
 
 def leaked_rows(report: Report) -> list[int]:

@@ -10,7 +10,7 @@ from detection.doctor.findings import Example
 from detection.doctor.kinds import SEVERITIES
 from detection.doctor.stats import statistics
 from detection.doctor.suitability import Suitability
-from detection.files import write_atomically
+from detection.outputs import write_output
 
 SHOWN = 4
 """Examples of a finding on the terminal."""
@@ -142,4 +142,4 @@ def write_json(report: Report, path: Path) -> None:
     """Raises UserError where it cannot be written."""
     # Half a character, of a file name that is not UTF-8, has an escape.
     text = json.dumps(as_json(report), indent=1, ensure_ascii=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_output(path, lambda file: file.write(text.encode()))

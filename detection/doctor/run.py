@@ -1,16 +1,15 @@
 """What tools/check_data.py does: read, examine, tell, write."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from detection.doctor.examine import Report, examine
-from detection.doctor.fix import fix_report
+from detection.doctor.fix import copies_of, fix_report
 from detection.doctor.pictures import default_workers
 from detection.doctor.read import read_sets
 from detection.doctor.report import console, write_json
 from detection.errors import UserError
-from detection.files import make_folder
+from detection.outputs import check_outputs
 
 
 def run_doctor(
@@ -25,18 +24,24 @@ def run_doctor(
     fix_file: Path | None = None,
     pictures: str = "all",
     workers: int | None = None,
+    force: bool = False,
 ) -> Report:
     """Examine, print the summary, and write what is asked for; see `read_sets` and `examine`.
+
+    Args:
+        force: overwrite files that this toolkit did not write.
 
     Raises:
         UserError: what cannot be read at all, or written.
     """
-    for file in (json_file, html_file, fix_file):
-        if file is not None:
-            make_folder(file.parent, "the folder of the output")
+    if fix_file is not None and fix_file.suffix.lower() != ".json":
+        raise UserError(f"--fix {fix_file}: the name must end in .json, it becomes a COCO file")
     sets, config = read_sets(target, images=images, val=val, val_images=val_images, overrides=overrides)
+    outputs = [file for file in (json_file, html_file) if file is not None]
     if fix_file is not None:
-        _keep_sources(fix_file, [raw.source for raw in sets])
+        outputs += [file for number, raw in enumerate(sets) for file in copies_of(fix_file, number, raw.split)]
+    inputs = [path for raw in sets for path in (raw.source, raw.folder)]
+    check_outputs(outputs, [*inputs, *([target] if config is not None else [])], force=force)
     report = examine(
         sets,
         config,
@@ -60,14 +65,3 @@ def run_doctor(
             print(mended.summary())
             print(f"  all of them: {path.with_suffix('.changes.json')}")
     return report
-
-
-def _keep_sources(out: Path, sources: Sequence[str]) -> None:
-    """Nothing is changed in place."""
-    if out.suffix.lower() != ".json":
-        raise UserError(f"--fix {out}: the name must end in .json, it becomes a COCO file")
-    copies = [out, out.with_name(f"{out.stem}_val{out.suffix}"), out.with_suffix(".changes.json")]
-    for source in sources:
-        for copy in copies:
-            if os.path.exists(source) and os.path.exists(copy) and os.path.samefile(source, copy):
-                raise UserError(f"--fix {out} would overwrite {source}; name another file")

@@ -16,7 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from detection.config import EVAL_BACKENDS
 from detection.data.index import AnnotationIndex
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.extras import BACKENDS, require
+from detection.outputs import write_output
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""
@@ -117,13 +118,10 @@ def _backend(name: str) -> tuple[Any, Any]:
         return COCO, COCOeval
     if name != EVAL_BACKENDS[1]:
         raise UserError(f"unknown evaluation backend {name!r}; known: {', '.join(EVAL_BACKENDS)}")
-    try:
-        from faster_coco_eval import COCO as FasterCOCO
-        from faster_coco_eval import COCOeval_faster
-    except ImportError as error:
-        raise UserError(
-            f"eval.backend {name} needs the package faster-coco-eval ({error}): pip install -e '.[fast-eval]'"
-        ) from error
+    require(f"eval.backend={name}", *BACKENDS[name])
+    from faster_coco_eval import COCO as FasterCOCO
+    from faster_coco_eval import COCOeval_faster
+
     return FasterCOCO, COCOeval_faster
 
 
@@ -170,7 +168,7 @@ def read_results(path: str | Path) -> list[Result]:
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write a COCO results file, atomically. Raises UserError where it cannot be written."""
-    write_atomically(path, lambda file: file.write(json.dumps(list(results)).encode()))
+    write_output(path, lambda file: file.write(json.dumps(list(results)).encode()))
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from detection.errors import UserError
 from detection.evaluation.coco import Result
+from detection.outputs import begin_output
 
 
 class Journal:
@@ -29,16 +30,20 @@ class Journal:
         if resume and path.is_file():
             # The last line of a process that was killed may be cut off.
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        if lines and json.loads(lines[0]) == made_of:
-            for line in lines[1:]:
-                record = json.loads(line)
+        if lines and _record(lines[0]) == made_of:
+            for number, line in enumerate(lines[1:], 1):
+                record = _record(line)
+                if record.keys() != {"images", "results"}:
+                    raise UserError(f"{path}, line {number + 1} is damaged: evaluate without --resume")
                 self.images.update(record["images"])
                 self.results += record["results"]
         else:
             lines = [json.dumps(made_of) + "\n"]
         try:
-            path.write_text("".join(lines), encoding="utf-8")
-            self.file = path.open("a", encoding="utf-8")
+            self.file = path.open("w", encoding="utf-8")
+            begin_output(path)
+            self.file.write("".join(lines))
+            self.file.flush()
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -54,3 +59,12 @@ class Journal:
     def remove(self) -> None:
         self.file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _record(line: str) -> dict[str, Any]:
+    """{} for a line that holds none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint, an exported file or a results file, and print and write what comes out."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from detection.errors import UserError
 from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.evaluate import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
-from detection.files import write_atomically
+from detection.extras import BACKENDS, require, require_for_file
 from detection.inference.predict import detector_config, load_detector
+from detection.outputs import check_outputs, write_output
 
 
 def score_checkpoint(
@@ -29,24 +31,33 @@ def score_checkpoint(
     json_file: str | None = None,
     predictions_file: str | None = None,
     resume: bool = False,
+    force: bool = False,
 ) -> Evaluation | None:
     """Detect on every image of the annotations (default: the checkpoint's `data.val`), score, print the table.
 
     Under torchrun the processes share the images, and the first one scores.
 
     Args:
+        predictions_file: where the detections go; see `predictions_path` for the default.
         resume: go on with an evaluation of the same checkpoint and data that was cut off.
+        force: overwrite files that this toolkit did not write.
 
     Returns:
         The evaluation, None in all processes but the first.
 
     Raises:
-        UserError: unreadable input, or classes that the model does not know.
+        UserError: unreadable input, classes that the model does not know, or an output that must not be overwritten.
     """
+    require_for_file(checkpoint)
     config = detector_config(checkpoint, overrides)
+    require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
     source = _source(annotations, images, config.data.val)
     index = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
-    path = Path(predictions_file) if predictions_file else Path(checkpoint).with_name("predictions.json")
+    path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source)
+    part = path.with_name(f"{path.name}.part{os.environ.get('RANK', '0')}")
+    outputs: list[str | Path] = [path, part, *([json_file] if json_file else [])]
+    inputs = [checkpoint, Path(checkpoint).with_suffix(".bin"), index.source, source.annotations, index.images]
+    check_outputs(outputs, inputs, force=force)
     with distributed.session(config.device) as device:
         if distributed.is_main():
             print(index.report())
@@ -54,7 +65,6 @@ def score_checkpoint(
         category_ids = category_ids_of(classes, index)
         data = config.data
         dataset = DetectionDataset(index, index.images, short_side=data.short_side, long_side=data.long_side)
-        part = path.with_name(f"{path.name}.part{distributed.rank()}")
         journal = Journal(part, _made_of(checkpoint, config, index), resume)
         if journal.images:
             print(f"{len(journal.images)} images were done before")
@@ -71,6 +81,17 @@ def score_checkpoint(
             _write_numbers(evaluation, json_file)
         journal.remove()
         return evaluation
+
+
+def predictions_path(checkpoint: str | Path, source: SourceConfig) -> Path:
+    """predictions.json beside the checkpoint, for the val set that it was trained with; predictions_DATA.json for
+    other data, so that the detections that the training left stay."""
+    own = detector_config(checkpoint).data.val
+    names = [(os.path.realpath(one.annotations), one.split or "val") for one in (source, own)]
+    if names[0] == names[1]:
+        return Path(checkpoint).with_name("predictions.json")
+    split = f"_{source.split}" if source.split else ""
+    return Path(checkpoint).with_name(f"predictions_{Path(source.annotations).resolve().stem}{split}.json")
 
 
 def _made_of(checkpoint: str | Path, config: Config, index: AnnotationIndex) -> dict[str, Any]:
@@ -91,13 +112,21 @@ def score_file(
     checkpoint: str | None = None,
     json_file: str | None = None,
     backend: str = EVAL_BACKENDS[0],
+    force: bool = False,
 ) -> Evaluation:
-    """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given."""
+    """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given.
+
+    Raises:
+        UserError: unreadable input, or `json_file` must not be overwritten (see `check_outputs`, also for `force`).
+    """
+    require(f"eval.backend={backend}", *BACKENDS.get(backend, ()))
     if annotations is None:
         assert checkpoint is not None
         index = read_split(detector_config(checkpoint).data, "val", alone=True, pictures=False)
     else:
         index = read_annotations(annotations, split="val")
+    inputs = [predictions, checkpoint, annotations, index.source, index.images]
+    check_outputs([json_file] if json_file else [], inputs, force=force)
     print(index.report())
     results = read_results(predictions)
     check_results(index, results, predictions)
@@ -137,5 +166,5 @@ def _source(annotations: str | None, images: str | None, default: SourceConfig) 
 def _write_numbers(evaluation: Evaluation, json_file: str | None) -> None:
     if json_file is not None:
         text = json.dumps(evaluation.to_json(), indent=1)
-        write_atomically(Path(json_file), lambda file: file.write(text.encode()))
+        write_output(Path(json_file), lambda file: file.write(text.encode()))
         print(f"numbers written to {json_file}")

@@ -5,8 +5,8 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from detection.errors import UserError
 from detection.export.int8_onnx import Frames
+from detection.extras import require
 from detection.inference.openvino import import_openvino
 
 CONVOLUTION = "/WithoutBiases"
@@ -47,10 +47,9 @@ def quantized_openvino(model: Any, units: dict[str, list[str]], frames: Sequence
 
 def import_nncf() -> Any:
     """The package, told to be silent and not to report its use to a server. Raises UserError where it is missing."""
+    require("int8 for OpenVINO", "nncf")
     os.environ.setdefault("NNCF_CI", "1")
-    try:
-        import nncf
-    except ImportError:
-        raise UserError("int8 for OpenVINO needs NNCF: pip install -e '.[quantize]'") from None
+    import nncf
+
     nncf.set_log_level(logging.ERROR)
     return nncf

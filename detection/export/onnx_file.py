@@ -18,6 +18,7 @@ from detection.export.concats import without_concats
 from detection.export.export import Prepared
 from detection.export.graph import keep_mask
 from detection.export.metadata import KEY, Metadata
+from detection.extras import require
 from detection.files import write_atomically
 
 OPSET = 17
@@ -65,11 +66,10 @@ def export_onnx(prepared: Prepared, path: Path) -> list[str]:
         UserError: the libraries are not installed, the network has what ONNX cannot say, or the path cannot be
             written to.
     """
-    try:
-        import onnx
-        import onnxslim
-    except ImportError as error:
-        raise UserError(f"ONNX export needs {error.name}: pip install -e '.[onnx]'") from None
+    require("ONNX export", "onnx", "onnxslim")
+    import onnx
+    import onnxslim
+
     model = onnxslim.slim(tidied(onnx.load_from_string(translate(prepared))))
     model = in_blocks(onnx.shape_inference.infer_shapes(model))
     model = without_concats(model)

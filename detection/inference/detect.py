@@ -1,5 +1,6 @@
 """Run a predictor over sources and write annotated pictures and videos, with a JSON beside each."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from detection.inference.results import Summary, together
 from detection.inference.sources import Item
 from detection.inference.track import load_norfair
 from detection.inference.video import COMPLETE, VideoOptions, detect_video
+from detection.outputs import check_outputs
 
 
 def detect(
@@ -27,6 +29,7 @@ def detect(
     pictures: bool = True,
     track: bool = False,
     show_fps: bool = False,
+    force: bool = False,
 ) -> Summary:
     """Write out/NAME.jpg (or .mp4) and out/NAME.json for each item.
 
@@ -42,20 +45,23 @@ def detect(
         pictures: write annotated copies; else the JSON alone, which is quicker.
         track: number the objects of videos, see `detection.inference.track`.
         show_fps: draw how many frames of a video are detected in per second.
+        force: overwrite files that this toolkit did not write; never sources.
 
     Raises:
-        UserError: the folder cannot be written to, a result would overwrite its own source, or the library that tracks
-            is not there.
+        UserError: the folder cannot be written to, a result would overwrite a source or a file that this toolkit did
+            not write, or the library that tracks is not there.
     """
     out = Path(out)
-    _check_out(items, out)
     if track:
         load_norfair()
     summary = Summary()
+    sources = [item.source for item in items if item.kind in ("image", "video")]
     items = items[distributed.rank() :: distributed.world_size()]
     if resume:
         left = [item for item in items if not _is_done(item, out, pictures)]
         summary.passed_over, items = len(items) - len(left), left
+    make_folder(out, "output folder")
+    check_outputs([path for item in items for path in results_of(item, out, pictures)], sources, force=force)
     images = [item for item in items if item.kind == "image"]
     options = VideoOptions(batch_size, max_frames, pictures, track, show_fps)
     try:
@@ -84,17 +90,14 @@ def lanes_for(items: Sequence[Item], device: torch.device) -> int:
 
 def _is_done(item: Item, out: Path, pictures: bool) -> bool:
     """Pictures are written first, then their JSON; a video's JSON has its last line when all of it is done."""
-    record = out / f"{item.name}.json"
-    drawn = out / f"{item.name}{'.jpg' if item.kind == 'image' else '.mp4'}"
-    if not record.is_file() or (pictures and not drawn.is_file()):
+    files = results_of(item, out, pictures)
+    if not all(map(os.path.isfile, files)):
         return False
-    return item.kind == "image" or (item.kind == "video" and record.read_bytes().endswith(COMPLETE))
+    return item.kind == "image" or (item.kind == "video" and Path(files[-1]).read_bytes().endswith(COMPLETE))
 
 
-def _check_out(items: Sequence[Item], out: Path) -> None:
-    make_folder(out, "output folder")
-    sources = {Path(item.source).resolve() for item in items if item.kind in ("image", "video")}
-    for item in items:
-        suffix = ".jpg" if item.kind == "image" else ".mp4"
-        if (out / f"{item.name}{suffix}").resolve() in sources:
-            raise UserError(f"--out {out} would overwrite the source {item.source}; choose another folder")
+def results_of(item: Item, out: Path, pictures: bool = True) -> list[str]:
+    """The files that are written for an item: its JSON, and before it, with `pictures`, the annotated copy."""
+    stem = os.path.join(out, item.name)
+    drawn = [f"{stem}{'.jpg' if item.kind == 'image' else '.mp4'}"] if pictures else []
+    return [*drawn, f"{stem}.json"]

@@ -13,13 +13,13 @@ import numpy as np
 from detection import distributed
 from detection.data.transforms import read_image
 from detection.errors import UserError
-from detection.files import write_atomically
 from detection.inference.draw import draw_on
 from detection.inference.predict import Detections, Detector
 from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
 from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
+from detection.outputs import write_output
 from detection.progress import progress_bar
 
 JPEG_QUALITY = 92
@@ -84,7 +84,7 @@ def detect_images(
                 _write_jpeg(out / f"{item.name}.jpg", image)
         with timing.stage(WRITE):
             text = picture_json(head, detections).encode()
-            write_atomically(path, lambda file: file.write(text))
+            write_output(path, lambda file: file.write(text))
         summary.add(timing, detections)
 
     def look(batch: list[Picture]) -> list[Detections | None]:
@@ -153,4 +153,4 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
         height, width = (max(1, round(side * JPEG_SIDE / longest)) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    write_atomically(path, lambda file: file.write(data))
+    write_output(path, lambda file: file.write(data))

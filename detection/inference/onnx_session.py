@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from detection.errors import UserError
+from detection.extras import require
 
 log = logging.getLogger("detection")
 
@@ -23,10 +24,9 @@ def open_session(model: str | Path | bytes, device: torch.device, threads: int) 
         UserError: ONNX Runtime is not installed, or cannot run the file.
     """
     name = "the model" if isinstance(model, bytes) else str(model)
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{name} needs ONNX Runtime: pip install -e '.[onnx]'") from None
+    require(name, "onnxruntime")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

@@ -11,6 +11,7 @@ import torch
 
 from detection.errors import UserError
 from detection.export.metadata import KEY, Metadata, parse_metadata
+from detection.extras import require
 
 if TYPE_CHECKING:
     from detection.inference.exported import Run
@@ -23,10 +24,9 @@ CHECKSUM = f"{KEY}_bin_crc32"
 
 def import_openvino(path: str | Path) -> Any:
     """The package. Raises UserError, naming the extra, where it is not installed."""
-    try:
-        import openvino
-    except ImportError:
-        raise UserError(f"{path} needs OpenVINO: pip install -e '.[openvino]'") from None
+    require(str(path), "openvino")
+    import openvino
+
     return openvino
 
 

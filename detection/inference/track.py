@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.errors import UserError
+from detection.extras import require
 from detection.inference.predict import Detections
 
 # An object is matched with a box that has at least this IoU with where it is expected.
@@ -56,8 +56,7 @@ class Tracker:
 
 def load_norfair() -> Any:
     """The library, or a UserError that says how to get it."""
-    try:
-        import norfair
-    except ImportError:
-        raise UserError("--track needs the library norfair: pip install -e '.[track]'") from None
+    require("--track", "norfair")
+    import norfair
+
     return norfair

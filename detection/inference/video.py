@@ -23,6 +23,7 @@ from detection.inference.sources import Item
 from detection.inference.threads import Newest, WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
+from detection.outputs import begin_output, note_output
 from detection.progress import progress_bar
 
 # The end of a video's JSON when all of it was read; stopped by Ctrl-C, it lacks the mark, and `resume` does it again.
@@ -216,11 +217,14 @@ class Result:
     @contextlib.contextmanager
     def listing(self) -> Iterator[None]:
         """Keeps the JSON open."""
-        with (
-            self._path.with_suffix(".json").open("w", encoding="utf-8") as file,
-            _json_list(file, {"video": self._item.shown, "fps": self._source.fps}) as self._list,
-        ):
-            yield
+        record = self._path.with_suffix(".json")
+        try:
+            with record.open("w", encoding="utf-8") as file:
+                begin_output(record)
+                with _json_list(file, {"video": self._item.shown, "fps": self._source.fps}) as self._list:
+                    yield
+        finally:
+            note_output(record)
 
     def add(self, frame: Frame, detections: Detections) -> None:
         """Draw, encode and write one frame, and its line of the JSON."""
@@ -242,10 +246,12 @@ class Result:
         if self._writer is not None:
             with self._summary.video.stage(WRITE):
                 self._writer.release()
+            note_output(self._path)
 
     def _show(self, frame: Frame) -> None:
         if self._writer is None:
             self._writer = _open_writer(self._path, self._source.fps, frame.image)
+            begin_output(self._path)
         # A live source's frame stands until the next one came.
         waited = round(frame.seconds * self._source.fps) - self._shown if self._source.live else 0
         for image in (*([self._last] * waited if waited > 0 else []), frame.image):

@@ -17,6 +17,7 @@ from backbones.untrusted import Unreadable
 from backbones.watch import evaluation, watched
 from detection.checkpoint import is_classes
 from detection.errors import UserError
+from detection.extras import require
 from detection.pretraining.config import TeacherConfig
 
 log = logging.getLogger("detection")
@@ -100,10 +101,9 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
 
 
 def _timm_network(name: str, weights: str) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise WeightsError("a teacher timm/NAME needs the package timm: pip install -e '.[timm]'") from error
+    require(f"teacher timm/{name}", "timm")
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}; timm.list_models('*…*') lists them")
     if weights == "pretrained":

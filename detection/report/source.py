@@ -19,6 +19,7 @@ from detection.environment import read_environments
 from detection.errors import UserError
 from detection.evaluation.analyze import Analysis, analyze
 from detection.evaluation.coco import Result, check_results, read_results
+from detection.outputs import check_outputs
 
 PREDICTIONS = ("best_predictions.json", "predictions.json")
 """Where a run's detections are, the first one that fits its checkpoint: the latter are of the last evaluation."""
@@ -55,16 +56,25 @@ class Source:
     trained_with: list[dict[str, str]] = field(default_factory=list)
 
 
-def read_file(predictions: str | Path, data: str | Path, images: str | Path | None) -> Source:
+def read_file(
+    predictions: str | Path,
+    data: str | Path,
+    images: str | Path | None,
+    *,
+    outputs: Sequence[Path] = (),
+    force: bool = False,
+) -> Source:
     """Detections in a COCO results file, and their annotations; no model.
 
     Args:
         images: None: images/ beside the annotations, if it is there.
+        outputs: what will be written of it, see `check_outputs`, also for `force`.
 
     Raises:
         UserError: a file that is absent or malformed, or detections of other data.
     """
     index, folder = _named_data(data, images)
+    check_outputs(outputs, [predictions, data, index.source, folder], force=force)
     results = read_results(predictions)
     check_results(index, results, str(predictions))
     return Source(Path(predictions).name, index, folder, analyze(index, results), f"{predictions}")
@@ -77,6 +87,8 @@ def read_run(
     images: str | Path | None = None,
     overrides: Sequence[str] = (),
     detect: bool = True,
+    outputs: Sequence[Path] = (),
+    force: bool = False,
 ) -> Source:
     """A run's folder or checkpoint.
 
@@ -87,6 +99,7 @@ def read_run(
         data, images: score on these annotations in place of the config's `data.val`.
         overrides: of the config, like data.val.annotations=… or eval.nms_threshold=….
         detect: False: never run the network.
+        outputs: what will be written of it, see `check_outputs`, also for `force`.
 
     Raises:
         UserError: there is no such run; no checkpoint and no detections in it; anything wrong with its files.
@@ -99,6 +112,8 @@ def read_run(
         raise UserError(f"{folder} is no run of tools/train.py: it has neither best.pt nor config.yaml")
     config, numbers = _config_of(folder, checkpoint, overrides)
     index, pictures = _val_data(config, images) if data is None else _named_data(data, images)
+    own = [folder / name for name in ("config.yaml", "metrics.jsonl", "environment.json", *PREDICTIONS)]
+    check_outputs(outputs, [checkpoint, *own, data, index.source, pictures], force=force)
     analysis, came_from = None, ""
     if not any(override.startswith(DECISIVE) for override in overrides):
         analysis, came_from = _left_by_training(folder, index, numbers)
@@ -183,7 +198,7 @@ def _left_by_training(folder: Path, index: AnnotationIndex, numbers: dict[str, A
         try:
             check_results(index, results, str(path))
         except UserError:
-            # Of other data: tools/evaluate.py leaves those under the same name, and the user may have named others.
+            # Of other data: the user may have named others now.
             if numbers:
                 continue
             raise

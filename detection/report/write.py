@@ -10,8 +10,8 @@ from detection.benchmark.latency_report import LatencyReport
 from detection.environment import describe_environment
 from detection.errors import UserError
 from detection.evaluation.analyze import clean
-from detection.files import write_atomically
 from detection.html import write_page
+from detection.outputs import write_output
 from detection.report.page import run_sections
 from detection.report.source import Source, read_run
 
@@ -96,10 +96,15 @@ def measure(source: Source) -> LatencyReport | None:
 
 def write_json(page: Path, content: dict[str, Any]) -> Path:
     """Numbers beside a page."""
-    path = page.with_suffix(".json")
+    path = numbers_path(page)
     text = json.dumps(clean(content), indent=1, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_output(path, lambda file: file.write(text.encode()))
     return path
+
+
+def numbers_path(page: Path) -> Path:
+    """Where the numbers of a page go."""
+    return page.with_suffix(".json")
 
 
 def output_path(out: str | Path) -> Path:

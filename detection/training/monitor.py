@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detection import distributed
-from detection.errors import UserError
+from detection.extras import require
 from detection.files import write_atomically
 from detection.progress import progress_bar
 
@@ -170,10 +170,9 @@ class _LogFile(logging.FileHandler):
 
 
 def _start_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("train.wandb needs the package wandb: pip install -e '.[wandb]'") from error
+    require("train.wandb", "wandb")
+    import wandb
+
     # The same id after --resume: one run, one curve.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return wandb.init(project=project, name=folder.name, id=name, dir=str(folder), config=dict(config), resume="allow")

@@ -10,6 +10,7 @@ from detection.checkpoint import read_checkpoint
 from detection.evaluation import background
 from detection.evaluation.background import BackgroundScoring
 from detection.evaluation.coco import METRICS, Evaluation, evaluate_results
+from detection.outputs import NOTES
 from detection.training import loop, pending
 from detection.training.monitor import Monitor
 from detection.training.run import run_training
@@ -41,7 +42,7 @@ def assert_same_run(one, two):
             for progress in (first["progress"], second["progress"]):
                 del progress["seconds"]
             assert first["progress"] == second["progress"]
-    assert not list(two.glob("pending-*")) and not list(two.glob(".*"))
+    assert not list(two.glob("pending-*")) and [path.name for path in two.glob(".*")] == [NOTES]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Results on disk: pictures, videos, cameras and streams; stopping, resuming, timing."""
 
+import errno
 import json
 import signal
 import socket
@@ -187,14 +188,14 @@ def test_a_full_disk_ends_it(pictures, tmp_path, monkeypatch):
     def full(path, write):
         raise UserError(f"{path} could not be written: No space left on device (is the disk full?)")
 
-    monkeypatch.setattr(images_module, "write_atomically", full)
+    monkeypatch.setattr(images_module, "write_output", full)
     with pytest.raises(UserError, match="disk full"):
         detect(SquareFinder(), find_items([str(pictures)]), tmp_path, batch_size=2)
 
 
 def test_the_source_is_never_overwritten(predictor, pictures, tmp_path):
     (tmp_path / "a.jpg").write_bytes((pictures / "picture 3.jpg").read_bytes())
-    with pytest.raises(UserError, match="would overwrite the source"):
+    with pytest.raises(UserError, match="is an input of the same command"):
         detect(predictor, find_items([str(tmp_path / "a.jpg")]), tmp_path)
 
 
@@ -252,7 +253,7 @@ def test_video_json_alone(tmp_path):
     write_video(tmp_path / "v.mp4")
     items = find_items([str(tmp_path / "v.mp4")])
     assert detect(SquareFinder(), items, tmp_path / "out", pictures=False).frames == 7
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["v.json"]
+    assert not (tmp_path / "out" / "v.mp4").exists() and len(frames_in(tmp_path / "out" / "v.json")) == 7
 
 
 def test_video_stopped_by_ctrl_c_is_kept_up_to_there_and_done_again(tmp_path, monkeypatch):
@@ -295,9 +296,12 @@ def test_max_frames_and_broken_video(tmp_path):
     assert len(summary.failed) == 1 and "broken.mp4 cannot be opened" in summary.failed[0]
 
 
-def test_results_of_a_video_that_cannot_be_written(tmp_path):
+def test_results_of_a_video_that_cannot_be_written(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     write_video(tmp_path / "v.mp4")
-    (tmp_path / "out" / "v.json").mkdir(parents=True)
+    monkeypatch.setattr("detection.inference.video.begin_output", full)
     summary = detect(SquareFinder(), find_items([str(tmp_path / "v.mp4")]), tmp_path / "out")
     assert "v.mp4 could not be written to" in summary.failed[0]
 

@@ -17,6 +17,7 @@ from processes import ToolProcess
 from backbones import build_backbone
 from detection import UserError, distributed
 from detection.checkpoint import read_checkpoint
+from detection.outputs import is_own
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
@@ -135,8 +136,9 @@ def test_two_processes_share_detection_and_evaluation(tmp_path, trained, tool):
     )
     assert one.returncode == two.returncode == 0, two.stderr
     assert one.stdout.splitlines()[0] == two.stdout.splitlines()[0]
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 24
+    names = sorted(path.name for path in (tmp_path / "one").glob("[!.]*"))
+    assert names == sorted(path.name for path in (tmp_path / "two").glob("[!.]*")) and len(names) == 24
+    assert all(is_own(tmp_path / folder / name) for folder in ("one", "two") for name in names)
     again = torchrun(
         "tools/detect.py",
         trained / "best.pt",

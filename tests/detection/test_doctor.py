@@ -261,7 +261,7 @@ def test_the_tool(tool, clean, tmp_path):
 def test_mistakes(tool, clean, config, tmp_path):
     assert_clear_error(tool("check_data", tmp_path / "none.json"), "none.json does not exist")
     assert_clear_error(tool("check_data", clean, "--images", tmp_path / "nowhere"), "nowhere", "does not exist")
-    assert_clear_error(tool("check_data", clean, "--fix", clean), "would overwrite")
+    assert_clear_error(tool("check_data", clean, "--fix", clean), "is an input of the same command")
     assert_clear_error(tool("check_data", clean, "--fix", tmp_path / "a.txt"), "must end in .json")
     assert_clear_error(tool("check_data", clean, "optim.lr=1"), "overrides are for configs")
     assert_clear_error(tool("check_data", config, "--val", clean), "names its own sets")

@@ -1,0 +1,214 @@
+"""Outputs that would overwrite an input of the same command, or a file that this toolkit did not write."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import write_coco
+from run_tool import run
+
+from detection.data.picture_files import pictures_below
+from detection.inference.sources import find_items
+from detection.outputs import NOTES, begin_output, is_own, note_output, write_output
+
+USERS = b"the user's own"
+INPUT, FOREIGN = "is an input of the same command", "this toolkit did not write it"
+
+
+@pytest.fixture()
+def place(trained, tmp_path, monkeypatch):
+    """Copies of a run and its data, a file of the user's for each row, and this as the working directory."""
+    write_coco(tmp_path / "set", seed=1)
+    (tmp_path / "run").mkdir()
+    for name in ("best.pt", "config.yaml", "metrics.jsonl", "best_predictions.json"):
+        shutil.copy(trained / name, tmp_path / "run")
+    shutil.copy(trained / "best_predictions.json", tmp_path / "found.json")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+DATA = ("--data", "set/annotations.json")
+FILE = ("--predictions", "found.json", *DATA)
+VAL = ("data.val.annotations=set/annotations.json", "data.val.images=set/images", "device=cpu")
+NETWORKS = ("--cost", "ghostnet")
+LATENCY = ("run/best.pt", "--runs", "1", "--no-memory", "--backends", "eager")
+PHOTO = "set/images/picture 3.jpg"
+
+# Command, output that is an input: --force does not help.
+INPUTS = {
+    "evaluate --json CHECKPOINT": (("evaluate", "run/best.pt", *VAL, "--json", "run/best.pt"), "run/best.pt"),
+    "evaluate --save-predictions VAL": (
+        ("evaluate", "run/best.pt", *VAL, "--save-predictions", "set/annotations.json"),
+        "set/annotations.json",
+    ),
+    "evaluate --save-predictions IMAGE": (("evaluate", "run/best.pt", *VAL, "--save-predictions", PHOTO), PHOTO),
+    "evaluate --predictions --json PREDICTIONS": (("evaluate", *FILE, "--json", "found.json"), "found.json"),
+    "evaluate --predictions --json DATA": (
+        ("evaluate", *FILE, "--json", "set/annotations.json"),
+        "set/annotations.json",
+    ),
+    "check_data --html JSON": (
+        ("check_data", "set/annotations.json", "--html", "set/annotations.json"),
+        "set/annotations.json",
+    ),
+    "check_data --json JSON": (
+        ("check_data", "set/annotations.json", "--json", "set/annotations.json"),
+        "set/annotations.json",
+    ),
+    "check_data --fix JSON": (
+        ("check_data", "set/annotations.json", "--fix", "set/annotations.json"),
+        "set/annotations.json",
+    ),
+    "check_data --html IMAGE": (("check_data", "set/annotations.json", "--html", PHOTO), PHOTO),
+    "report, numbers over the annotations": (
+        ("report", *FILE, "--out", "set/annotations.html"),
+        "set/annotations.json",
+    ),
+    "report, numbers over the predictions": (("report", *FILE, "--out", "found.html"), "found.json"),
+    "report, numbers of a run over its predictions": (
+        ("report", "run", *VAL, "--out", "run/best_predictions.html"),
+        "run/best_predictions.json",
+    ),
+    "benchmark --out CONFIG": (
+        ("benchmark", "--cost", "run/config.yaml", "--out", "run/config.yaml"),
+        "run/config.yaml",
+    ),
+    "benchmark --out CHECKPOINT": (("benchmark", *LATENCY, "--out", "run/best.pt"), "run/best.pt"),
+    "detect beside the image": (("detect", "run/best.pt", PHOTO, "--out", "set/images"), PHOTO),
+}
+# Command, output that is the user's: --force overwrites it.
+USERS_FILES = {
+    "evaluate --json": (("evaluate", *FILE, "--json", "mine.json"), "mine.json"),
+    "evaluate --json, of a checkpoint": (("evaluate", "run/best.pt", *VAL, "--json", "mine.json"), "mine.json"),
+    "evaluate --save-predictions": (("evaluate", "run/best.pt", *VAL, "--save-predictions", "mine.json"), "mine.json"),
+    "evaluate, what is cut off": (
+        ("evaluate", "run/best.pt", *VAL, "--save-predictions", "new.json"),
+        "new.json.part0",
+    ),
+    "evaluate, by default": (("evaluate", "run/best.pt", *VAL), "run/predictions_annotations.json"),
+    "check_data --json": (("check_data", "set/annotations.json", "--json", "mine.json"), "mine.json"),
+    "check_data --html": (("check_data", "set/annotations.json", "--html", "mine.html"), "mine.html"),
+    "check_data --fix": (("check_data", "set/annotations.json", "--fix", "mine.json"), "mine.json"),
+    "check_data --fix, the changes": (
+        ("check_data", "set/annotations.json", "--fix", "mine.json"),
+        "mine.changes.json",
+    ),
+    "check_data --fix, the other set": (
+        ("check_data", "set/annotations.json", "--val", "set/annotations.json", "--fix", "mine.json"),
+        "mine_val.json",
+    ),
+    "report --out": (("report", *FILE, "--out", "mine.html"), "mine.html"),
+    "report --out, the numbers": (("report", *FILE, "--out", "mine.html"), "mine.json"),
+    "benchmark --out": (("benchmark", *NETWORKS, "--out", "mine.txt"), "mine.txt"),
+    "benchmark --plot": (("benchmark", *LATENCY, "--plot", "mine.png"), "mine.png"),
+    "detect, an annotation file": (("detect", "run/best.pt", PHOTO, "--out", "."), "picture 3.json"),
+    "detect, an image": (("detect", "run/best.pt", PHOTO, "--out", "."), "picture 3.jpg"),
+}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_are_never_overwritten(name, place):
+    arguments, output = INPUTS[name]
+    before = contents(place)
+    for more in ((), ("--force",)):
+        run(*arguments, *more).assert_error(output, INPUT)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", USERS_FILES)
+def test_files_of_the_user_are_not_overwritten(name, place):
+    arguments, output = USERS_FILES[name]
+    (place / output).write_bytes(USERS)
+    before = contents(place)
+    run(*arguments).assert_error(output, FOREIGN, "--force")
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["evaluate --json", "check_data --html", "report --out", "benchmark --out"])
+def test_own_outputs_are_overwritten_and_edited_ones_are_not(name, place):
+    arguments, output = USERS_FILES[name]
+    (place / output).write_bytes(USERS)
+    for more in (("--force",), ()):
+        assert run(*arguments, *more).code == 0
+        assert (place / output).read_bytes() != USERS
+    with (place / output).open("a") as file:
+        file.write("edited")
+    run(*arguments).assert_error(output, "something changed it since")
+
+
+def test_detections_are_own_also_where_a_kill_left_them(place):
+    """An image file whose JSON is missing, and both of a call that ended."""
+    detect = ("detect", "run/best.pt", PHOTO, "--out", "found", "--device", "cpu")
+    results = [place / "found" / f"picture 3{suffix}" for suffix in (".jpg", ".json")]
+    assert run(*detect).code == 0
+    assert all(map(is_own, results))
+    assert run(*detect).code == 0
+    results[1].unlink()
+    assert run(*detect, "--resume").code == 0
+    results[0].write_bytes(USERS)
+    run(*detect).assert_error("picture 3.jpg", FOREIGN)
+    assert results[0].read_bytes() == USERS
+
+
+def test_a_file_in_place_is_always_noted(tmp_path, monkeypatch):
+    """A kill just after a file was put in its place, and one just before."""
+    path = tmp_path / "numbers.json"
+    replace = os.replace
+    for kill in ("after", "before"):
+
+        def killed(source, target, kill=kill):
+            if kill == "after":
+                replace(source, target)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", killed)
+            write_output(path, lambda file, kill=kill: file.write(kill.encode()))
+        assert path.read_text() == "after" and is_own(path)
+
+
+def test_a_file_that_is_written_in_place_is_own_while_it_grows(tmp_path):
+    path = tmp_path / "v.mp4"
+    with path.open("w") as file:
+        begin_output(path)
+        file.write("half")
+    assert is_own(path)
+    note_output(path)
+    assert is_own(path)
+    path.write_text("something else")
+    assert not is_own(path)
+
+
+def test_an_output_is_named_once(place):
+    run("check_data", "set/annotations.json", "--json", "a.json", "--html", "./a.json").assert_error("named twice")
+
+
+def test_other_data_leave_the_predictions_of_the_run(place):
+    """The val set that the run was trained with is another one than --data, whatever it is called."""
+    assert run("evaluate", "run/best.pt", "device=cpu").code == 0
+    before = (place / "run" / "predictions.json").read_bytes()
+    for other in (("--data", "set/annotations.json"), VAL):
+        done = run("evaluate", "run/best.pt", "device=cpu", *other)
+        assert done.code == 0 and "run/predictions_annotations.json" in done.out
+        assert (place / "run" / "predictions.json").read_bytes() == before
+    assert sorted(path.name for path in (place / "run").glob("predictions*")) == [
+        "predictions.json",
+        "predictions_annotations.json",
+    ]
+    own = json.loads((place / "run" / "predictions_annotations.json").read_text())
+    assert own != json.loads(before)
+
+
+def test_the_notes_are_no_part_of_a_set(place):
+    """Folders that are read may hold outputs of ours."""
+    assert run("detect", "run/best.pt", PHOTO, "--out", "set/images/found", "--device", "cpu").code == 0
+    assert (place / "set/images/found" / NOTES).is_file()
+    found = find_items(["set/images"])
+    assert len(found) == 13 and not any(NOTES in item.source for item in found)
+    assert not any(NOTES in name for name in pictures_below(Path("set/images")))
