@@ -159,11 +159,11 @@ def write_atomically(path: Path, write: Any, *, placing: Callable[[str], None] |
         cause: BaseException = error
         while cause.__context__ is not None and not isinstance(cause, OSError):
             cause = cause.__context__
-        if isinstance(cause, KeyboardInterrupt):
+        if not isinstance(cause, OSError):
+            # Not of the file: a signal handler raised it, or memory ran out.
             raise cause from None
-        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
-        raise UserError(f"{path} could not be written: {reason} (is the disk full?){kept}") from error
+        raise UserError(f"{path} could not be written: {_reason_and_hint(cause)}{kept}") from error
     finally:
         if name is not None:
             with contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ def second_name(path: Path, name: Path) -> None:
         # Where both are the same file already, replacing does nothing.
         link.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{name} could not be written: {error.strerror} (is the disk full?)") from error
+        raise UserError(f"{name} could not be written: {_reason_and_hint(error)}") from error
 
 
 def make_folder(folder: Path, name: str) -> None:
@@ -209,6 +209,11 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what a process killed while writing left in `folder`; nothing may be writing there now."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def _reason_and_hint(error: OSError) -> str:
+    hint = " (is the disk full?)" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) else ""
+    return f"{error.strerror or error}{hint}"
 
 
 def _umask() -> int:

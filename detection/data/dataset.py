@@ -150,10 +150,15 @@ class DetectionDataset(Dataset):
 
     def _picture(self, i: int) -> np.ndarray:
         """Image i in the size of `_stored_shape`."""
+        self._note_reading(i)
+        image = self._read(i) if self.cache is None else self.cache[i]
+        self._note_reading(-1)
+        return image
+
+    def _note_reading(self, i: int) -> None:
         worker = get_worker_info()
         if worker is not None and worker.id < MAX_WORKERS:
             self.reading[worker.id, 0], self.reading[worker.id, 1] = os.getpid(), i
-        return self._read(i) if self.cache is None else self.cache[i]
 
     def _stored_shape(self, i: int) -> tuple[int, int]:
         """(height, width) before chance has a part: the original's where parts are cut out, else the resized one's."""

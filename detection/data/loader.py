@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -160,34 +163,69 @@ def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[tuple[
     """
     bad = bad or BadImages(0)
     try:
-        for batch in loader:
+        for batch in _begin(loader):
             if isinstance(batch, UserError):
                 raise batch
             for target in batch[1]:
                 for message in target.pop("skipped", ()):
                     bad.add(message)
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not _comes_of_a_death(error):
             raise
-        raise UserError(explain_death(loader, str(error))) from error
+        raise UserError(_explain_death(loader, error)) from error
 
 
-def explain_death(loader: DataLoader, message: str) -> str:
-    """Name the image that a dead worker was reading: each notes it, see `DetectionDataset.reading`."""
+def _begin(loader: DataLoader) -> Iterator[Any]:
+    """`iter(loader)`, without the handler of SIGCHLD that comes with it.
+
+    The handler raises an exception wherever the main process happens to be, inside the writing of a file, too. The
+    loader itself looks every five seconds whether the workers are alive while it waits for one.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def _comes_of_a_death(error: Exception) -> bool:
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in text
+    # The connection to a worker broke off; what a data set raised in a worker is quoted with this text.
+    return "in DataLoader worker process" not in text
+
+
+def _explain_death(loader: DataLoader, error: Exception) -> str:
+    """Say how a worker ended, and name the image that it was reading (`DetectionDataset.reading`)."""
+    # Only a private attribute names the processes.
+    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
+    dead = {worker.pid: worker.exitcode for worker in workers if not worker.is_alive()}
+    ends = [_end(pid, code) for pid, code in dead.items()] or [
+        str(error).splitlines()[0] if str(error) else repr(error)
+    ]
     dataset = loader.dataset
     names = []
     if isinstance(dataset, DetectionDataset):
         names = [
             f"{dataset.images / str(dataset.index.file_names[i])}"
             for pid, i in dataset.reading.tolist()
-            if i >= 0 and (str(pid) in message)
+            if i >= 0 and pid in dead
         ]
     while_reading = f" while it read {', '.join(names)}" if names else ""
     return (
-        f"a process that reads images died{while_reading} ({message.splitlines()[0]}). If memory ran out, "
+        f"a process that reads images died{while_reading} ({', '.join(ends)}). If memory ran out, "
         "lower data.workers or data.batch_size; /dev/shm too small for shared memory: see --shm-size of Docker"
     )
+
+
+def _end(pid: int, code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"process {pid} was killed by {signal.Signals(-code).name}"
+    return f"process {pid} ended with exit status {code}"
 
 
 def _collate(
@@ -210,3 +248,10 @@ def _init_worker(worker: int) -> None:
     # DataLoader can still end them, and they end by themselves when the main process is gone.
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    # The thread that hands tensors over prints a traceback where the main process breaks off in the middle of it.
+    sys.excepthook = _pass_over_lost_connections
+
+
+def _pass_over_lost_connections(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

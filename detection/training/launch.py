@@ -12,7 +12,7 @@ import torch
 
 from detection import distributed
 from detection.config import Experiment, save_config
-from detection.data.loader import explain_death, iterate
+from detection.data.loader import iterate
 from detection.environment import note_environment
 from detection.errors import UserError
 from detection.files import remove_unfinished
@@ -76,9 +76,6 @@ def launch(
         try:
             finished = train(run, monitor, evaluate)
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                # torch's signal handler tells of a dead worker wherever the main process happens to be.
-                raise UserError(explain_death(run.train_loader, str(error))) from error
             if not _out_of_memory(error):
                 raise
             raise UserError(_advice_on_memory(config, run)) from error

@@ -7,12 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, assert_clear_error
 
+from detection.checkpoint import read_checkpoint
 from detection.config import load_config
+from detection.data.loader import _pass_over_lost_connections
+from detection.errors import UserError
+from detection.files import write_atomically
+from detection.training import base
 from detection.training.monitor import Monitor
 from detection.training.run import run_training
 from detection.training.state import Run
@@ -63,6 +69,44 @@ def test_tensorboard_that_cannot_write_does_not_end_a_run(tiny_config, tmp_path,
     monitor.scalars({"a": 1.0}, 2)
     monitor.close()
     assert monitor.writer is None and "Traceback" not in capfd.readouterr().err
+
+
+def test_workers_that_are_killed_while_a_file_is_written(tiny_config, monkeypatch, tmp_path):
+    """Both loaders' workers die inside the second save: the file is written to the end, and the next batch tells."""
+    write, saves = base.save_checkpoint, []
+
+    def kill_and_write(path, content):
+        saves.append(path)
+        if len(saves) == 2:
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            for child in set(map(int, children)) - before:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.3)
+        write(path, content)
+
+    before = set(map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()))
+    monkeypatch.setattr(base, "save_checkpoint", kill_and_write)
+    config = tiny_config.with_overrides(["data.workers=1", "train.epochs=2"])
+    with pytest.raises(UserError, match=r"a process that reads images died \(process \d+ was killed by SIGKILL\)"):
+        run_training(config)
+    monkeypatch.undo()
+    assert "numbers" in read_checkpoint(saves[1])
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["progress"]["evaluated"] == 1
+
+
+def test_a_fault_that_is_not_the_disks_is_told_as_it_is(tmp_path):
+    def fail(file):
+        raise RuntimeError("can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        write_atomically(tmp_path / "a", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_keep_silent_about_lost_connections(capsys):
+    for error, heard in ((ConnectionResetError(), False), (EOFError(), False), (ValueError("bad"), True)):
+        _pass_over_lost_connections(type(error), error, None)
+        assert ("bad" in capsys.readouterr().err) == heard
 
 
 @pytest.mark.slow
