@@ -15,13 +15,14 @@ from typing import NoReturn
 
 from detection.errors import UserError
 from detection.files import CACHE_FOLDER, open_regular_file, reason_of, shown
+from detection.memory import is_out_of_memory
 
 UNEXPECTED = 70
 """Exit status where the toolkit itself is at fault (EX_SOFTWARE of sysexits.h)."""
 # Errors of the operating system that say enough with the name of the file: nothing is wrong with the toolkit.
 _OF_THE_SYSTEM = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.EROFS, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EROFS, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
 
 
@@ -113,12 +114,12 @@ def _last_resort(error: Exception) -> int:
     lines = [line for line in str(error).splitlines() if line.strip()] or ["(no message)"]
     # What a worker process raised is quoted whole; its last line is the error itself.
     message = shown(lines[-1] if lines[0].startswith("Caught ") else lines[0])
+    if is_out_of_memory(error):
+        _say("error: out of memory; close other programs, or choose smaller sizes, batches or fewer workers")
+        return 2
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
         _say(f"error: {where}{reason_of(error, error.filename or '')}")
-        return 2
-    if isinstance(error, MemoryError):
-        _say("error: out of memory; close other programs, or choose smaller sizes, batches or fewer workers")
         return 2
     kept = _keep_trace(error)
     _say(

@@ -2,6 +2,7 @@
 
 from detection.cli import ToolParser, run_tool
 from detection.config import load_config
+from detection.errors import UserError
 from detection.named_files import check_named_files
 from detection.run_folder import check_output_dir
 
@@ -47,7 +48,12 @@ def main() -> int:
     if args.dry_run:
         print(dry_run(config))
         return 0
-    return 0 if run_training(config, resume=args.resume) else 130
+    try:
+        return 0 if run_training(config, resume=args.resume) else 130
+    except RuntimeError as error:
+        if not args.detect_anomaly:
+            raise
+        raise UserError(f"--detect-anomaly: {error} Its forward pass is in the warning above") from error
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 
 from detection.errors import UserError
 from detection.files import CACHE_FOLDER
+from detection.memory import available_memory
 from detection.progress import progress_bar
 
 Read = Callable[[int], np.ndarray]
@@ -38,7 +39,7 @@ class PictureCache:
         self.errors: dict[int, UserError] = {}
         total = int(self.offsets[-1])
         if where == "ram":
-            _check_room(total, _free_memory(), "memory", "train.cache=disk or off")
+            _check_room(total, available_memory(), "memory", "train.cache=disk or off")
             # Workers that are forked share these pages: nobody writes to them once they are filled.
             self.pixels: np.ndarray = np.empty(total, np.uint8)
             self._fill(self.pixels, read)
@@ -93,11 +94,3 @@ def _check_room(needed: int, free: int | None, what: str, remedy: str) -> None:
         raise UserError(
             f"train.cache needs {needed / 2**30:.1f} GiB of {what} and {free / 2**30:.1f} GiB are free; use {remedy}"
         )
-
-
-def _free_memory() -> int | None:
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return None  # not Linux: nothing is known, so nothing is refused

@@ -1,5 +1,6 @@
 """Batches: which images go together in which order, and the DataLoader around them."""
 
+import errno
 import logging
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.queues import Queue
 from typing import Any
 
 import cv2
@@ -16,9 +18,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.data.dataset import DetectionDataset, Draw, Sample
 from detection.errors import UserError
+from detection.memory import is_out_of_memory
 
 log = logging.getLogger("detection")
 Batch = tuple[list[torch.Tensor], list[dict]]
+NO_MEMORY = errno.ENOMEM
+"""Exit status of a worker that had no memory to hand its batch over."""
 
 
 class TrainBatches(Sampler[list[Draw]]):
@@ -191,6 +196,10 @@ def _begin(loader: DataLoader) -> Iterator[Any]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
+def _end_worker(error: Exception, batch: Any) -> None:
+    os._exit(NO_MEMORY if is_out_of_memory(error) else 1)
+
+
 def _comes_of_a_death(error: Exception) -> bool:
     text = str(error)
     if isinstance(error, RuntimeError):
@@ -225,7 +234,7 @@ def _explain_death(loader: DataLoader, error: Exception) -> str:
 def _end(pid: int, code: int | None) -> str:
     if code is not None and code < 0:
         return f"process {pid} was killed by {signal.Signals(-code).name}"
-    return f"process {pid} ended with exit status {code}"
+    return f"process {pid} {'ran out of memory' if code == NO_MEMORY else f'ended with exit status {code}'}"
 
 
 def _collate(
@@ -250,6 +259,8 @@ def _init_worker(worker: int) -> None:
         os.setpgid(0, 0)
     # The thread that hands tensors over prints a traceback where the main process breaks off in the middle of it.
     sys.excepthook = _pass_over_lost_connections
+    # A batch that cannot be handed over would be printed as a traceback and lost: the main process would wait for ever.
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
 def _pass_over_lost_connections(kind: type[BaseException], error: BaseException, trace: Any) -> None:

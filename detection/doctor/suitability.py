@@ -11,6 +11,7 @@ from detection.doctor.boxes import box_sizes, clipped
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding, finding
 from detection.errors import UserError
+from detection.memory import available_memory
 
 RATIOS = (0.5, 1.0, 2.0)
 FIRST_STRIDE = {"retinanet": 8, "faster_rcnn": 4}
@@ -252,12 +253,7 @@ def free_memory(device: str) -> float | None:
         return None  # the data may be looked at elsewhere than they are trained on
     if picked.type == "cuda":
         return float(torch.cuda.mem_get_info(picked)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            text = file.read()
-        return float(text.split("MemAvailable:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return None
+    return available_memory()
 
 
 def table_of_inputs(found: Suitability) -> Sequence[tuple[str, str, str, str]]:

@@ -19,6 +19,7 @@ from detection.evaluation.evaluate import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
 from detection.extras import BACKENDS, require, require_for_file
 from detection.inference.predict import detector_config, load_detector
+from detection.memory import memory_advice
 from detection.outputs import check_outputs, write_output
 
 
@@ -58,7 +59,7 @@ def score_checkpoint(
     outputs: list[str | Path] = [path, part, *([json_file] if json_file else [])]
     inputs = [checkpoint, Path(checkpoint).with_suffix(".bin"), index.source, source.annotations, index.images]
     check_outputs(outputs, inputs, force=force)
-    with distributed.session(config.device) as device:
+    with distributed.session(config.device) as device, memory_advice(config, training=False):
         if distributed.is_main():
             print(index.report())
         model, config, classes = load_detector(checkpoint, device, overrides=overrides)

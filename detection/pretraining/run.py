@@ -21,6 +21,7 @@ from detection.data.loader import iterate
 from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.files import write_atomically
+from detection.memory import memory_advice
 from detection.pretraining.config import PretrainConfig
 from detection.pretraining.data import batch_mixing, build_datasets, build_loaders, labels_of
 from detection.pretraining.objective import Objective
@@ -179,6 +180,11 @@ def evaluate(run: PretrainRun, monitor: Monitor, loss: float, stop: StopSignal) 
 def dry_run(config: PretrainConfig) -> str:
     """Build everything, run one batch of training and one of evaluation, write nothing; returns what was seen."""
     start_logging()
+    with memory_advice(config):
+        return _dry_run(config)
+
+
+def _dry_run(config: PretrainConfig) -> str:
     run = build_run(config)
     images, _, losses, seconds = try_steps(run)
     val_images, _ = next(iterate(run.val_loader))

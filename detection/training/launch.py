@@ -14,8 +14,8 @@ from detection import distributed
 from detection.config import Experiment, save_config
 from detection.data.loader import iterate
 from detection.environment import note_environment
-from detection.errors import UserError
 from detection.files import remove_unfinished
+from detection.memory import memory_advice, peak_memory
 from detection.run_folder import check_output_dir, locked, move_aside
 from detection.training.base import TrainingRun
 from detection.training.loop import Evaluate, optimizer_step, train, train_step
@@ -55,7 +55,8 @@ def launch(
         start_logging()
         if distributed.is_main():
             locks.enter_context(locked(folder))
-        run = build(config, device)
+        with memory_advice(config):
+            run = build(config, device)
         if distributed.is_main():
             moved = None if resume else move_aside(folder)
             if moved is not None:
@@ -74,11 +75,8 @@ def launch(
         log.info("%s", describe(run))
         monitor = Monitor(folder, run.progress.step, wandb=config.train.wandb, config=config.model_dump())
         try:
-            finished = train(run, monitor, evaluate)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            raise UserError(_advice_on_memory(config, run)) from error
+            with memory_advice(config, checkpoint=folder / "last.pt"):
+                finished = train(run, monitor, evaluate)
         except KeyboardInterrupt:  # a second one, or one between steps: what was saved last is what there is
             finished = False
         finally:
@@ -166,40 +164,7 @@ def describe_machine(run: TrainingRun) -> str:
     )
 
 
-def peak_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU"
-    try:
-        import resource
-    except ImportError:
-        return "not known on this system"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return f"{peak / (2**30 if platform.system() == 'Darwin' else 2**20):.2f} GiB (this process)"
-
-
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
-
-
-def _advice_on_memory(config: Any, run: TrainingRun) -> str:
-    data, train = config.data, config.train
-    half = max(1, data.batch_size // 2)
-    ways = [f"data.batch_size={half} train.accumulate={train.accumulate * 2} (the same batch in two halves)"]
-    if hasattr(data, "short_side"):
-        ways.append(
-            f"smaller pictures: data.short_side={data.short_side * 3 // 4} data.long_side={data.long_side * 3 // 4}"
-        )
-    if train.amp == "off" and run.device.type == "cuda":
-        ways.append("train.amp=bf16, which takes about half")
-    saved = f" The run can go on from {run.folder / 'last.pt'} (--resume)." if (run.folder / "last.pt").exists() else ""
-    return (
-        f"out of memory on {run.device} with {data.batch_size} pictures a batch ({peak_memory(run.device)}). Try "
-        f"{'; or '.join(ways)}.{saved}"
-    )

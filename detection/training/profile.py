@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from detection.config import Config
 from detection.data.loader import iterate
+from detection.memory import memory_advice
 from detection.training.loop import optimizer_step, train_step
 from detection.training.monitor import start_logging
 from detection.training.state import build_run
@@ -26,6 +27,11 @@ def profile_training(config: Config, steps: int = 10) -> str:
     of the operations that took longest. The weights are thrown away.
     """
     start_logging()
+    with memory_advice(config):
+        return _profile(config, steps)
+
+
+def _profile(config: Config, steps: int) -> str:
     run = build_run(config)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

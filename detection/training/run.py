@@ -8,6 +8,7 @@ from detection.checkpoint import read_checkpoint
 from detection.config import Config
 from detection.data.loader import iterate
 from detection.device import autocast
+from detection.memory import memory_advice
 from detection.training.launch import describe_machine, dry_run_report, duration, launch, try_steps
 from detection.training.monitor import start_logging
 from detection.training.state import Run, build_run
@@ -36,6 +37,11 @@ def run_training(config: Config, *, resume: bool = False) -> bool:
 def dry_run(config: Config) -> str:
     """Build everything, run one batch of training and one of evaluation, write nothing; returns what was seen."""
     start_logging()
+    with memory_advice(config):
+        return _dry_run(config)
+
+
+def _dry_run(config: Config) -> str:
     run = build_run(config)
     images, targets, losses, seconds = try_steps(run)
     run.model.eval()

@@ -62,7 +62,7 @@ def test_the_disk_cache_follows_a_changed_picture(tiny_config, tmp_path, monkeyp
 
 
 def test_a_cache_that_does_not_fit_is_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(cache_module, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(cache_module, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"train\.cache needs .* of memory .* use train\.cache=disk or off"):
         build_dataset(tiny_config.with_overrides(["train.cache=ram"]), "train")
 
