@@ -156,7 +156,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def train(root: Path) -> None:
         write_coco(root / "data")
         raw = tiny_raw(root / "data", root / "run")
-        raw["train"] |= {"epochs": 12, "eval_every": 3}
+        raw["train"] |= {"epochs": 24, "eval_every": 6}
         assert run_training(parse_config(raw, "test"))
 
     return made_once(tmp_path_factory, "trained", train) / "run"

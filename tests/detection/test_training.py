@@ -35,12 +35,12 @@ def weights(folder):
 @pytest.mark.numeric
 def test_a_run_learns_and_leaves_its_files(trained):
     records = lines(trained)
-    assert [r["epoch"] for r in records] == [3, 6, 9, 12]
+    assert [r["epoch"] for r in records] == [6, 12, 18, 24]
     for key in ("AP", "AP50", "AP75", "APs", "APm", "APl", "loss", "seconds"):
         assert key in records[-1]
-    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
     best = read_checkpoint(trained / "best.pt")
-    assert best["numbers"]["AP"] == pytest.approx(max(r["AP"] for r in records)) and best["numbers"]["AP50"] > 0.3
+    assert best["numbers"]["AP"] == pytest.approx(max(r["AP"] for r in records)) and best["numbers"]["AP50"] > 0.8
     assert best["classes"] == {"names": ["square", "disc"], "ids": [3, 7]}
     assert {p.name for p in trained.iterdir()} >= {
         "config.yaml",
