@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from backbones.cost import Cost, measure_cost
+from backbones.file_limits import Unreadable
 from backbones.ghost import GhostModule
 from backbones.ghost_conv import GhostConv2d, check_arguments
 from backbones.torch_files import read_torch_file
-from backbones.untrusted import Unreadable
 from backbones.watch import evaluation
 
 PREDICTIONS = ("*cls_logits", "*bbox_reg", "*bbox_pred", "*bbox_ctrness")

@@ -1,22 +1,24 @@
 """Readers of weight files that other frameworks write, without those frameworks and without running anything in them.
 
-PaddlePaddle's `.pdparams` is a pickle, read by `backbones.untrusted`. Not even NumPy's own `dtype` and `ndarray` are
-handed out, since what they take from a pickle they trust.
+PaddlePaddle's `.pdparams` is a pickle, and a pickle can name any function of any module to be called. Here names
+are never looked up: the six that a file of arrays needs stand for the inert objects below, every other is refused.
+Not even NumPy's own `dtype` and `ndarray` are handed out, since what they take from a pickle they trust.
 MindSpore's `.ckpt` is a protocol buffer of three small messages, read here field by field.
 """
 
 import io
+import pickle
 import zlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.untrusted import Inert, PlainUnpickler, Unreadable, is_shape, read_whole
+from backbones.file_limits import Unreadable, read_whole
 
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 """NumPy's type codes of plain numbers; objects, text and records are none."""
@@ -41,7 +43,7 @@ MINDSPORE_TYPES = {
 # ---- PaddlePaddle
 
 
-class _Dtype(Inert):
+class _Dtype:
     """Stands for `numpy.dtype`: remembers a type code of plain numbers."""
 
     def __init__(self, code: str, *flags: object) -> None:
@@ -57,38 +59,75 @@ class _Dtype(Inert):
         self.order = order
 
 
-class _Array(Inert):
+class _Array:
     """Stands for `numpy.ndarray`: remembers shape, type and bytes as they stand in the file."""
 
     def __init__(self, *arguments: object) -> None:
-        self.content: bytes | None = None
+        self.state: tuple[Any, ...] | None = None
 
     def __setstate__(self, state: Any) -> None:
-        _, self.shape, dtype, fortran, self.content = state
-        if not isinstance(dtype, _Dtype) or not isinstance(self.content, bytes):
-            raise Unreadable("it holds an array that is not made of bytes")
-        self.code, self.order, self.bfloat16 = dtype.order + dtype.code, "F" if fortran else "C", dtype.code == "u2"
+        self.state = state
+
+    @property
+    def size(self) -> int:
+        """Of the content, in bytes."""
+        return len(self.state[4]) if self.state is not None else 0
 
     def tensor(self) -> Tensor:
-        if self.content is None:
+        if self.state is None:
             raise Unreadable("it holds an array without content")
-        return _tensor(self.content, self.code, self.shape, self.order, bfloat16=self.bfloat16)
+        _, shape, dtype, fortran, content = self.state
+        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+            raise Unreadable("it holds an array that is not made of bytes")
+        code = dtype.order + dtype.code
+        return _tensor(content, code, shape, "F" if fortran else "C", bfloat16=dtype.code == "u2")
 
 
-def _reconstruct(*arguments: object) -> _Array:
+class _Inert:
+    """A pickle can set attributes of whatever it was given; with this method, of these classes it cannot."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise Unreadable("it sets a state where there is none")
+
+
+class _Encode(_Inert):
+    """Stands for `_codecs.encode`, which pickles of protocol 2 call for the bytes of an array; knows Latin-1 alone."""
+
+    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
+        if encoding not in ("latin1", "latin-1"):
+            raise Unreadable(f"it asks for the codec {encoding!r}")
+        return text.encode("latin-1")
+
+
+class _Reconstruct(_Inert):
     """Stands for NumPy's `_reconstruct(ndarray, (0,), b"b")`, an empty array that a state is set on."""
-    return _Array()
+
+    def __new__(cls, *arguments: object) -> _Array:  # type: ignore[misc]
+        return _Array()
 
 
-class _PaddleUnpickler(PlainUnpickler):
-    KIND = "file of paddle.save"
-    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        **PlainUnpickler.ALLOWED,
+# The unpickler written in Python: the one in C reserves as much memory as a damaged or hostile file says.
+class _PaddleUnpickler(pickle._Unpickler):
+    ALLOWED = {  # noqa: RUF012
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # NumPy 2
+        ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,  # NumPy 2
+        ("_codecs", "encode"): _Encode,
+        # Plain containers. A dict proper has no attributes that a pickle could set.
+        ("collections", "OrderedDict"): dict,
+        ("builtins", "tuple"): tuple,
+        ("__builtin__", "tuple"): tuple,  # protocol 2
     }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise Unreadable(
+                f"it asks for {module}.{name}, which a file of weights does not need: it may be hostile; "
+                "nothing in it was run"
+            ) from None
 
 
 def read_pdparams(path: Path) -> dict[str, Tensor]:
@@ -103,25 +142,33 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
         OSError: it cannot be opened.
     """
     content = read_whole(path)
-    entries = _PaddleUnpickler(io.BytesIO(content), len(content)).load()
-    if not isinstance(entries, dict):
-        raise Unreadable(f"it holds a {type(entries).__name__}, not a dict of arrays")
-    state_dict: dict[str, Tensor] = {}
-    tensors: dict[_Array, Tensor] = {}
-    room = len(content)
-    for name, value in entries.items():
-        # (internal name, array): how Paddle writes the tensors of a dict that holds other things, too.
-        if isinstance(value, tuple) and len(value) == 2:
-            value = value[1]
-        if not isinstance(value, _Array):
-            continue
-        if value not in tensors:
-            # Many arrays of the same bytes would be as many copies.
-            room -= len(value.content or b"")
-            if room < 0:
-                raise Unreadable("its arrays claim to be larger than the file")
-            tensors[value] = value.tensor()
-        state_dict[str(name)] = tensors[value]
+    try:
+        # Latin-1: as Paddle reads the files that its versions for Python 2 wrote.
+        entries = _PaddleUnpickler(io.BytesIO(content), encoding="latin1").load()
+        if not isinstance(entries, dict):
+            raise Unreadable(f"it holds a {type(entries).__name__}, not a dict of arrays")
+        state_dict: dict[str, Tensor] = {}
+        tensors: dict[_Array, Tensor] = {}
+        room = len(content)
+        for name, value in entries.items():
+            # (internal name, array): how Paddle writes the tensors of a dict that holds other things, too.
+            if isinstance(value, tuple) and len(value) == 2:
+                value = value[1]
+            if not isinstance(value, _Array):
+                continue
+            if value not in tensors:
+                # Many arrays of the same bytes would be as many copies.
+                room -= value.size
+                if room < 0:
+                    raise Unreadable("its arrays claim to be larger than the file")
+                tensors[value] = value.tensor()
+            state_dict[str(name)] = tensors[value]
+    except Unreadable:
+        raise
+    except Exception as error:
+        # A damaged pickle fails in whatever way its bytes happen to say: EOFError, IndexError, TypeError, …
+        reason = str(error) or type(error).__name__
+        raise Unreadable(f"it is no file of paddle.save, or a damaged one ({reason})") from error
     return state_dict
 
 
@@ -238,8 +285,8 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 def _tensor(content: bytes, code: str, shape: Any, order: Any = "C", *, bfloat16: bool = False) -> Tensor:
     """Bytes -> a tensor of its own memory. Half precision becomes float32."""
-    if not is_shape(shape):
-        raise Unreadable(f"{str(shape)[:100]} is no shape")
+    if not all(isinstance(side, int) and 0 <= side < 2**63 for side in shape):
+        raise Unreadable(f"{shape} is no shape")
     dtype = np.dtype(code)
     if prod(shape) * dtype.itemsize != len(content):
         raise Unreadable(f"{len(content)} bytes do not make an array {list(shape)} of {dtype}")

@@ -15,10 +15,10 @@ import torchvision
 from torch import Tensor, nn
 
 from backbones.base import Backbone
+from backbones.file_limits import LARGEST_DIRECTORY, Unreadable, check_size
 from backbones.foreign import framework_of, to_published, width_of
 from backbones.readers import is_mindspore, read_mindspore, read_pdparams
 from backbones.torch_files import read_torch_file
-from backbones.untrusted import LARGEST_DIRECTORY, Unreadable, check_size
 
 log = logging.getLogger("backbones")
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.file_limits import Unreadable
 from backbones.torch_files import read_torch_file
-from backbones.untrusted import Unreadable
 from backbones.weights import first_not_finite
 from detection.config import Config, parse_config
 from detection.errors import UserError

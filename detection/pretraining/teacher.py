@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from backbones import WeightsError, load_weights, read_weights
 from backbones.classifier import HEADS, build_classifier, normalize
+from backbones.file_limits import Unreadable
 from backbones.torch_files import read_torch_file
-from backbones.untrusted import Unreadable
 from backbones.watch import evaluation, watched
 from detection.checkpoint import is_classes
 from detection.errors import UserError

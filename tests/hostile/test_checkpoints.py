@@ -15,10 +15,10 @@ import torch
 from run_tool import run
 from torch import nn
 
-from backbones import WeightsError, build_backbone, load_weights, read_weights, untrusted
+from backbones import WeightsError, build_backbone, load_weights, read_weights, torch_files
+from backbones.file_limits import LARGEST_FILE_VARIABLE, Unreadable
 from backbones.readers import read_pdparams
 from backbones.torch_files import read_torch_file
-from backbones.untrusted import LARGEST_FILE_VARIABLE, Unreadable
 from detection import Predictor, UserError
 from detection.checkpoint import read_checkpoint, save_checkpoint
 
@@ -31,6 +31,7 @@ def archive(path: Path, values: bytes, records: dict[str, bytes] | None = None, 
     """As torch.save lays out its files."""
     with zipfile.ZipFile(path, "w", method) as file:
         file.writestr("x/data.pkl", values)
+        file.writestr("x/version", "3\n")
         for key, numbers in (records or {}).items():
             file.writestr(f"x/data/{key}", numbers)
     return path
@@ -84,8 +85,8 @@ FILES = {
     ),
     "a plain pickle": (lambda path: path.write_bytes(pickle.dumps(Runs(os.mkdir, MARK))), "no file of torch.save"),
     "a whole module": (saved(nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear"),
-    "a class that a setting allows": (saved({"a": collections.Counter("ab")}), "asks for collections.Counter"),
-    "another's attribute": (lambda path: archive(path, b"\x80\x02c_codecs\nencode\n}b."), "sets a state"),
+    "a class that is not allowed": (saved({"a": collections.ChainMap()}), "asks for collections.ChainMap"),
+    "another's attribute": (lambda path: archive(path, b"\x80\x02c_codecs\nencode\n}b."), "no file of torch.save"),
     # what is no such file
     "empty": (bytes_of(b""), "is empty"),
     "text": (bytes_of(b"root:x:0:0:root:/root:/bin/bash\n" * 30), "no file of torch.save"),
@@ -110,24 +111,24 @@ FILES = {
     ),
     "a storage larger than its record": (
         lambda path: archive(path, b"\x80\x02" + tensor("0", 1 << 40, b"K\1\x85", b"K\1\x85") + b".", {"0": bytes(4)}),
-        "numbers of array 0 are not all",
+        "does not match expected size",
     ),
     "strides beyond the storage": (
         lambda path: archive(path, b"\x80\x02" + tensor("0", 1, b"K\1\x85", b"K\1\x85").replace(b"K\0K\1", b"K\1K\1")
                              + b".", {"0": bytes(4)}),
-        "larger than its 1 numbers",
+        "no file of torch.save",
     ),
     "strides of zero": (
         lambda path: archive(
             path, b"\x80\x02" + tensor("0", 1, number(1 << 20) * 2 + b"\x86", b"K\0K\0\x86") + b".", {"0": bytes(4)}
         ),
-        "larger than its 1 numbers",
+        "larger than its numbers in the file",
     ),
-    "an older file's storage": (lambda path: claims_more(path), "claim to be larger than the file"),
+    "an older file's storage": (lambda path: claims_more(path), "allocate memory"),
     "lists of lists": (lambda path: archive(path, doubled(b"]") + b"."), "more values than"),
     "a key that hashes for ever": (
         lambda path: archive(path, doubled(b")").replace(b"]q\1(h\0h\0e", b"h\0h\0\x86") + b"}h\0K\1s."),
-        "plain values",
+        "tuples in tuples",
     ),
     "text a million times": (
         lambda path: archive(path, LONG_TEXT + b"q\0](" + b"h\0" * 1000 + b"e."),
@@ -139,7 +140,7 @@ FILES = {
             LONG_TEXT + b"q\0]("
             + call("_codecs", "encode", b"h\0X\x06\0\0\0latin1\x86") * 1000 + b"e.",
         ),
-        "makes more of its content",
+        "more of its text than",
     ),
     "many lists": (lambda path: archive(path, b"\x80\x02](" + b"]" * 200_000 + b"e."), "more values than"),
     "3000 levels": (lambda path: archive(path, b"\x80\x02" + b"]" * 3000 + b"a" * 2999 + b"."), "lists in lists"),
@@ -161,9 +162,9 @@ def overlapping(path: Path) -> None:
     """A hundred records which are all the same megabyte."""
     archive(path, b"\x80\x02}.", {f"{i:03}": bytes(MiB if i == 0 else 0) for i in range(100)})
     content = bytearray(path.read_bytes())
-    first = content.index(b"PK\1\2")
-    head = content[content.index(b"PK\1\2", first + 1) :]
-    entry, place = bytes(head[: 46 + len("x/data/000")]), content.index(b"PK\1\2", first + 1)
+    # The directory's entry of the first of them; the name in the record itself comes before.
+    place = content.index(b"x/data/000", content.index(b"PK\1\2")) - 46
+    entry = bytes(content[place : place + 46 + len("x/data/000")])
     for i in range(100):
         content[place : place + len(entry)] = entry.replace(b"000", b"%03d" % i)
         place += len(entry)
@@ -180,7 +181,7 @@ def claims_more(path: Path) -> None:
 def test_a_bad_file_is_refused_at_once_and_runs_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # With the true limit it takes a few seconds.
-    monkeypatch.setattr(untrusted, "LARGEST_COUNT", 100_000)
+    monkeypatch.setattr(torch_files, "LARGEST_COUNT", 100_000)
     make, words = FILES[name]
     make(tmp_path / "best.pt")
     tracemalloc.start()
@@ -208,6 +209,7 @@ ODD = {
     "parameter": nn.Parameter(torch.randn(3, 4)),
     "part": torch.randn(3, 4)[:, ::2],
     "turned": torch.randn(3, 4).t(),
+    "counter": collections.Counter("ab"),  # of a scheduler's milestones
     "half": torch.randn(5).half(),
     "bfloat16": torch.randn(5).bfloat16(),
     "bool": torch.tensor([True, False]),
@@ -220,7 +222,9 @@ ODD = {
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_saves_is_read_as_torch_reads_it(zipped, tmp_path, trained):
-    torch.save(ODD, tmp_path / "odd.pt", _use_new_zipfile_serialization=zipped)
+    # The older format has no such numbers.
+    odd = {**ODD, "float8": torch.zeros(5, dtype=torch.float8_e4m3fn)} if zipped else ODD
+    torch.save(odd, tmp_path / "odd.pt", _use_new_zipfile_serialization=zipped)
     for path in (tmp_path / "odd.pt", trained / "last.pt"):
         assert_same(read_torch_file(path), torch.load(path, weights_only=True))
 
