@@ -109,8 +109,8 @@ def _check_pickle(file: BinaryIO) -> None:
             longest = max(longest, len(argument)) if isinstance(argument, str) else longest
             if calls * longest > LARGEST_TEXT:
                 raise Unreadable("it makes more of its text than a file of weights needs")
-            if instruction.name == "GLOBAL" and RESERVES_MEMORY.fullmatch(argument):
-                raise Unreadable(_asks_for(argument.replace(" ", ".")))
+            if instruction.name == "GLOBAL" and RESERVES_MEMORY.fullmatch(str(argument)):
+                raise Unreadable(_asks_for(str(argument).replace(" ", ".")))
     except Unreadable:
         raise
     except Exception as error:
