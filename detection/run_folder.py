@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import json
 import logging
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 
 from detection.config import Experiment
 from detection.errors import UserError
-from detection.files import UNFINISHED, make_folder
+from detection.files import UNFINISHED, make_folder, read_file
 from detection.outputs import NOTES, is_own
 
 try:
@@ -24,6 +25,7 @@ log = logging.getLogger("detection")
 
 LOCK = ".lock"
 """Exists, and is locked, while a training runs; it holds the process id and the host name."""
+LARGEST_METRICS = 1 << 30
 RESULTS = ("last.pt", "best.pt", "metrics.jsonl")
 """A folder with one of these holds a run that is worth keeping."""
 WRITTEN_BY_TRAINING = (
@@ -90,12 +92,34 @@ def foreign_entries(folder: Path) -> list[str]:
     return [path.name for path in _entries(folder) if not _is_ours(path)]
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one for each evaluation; [] where there is none.
+
+    Raises:
+        UserError: a line is not the record of an evaluation; the message names it.
+    """
+    path = folder / "metrics.jsonl"
+    if not os.path.lexists(path):
+        return []
+    records = []
+    for number, line in enumerate(read_file(path, "metrics", largest=LARGEST_METRICS).splitlines(), 1):
+        wrong = "the record of an evaluation: it has no epoch"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record, wrong = None, "JSON (cut off, or edited)"
+        if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+            raise UserError(f"{path}, line {number} is not {wrong}; mend or remove that line")
+        records.append(record)
+    return records
+
+
 def check_output_dir(config: Experiment, resume: bool = False) -> None:
     """See whether a training can begin in `config.output_dir`; changes nothing, and does not need torch.
 
     Raises:
-        UserError: another process trains there; `resume` without a last.pt; or else data, weights or files of the
-            user's are in there, which the training would move away or overwrite.
+        UserError: another process trains there; `resume` without a last.pt or with a torn metrics.jsonl; or else data,
+            weights or files of the user's are in there, which the training would move away or overwrite.
     """
     # torchrun's other processes leave the folder to the first one.
     if os.environ.get("RANK", "0") != "0":
@@ -111,6 +135,7 @@ def check_output_dir(config: Experiment, resume: bool = False) -> None:
     if resume:
         if not (folder / "last.pt").is_file():
             raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
+        read_metrics(folder)
         return
     refuse_inputs(folder, {key: _value(config, key) for key in INPUTS})
     _refuse_shared(folder)

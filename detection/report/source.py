@@ -1,7 +1,6 @@
 """What a report is made of: a run's folder, or a file of detections; found, read, and seen to belong together."""
 
 import contextlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from detection.errors import UserError
 from detection.evaluation.analyze import Analysis, analyze
 from detection.evaluation.coco import Result, check_results, read_results
 from detection.outputs import check_outputs
+from detection.run_folder import read_metrics
 
 PREDICTIONS = ("best_predictions.json", "predictions.json")
 """Where a run's detections are, the first one that fits its checkpoint: the latter are of the last evaluation."""
@@ -135,31 +135,10 @@ def read_run(
         folder=folder,
         checkpoint=checkpoint if checkpoint.is_file() else None,
         config=config,
-        history=read_history(folder),
+        history=read_metrics(folder),
         curves=read_curves(folder),
         trained_with=read_environments(folder),
     )
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; [] where there is none. Raises UserError, with the line, where it is no JSON."""
-    path = folder / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    history = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
-            raise UserError(f"{path}, line {number} is not the record of an evaluation: it has no epoch")
-        history.append(record)
-    return history
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

@@ -23,19 +23,21 @@ from detection import distributed
 from detection.checkpoint import (
     FORMAT,
     Classes,
+    classes_of,
     keep_previous,
     load_model_state,
     read_checkpoint,
     rng_state,
     save_checkpoint,
-    set_rng_state,
+    section,
 )
-from detection.config import Experiment
+from detection.config import Experiment, check
 from detection.data.loader import BadImages, TrainBatches
 from detection.errors import UserError
 from detection.training.finite import LossWatch
 from detection.training.monitor import Monitor
 from detection.training.optimizer import build_optimizer
+from detection.training.restore import load_counters, load_optimizer, load_rng, section_errors
 from detection.training.resume import compare_configs
 from detection.training.schedule import base_lr, ema_decay
 from detection.training.stop import StopSignal
@@ -251,37 +253,45 @@ class TrainingRun:
         }
 
     def load(self, path: Path) -> None:
-        """Take up everything from a last.pt. Raises UserError where it is unreadable or of another model."""
+        """Take up everything from a last.pt.
+
+        Raises:
+            UserError: it is unreadable, incomplete, or of another model or other data.
+        """
         content = read_checkpoint(path, self.format)
         if "optimizer" not in content:
             raise UserError(f"{path} holds weights alone; a run is resumed from its last.pt")
+        values = section(content, "progress", path)
         # Files of version 0.1 know of no scores that come later.
-        progress = Progress(**({"scored": content["progress"]["evaluated"]} | content["progress"]))
-        self._compare(content, progress.batch > 0)
-        if tuple(content["classes"]["names"]) != self.classes.names:
-            raise UserError(f"{path} was trained on other classes: {', '.join(content['classes']['names'])}")
-        load_model_state(self.objective, content["model"], path)
+        progress = load_counters(Progress, {"scored": values.get("evaluated", 0)} | values, path)
+        self._compare(content, path, progress.batch > 0)
+        if progress.batch > 0 and progress.batch >= len(self.batches):
+            raise UserError(
+                f"{path} was written after batch {progress.batch} of an epoch, and an epoch has {len(self.batches)} "
+                "now: the data have changed; train from the start, without --resume"
+            )
+        classes = classes_of(content, path)
+        if classes.names != self.classes.names:
+            raise UserError(f"{path} was trained on other classes: {', '.join(classes.names)}")
+        load_model_state(self.objective, section(content, "model", path), path)
         if self.ema is not None:
             # A run that had no average so far starts it from its weights.
-            average = content["ema"] or self.model.state_dict()
+            average = section(content, "ema", path) or self.model.state_dict()
             load_model_state(self.ema.module, average, path)
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            raise UserError(f"{path}: the optimizer's state does not fit optim.name: {error}") from None
-        if self.scaler.is_enabled() and content["scaler"]:
-            self.scaler.load_state_dict(content["scaler"])
+        load_optimizer(self.optimizer, content["optimizer"], path)
+        scaler = section(content, "scaler", path)
+        if self.scaler.is_enabled() and scaler:
+            with section_errors(path, "scaler"):
+                self.scaler.load_state_dict(scaler)
         self.progress = progress
         if self.ema is not None:
             self.ema.n_averaged.fill_(self.progress.step)
-        # One state for each process; one alone, not in a list, in the files of version 0.1.
-        states = content["rng"] if isinstance(content["rng"], list) else [content["rng"]]
-        if distributed.rank() < len(states):
-            set_rng_state(states[distributed.rank()])
+        load_rng(section(content, "rng", path), distributed.rank(), path)
 
-    def _compare(self, content: Mapping[str, Any], in_epoch: bool) -> None:
+    def _compare(self, content: Mapping[str, Any], path: Path, in_epoch: bool) -> None:
         """Say which keys of the config have changed. Raises UserError for one that cannot."""
-        old, new = copy.deepcopy(content["config"]), self.config.model_dump()
+        before = check(type(self.config), copy.deepcopy(section(content, "config", path)), f"config in {path}")
+        old, new = before.model_dump(), self.config.model_dump()
         # What counts is how many images all processes together take at a time.
         old["data"]["batch_size"] *= content.get("processes", 1)
         new["data"]["batch_size"] *= distributed.world_size()

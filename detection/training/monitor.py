@@ -19,6 +19,7 @@ from detection import distributed
 from detection.extras import require
 from detection.files import write_atomically
 from detection.progress import progress_bar
+from detection.run_folder import read_metrics
 
 log = logging.getLogger("detection")
 
@@ -81,11 +82,9 @@ class Monitor:
         """Append to metrics.jsonl; a line of the same or a later epoch, of a run killed and resumed, is replaced."""
         if not distributed.is_main():
             return
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
-        text = "\n".join([*kept, json.dumps(record)]) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        kept = [earlier for earlier in read_metrics(self.folder) if earlier["epoch"] < record["epoch"]]
+        text = "".join(f"{json.dumps(line)}\n" for line in (*kept, record))
+        write_atomically(self.folder / "metrics.jsonl", lambda file: file.write(text.encode()))
         numbers = {f"val/{k}": v for k, v in record.items() if isinstance(v, float)}
         self.scalars(numbers, record["step"])
         with self._beside_the_point():
@@ -94,10 +93,8 @@ class Monitor:
 
     def recorded(self, epoch: int, key: str) -> float:
         """What metrics.jsonl says of an epoch; NaN where it says nothing."""
-        path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            record = json.loads(line)
-            if record["epoch"] == epoch and record.get(key) is not None:
+        for record in read_metrics(self.folder):
+            if record["epoch"] == epoch and isinstance(record.get(key), int | float):
                 return float(record[key])
         return math.nan
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detection.checkpoint import read_checkpoint, save_checkpoint
+from detection.checkpoint import read_checkpoint, save_checkpoint, section
 from detection.data.index import AnnotationIndex
 from detection.evaluation.background import BackgroundScoring
-from detection.evaluation.coco import Evaluation, Result
+from detection.evaluation.coco import Evaluation, Result, check_results
 from detection.files import write_atomically
+from detection.training.restore import section_errors
 
 PATTERN = "pending-*.pt"
 
@@ -58,7 +59,15 @@ class Pending:
         if not path.exists():
             return None
         content = read_checkpoint(path)
-        return cls(path, content["record"], BackgroundScoring(index, json.loads(content["results"]), backend))
+        record = section(content, "record", path)
+        with section_errors(path, "record"):
+            numbers = [record[key] for key in ("step", "seconds")]
+            if record["epoch"] != epoch or not all(isinstance(number, int | float) for number in numbers):
+                raise ValueError(f"it is not of epoch {epoch}, or has no step or seconds")
+        with section_errors(path, "results"):
+            results = json.loads(section(content, "results", path))
+        check_results(index, results, str(path))
+        return cls(path, record, BackgroundScoring(index, results, backend))
 
     def wait(self) -> Evaluation:
         return self.scoring.wait()

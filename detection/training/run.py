@@ -79,8 +79,8 @@ def describe(run: Run) -> str:
 def _summarize(run: Run) -> str:
     progress, folder = run.progress, run.folder
     best = "undefined" if progress.best is None else f"{progress.best:.3f} after epoch {progress.best_epoch}"
-    numbers = read_checkpoint(folder / "best.pt")["numbers"]
-    ap50 = "" if numbers["AP50"] is None else f", AP50 {numbers['AP50']:.3f}"
+    numbers = read_checkpoint(folder / "best.pt").get("numbers", {}) if (folder / "best.pt").exists() else {}
+    ap50 = "" if numbers.get("AP50") is None else f", AP50 {numbers['AP50']:.3f}"
     return (
         f"\ndone: {progress.epoch} epochs, {progress.step} steps in {duration(run.seconds())}; best AP {best}{ap50}\n"
         f"  weights      {folder / 'best.pt'}\n"
