@@ -14,6 +14,7 @@ from detection import distributed
 from detection.config import Experiment, save_config
 from detection.data.loader import iterate
 from detection.environment import note_environment
+from detection.errors import UserError
 from detection.files import remove_unfinished
 from detection.memory import memory_advice, peak_memory
 from detection.run_folder import check_output_dir, locked, move_aside
@@ -79,6 +80,12 @@ def launch(
                 finished = train(run, monitor, evaluate)
         except KeyboardInterrupt:  # a second one, or one between steps: what was saved last is what there is
             finished = False
+        except Exception as error:
+            if not isinstance(error, UserError) and (folder / "last.pt").exists():
+                log.error(
+                    "the training failed at step %d; go on from %s by --resume", run.progress.step, folder / "last.pt"
+                )
+            raise
         finally:
             monitor.close()
         if finished:

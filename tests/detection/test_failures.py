@@ -159,6 +159,26 @@ def test_a_dropped_connection_does_not_end_a_run(tiny_file, nohup):
     assert "done: 6 epochs" in log and process.returncode == 0
 
 
+def test_an_unforeseen_fault_says_what_to_go_on_from(tiny_config, monkeypatch, capsys, tmp_path):
+    from detection.training import loop
+
+    step = loop.optimizer_step
+
+    def fail(run):
+        if run.progress.epoch == 1:
+            raise ZeroDivisionError("a fault of the toolkit")
+        step(run)
+
+    monkeypatch.setattr(loop, "optimizer_step", fail)
+    with pytest.raises(ZeroDivisionError):
+        run_training(tiny_config)
+    last = tmp_path / "run" / "last.pt"
+    assert f"go on from {last} by --resume" in capsys.readouterr().out
+    assert read_checkpoint(last)["progress"]["epoch"] == 1
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    assert run_training(tiny_config, resume=True)
+
+
 @pytest.mark.numeric
 def test_detect_anomaly_names_the_operation(tiny_file, monkeypatch, capsys):
     """A loss that is finite, and whose gradient is not."""
