@@ -4,12 +4,11 @@ import argparse
 import contextlib
 import datetime
 import errno
-import math
+import glob
 import os
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,8 @@ from detection.errors import UserError
 from detection.files import CACHE_FOLDER, open_regular_file, reason_of, shown
 from detection.memory import is_out_of_memory
 
-# Not all are known on Windows.
-INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-TOGETHER = 1.0
-"""Seconds."""
-_interrupted = -math.inf
+PUBLISHED = ("timm", "torchvision", "pretrained")
+"""What weights may be besides a file."""
 UNEXPECTED = 70
 """Exit status where the toolkit itself is at fault (EX_SOFTWARE of sysexits.h)."""
 # Errors of the operating system that say enough with the name of the file: nothing is wrong with the toolkit.
@@ -38,10 +34,11 @@ def run_tool(main: Callable[[], int | None]) -> None:
 
     An unforeseen exception is one line, too, with exit status 70; the trace is kept in a file that the line names.
     """
-    # Where nohup, or a shell that starts a tool in the background, has switched one off, it stays off.
-    signals = [s for s in INTERRUPTS if signal.getsignal(s) in (signal.SIG_DFL, signal.default_int_handler)]
-    for number in signals:
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    # Not on Windows; and where nohup has switched it off, it stays off.
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        signal.signal(hang_up, _interrupt)
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -57,9 +54,6 @@ def run_tool(main: Callable[[], int | None]) -> None:
         code = 0
     except Exception as error:
         code = _last_resort(error)
-    # Python's own end must not be interrupted: a traceback, or the exit status of the signal.
-    for number in signals:
-        signal.signal(number, signal.SIG_IGN if code == 130 else signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -99,12 +93,10 @@ def existing_file(text: str, hint: str = "") -> str:
         UserError: it is not there, is not a regular file, or cannot be read.
     """
     path = os.path.expanduser(text)
-    # A name with a NUL character or one too long is told with its reason.
-    with contextlib.suppress(OSError, ValueError):
-        try:
-            os.lstat(path)
-        except FileNotFoundError:
-            raise UserError(f"{shown(path) or repr(path)} does not exist{hint and f': {hint}'}") from None
+    if not path:
+        raise UserError("an empty name names no file")
+    if hint and not os.path.lexists(path):
+        raise UserError(f"{shown(path)} does not exist: {hint}")
     open_regular_file(path).close()
     return path
 
@@ -117,6 +109,16 @@ def existing_path(text: str, hint: str = "") -> str:
     except ValueError:  # a NUL character; the next one says so
         folder = False
     return path if folder else existing_file(text, hint)
+
+
+def existing_source(text: str) -> str:
+    """As `existing_path`, for a file, a folder or a glob pattern, which stays as it is."""
+    return text if glob.has_magic(text) and not os.path.exists(text) else existing_path(text)
+
+
+def existing_weights(text: str) -> str:
+    """As `existing_file`, for what model.backbone.weights takes: a file, or where published ones are."""
+    return text if text in PUBLISHED else existing_file(text)
 
 
 def _last_resort(error: Exception) -> int:
@@ -155,11 +157,5 @@ def _say(text: str) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """What clusters, `timeout` and a closed terminal send lets the tool close its files, as Ctrl-C does.
-
-    Signals that come together are one: a terminal's SIGHUP and its shell's, torchrun's SIGTERM after Ctrl-C.
-    """
-    global _interrupted
-    if time.monotonic() - _interrupted > TOGETHER:
-        _interrupted = time.monotonic()
-        raise KeyboardInterrupt
+    # What clusters, `timeout` and a closed terminal send: let the tool close its files, as with Ctrl-C.
+    raise KeyboardInterrupt

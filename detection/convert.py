@@ -17,7 +17,7 @@ from backbones.foreign import width_of
 from detection.data.transforms import read_image
 from detection.device import pick_device
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.outputs import write_output
 from detection.progress import progress_bar
 
 SUFFIXES = (".safetensors", ".pth")
@@ -76,19 +76,24 @@ def convert(file: str | Path) -> Converted:
     return Converted(path, sha256, width, network, report)
 
 
+def check_out(out: Path) -> None:
+    """Raises UserError for another suffix than `.safetensors` or `.pth`, and where there is no such folder."""
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"--out {out} must end in {' or '.join(SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+
+
 def write(converted: Converted, out: Path) -> None:
     """Write the network in the published layout (512 keys), which `model.backbone.weights` and timm take.
 
     Raises:
         UserError: another suffix than `.safetensors` or `.pth`, or the file cannot be written.
     """
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"--out {out} must end in {' or '.join(SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_out(out)
     state_dict = converted.network.state_dict()
     if out.suffix == ".pth":
-        write_atomically(out, lambda file: torch.save(state_dict, file))
+        write_output(out, lambda file: torch.save(state_dict, file))
         return
     metadata = {
         "network": "ghostnet",
@@ -96,7 +101,7 @@ def write(converted: Converted, out: Path) -> None:
         "source": converted.path.name,
         "source_sha256": converted.sha256,
     }
-    write_atomically(out, lambda file: file.write(save(state_dict, metadata)))
+    write_output(out, lambda file: file.write(save(state_dict, metadata)))
 
 
 def _view() -> transforms.Compose:

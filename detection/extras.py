@@ -1,6 +1,7 @@
 """Packages that only some commands need: whether they are there is known before any work, without importing them."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def require_for_file(path: str | Path) -> None:
     require(str(path), *RUNTIMES.get(Path(path).suffix.lower(), ()))
 
 
+def require_for_quantization(formats: Sequence[str], precisions: Sequence[str]) -> None:
+    """`require` of what tools/quantize.py needs, which makes all files of the ONNX one."""
+    require("quantization", *WRITERS["onnx"])
+    if "openvino" in formats:
+        require("quantization for OpenVINO", *WRITERS["openvino"], *(["nncf"] if "int8" in precisions else []))
+
+
 def require_for_backbone(name: str, weights: str | None) -> None:
     """`require` of what builds a backbone: timm for timm/NAME, and for its weights."""
     if name.startswith("timm/"):
@@ -52,5 +60,14 @@ def require_for_config(config: Any) -> None:
     """`require` of all that a training by this `detection.config.Config` needs."""
     require_for_backbone(config.model.backbone.name, config.model.backbone.weights)
     require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
+    if config.train.wandb is not None:
+        require("train.wandb", "wandb")
+
+
+def require_for_pretraining(config: Any) -> None:
+    """`require` of all that this `detection.pretraining.config.PretrainConfig` needs."""
+    require_for_backbone(config.model.name, config.model.weights)
+    if config.teacher is not None and config.teacher.name.startswith("timm/"):
+        require(f"teacher {config.teacher.name}", "timm")
     if config.train.wandb is not None:
         require("train.wandb", "wandb")

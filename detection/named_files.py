@@ -3,14 +3,12 @@
 import os
 from collections.abc import Sequence
 
+from detection.cli import PUBLISHED
 from detection.config import Config
 from detection.data.formats import images_folder
 from detection.errors import UserError
 from detection.files import open_regular_file, shown
 from detection.pretraining.config import PretrainConfig
-
-PUBLISHED = ("timm", "torchvision", "pretrained")
-"""What weights may be besides a file."""
 
 
 def check_named_files(config: Config, splits: Sequence[str] = ("train", "val"), *, weights: bool = True) -> None:

@@ -60,7 +60,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[Any] = (), *, 
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise UserError(f"output {shown(path)} cannot be written: {reason_of(error, path)}") from None
+            raise UserError(f"output {shown(path)} cannot be written to: {reason_of(error, path)}") from None
         if (status.st_dev, status.st_ino) in taken:
             raise _is_an_input(path)
         if not stat.S_ISREG(status.st_mode):

@@ -98,6 +98,9 @@ def main() -> int:
             raise UserError(f"{out} cannot be written: there is no folder {Path(out).parent}")
     check_outputs(outputs, [*args.networks, *args.image, *(args.cost or ())], force=args.force)
     if args.cost is not None:
+        for network in args.cost:
+            if network.endswith((".yaml", ".yml")):
+                load_config(network)
         from detection.benchmark.cost import network_costs
 
         rows = []

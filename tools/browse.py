@@ -4,7 +4,9 @@ from pathlib import Path
 
 from detection.cli import ToolParser, existing_path, run_tool
 from detection.config import load_config
+from detection.extras import require_for_file
 from detection.named_files import check_named_files
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--serve", nargs="?", type=int, const=8000, metavar="PORT", help="serve pages on this machine (default 8000)"
     )
+    add_force(parser)
     args = parser.parse()
     if args.batches < 1 or args.first < 0:
         parser.error("--batches must be at least 1, --first at least 0")
@@ -36,6 +39,8 @@ def main() -> None:
         parser.error("--threshold must be between 0 and 1")
     config = load_config(args.config, args.overrides)
     check_named_files(config, (args.split,), weights=False)
+    if args.checkpoint is not None:
+        require_for_file(args.checkpoint)
 
     from detection.training.browse import Browser, Finder, browse
     from detection.training.browse_server import serve
@@ -45,7 +50,8 @@ def main() -> None:
     if args.serve is not None:
         serve(browser, args.serve)
     else:
-        print(f"page and pictures: {browse(browser, Path(args.out), first=args.first, count=args.batches)}")
+        page = browse(browser, Path(args.out), first=args.first, count=args.batches, force=args.force)
+        print(f"page and pictures: {page}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import argparse
 
-from detection.cli import run_tool
+from detection.cli import existing_path, run_tool
 
 EXAMPLE = """\
 examples:
@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files or folders; train=SOURCE names the split")
     parser.add_argument("--to", required=True, choices=("coco", "voc", "yolo"))
     parser.add_argument("--out", required=True, metavar="DIR", help="made; must be empty if it is there")
-    parser.add_argument("--images", metavar="DIR", help="the pictures, where they are not in the usual place")
+    parser.add_argument(
+        "--images", metavar="DIR", type=existing_path, help="the pictures, where they are not in the usual place"
+    )
     parser.add_argument("--format", default="auto", choices=("auto", "coco", "voc", "yolo"), help="of the sources")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--split", type=float, metavar="SHARE", help="divide: this share is for training, like 0.8")

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from detection.cli import run_tool
+from detection.cli import existing_file, existing_path, run_tool
+from detection.outputs import add_force, check_outputs
 
 EXAMPLE = """\
 examples:
@@ -19,13 +20,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", metavar="FILE", help=".pdparams, .ckpt, .pth or .safetensors")
+    parser.add_argument("file", metavar="FILE", type=existing_file, help=".pdparams, .ckpt, .pth or .safetensors")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write it here, as .safetensors or .pth")
-    parser.add_argument("--picture", metavar="FILE", help="classify this picture")
-    parser.add_argument("--val", metavar="DIR", help="measure top-1 and top-5 on class folders of pictures")
+    parser.add_argument("--picture", metavar="FILE", type=existing_file, help="classify this picture")
+    parser.add_argument(
+        "--val", metavar="DIR", type=existing_path, help="measure top-1 and top-5 on class folders of pictures"
+    )
+    add_force(parser)
     args = parser.parse_args()
-    from detection.convert import accuracy, convert, name_picture, write
+    outputs = [] if args.out is None else [args.out]
+    inputs = [args.file, args.picture, args.val]
+    from detection.convert import accuracy, check_out, convert, name_picture, write
 
+    for out in outputs:
+        check_out(out)
+    check_outputs(outputs, inputs, force=args.force)
     converted = convert(args.file)
     print(converted)
     if args.out is not None:

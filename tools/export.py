@@ -2,8 +2,10 @@
 
 import argparse
 
-from detection.cli import run_tool
+from detection.cli import existing_file, run_tool
 from detection.export.options import parse_batch, parse_frame
+from detection.extras import WRITERS, require
+from detection.outputs import add_force
 
 FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
 EXAMPLE = """\
@@ -35,22 +37,26 @@ def main() -> int:
         help="frame in pixels, multiples of 32, which pictures are resized to fill; or dynamic (default)",
     )
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, named like it")
+    add_force(parser)
     args = parser.parse_intermixed_args()
     checkpoints = [a for a in args.arguments if "=" not in a]
     if len(checkpoints) != 1:
         parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
+    checkpoint = existing_file(checkpoints[0])
+    require(f"--format {args.format}", *WRITERS.get(args.format, ()))
     batch, size = parse_batch(args.batch), parse_frame(args.size)
 
     from detection.export.export import export_checkpoint
 
     lines = export_checkpoint(
-        checkpoints[0],
+        checkpoint,
         args.format,
         form=args.form,
         batch=batch,
         size=size,
         out=args.out,
         overrides=[a for a in args.arguments if "=" in a],
+        force=args.force,
     )
     print("\n".join(lines))
     return 0

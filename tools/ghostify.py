@@ -2,8 +2,10 @@
 
 import argparse
 
-from detection.cli import run_tool
+from detection.cli import existing_file, existing_source, existing_weights, run_tool
 from detection.config import GhostifyConfig
+from detection.extras import require_for_backbone
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -21,9 +23,16 @@ def main() -> int:
     )
     parser.add_argument("network", help="name of a backbone, or checkpoint (.pt) or config (.yaml) of a detector")
     parser.add_argument("--width", type=float, default=1.0, help="of a backbone (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="of a backbone: what model.backbone.weights takes")
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="SOURCE", help="pictures, folders or globs to fit on"
+        "--weights", metavar="FILE", type=existing_weights, help="of a backbone: what model.backbone.weights takes"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        type=existing_source,
+        help="pictures, folders or globs to fit on",
     )
     parser.add_argument("--count", type=int, default=32, help="at most so many pictures (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
@@ -46,7 +55,11 @@ def main() -> int:
         "--min-channels", type=int, default=default.min_channels, help="keep narrower ones (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
+    add_force(parser)
     args = parser.parse_args()
+    if args.network.endswith((".pt", ".pth", ".yaml", ".yml")):
+        args.network = existing_file(args.network)
+    require_for_backbone(args.network, args.weights)
     if args.ratio < 2:
         parser.error("--ratio must be at least 2")
     if min(args.count, args.min_channels) < 1 or args.size < 32:
@@ -74,6 +87,7 @@ def main() -> int:
             init=args.init,
             out=args.out,
             device=args.device,
+            force=args.force,
         )
     )
     return 0

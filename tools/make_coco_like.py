@@ -5,7 +5,8 @@ Pictures, too, if photographs are given that they can be parts of.
 
 import argparse
 
-from detection.cli import run_tool
+from detection.cli import existing_path, run_tool
+from detection.outputs import add_force
 
 EXAMPLE = """\
 example:
@@ -28,15 +29,24 @@ def main() -> None:
     parser.add_argument(
         "--photographs",
         metavar="DIR",
+        type=existing_path,
         help="write pictures, too: random parts of those in DIR, in images/ beside --out",
     )
+    add_force(parser)
     args = parser.parse_args()
     if args.images < 1 or args.boxes < 0:
         parser.error("--images must be 1 or more, --boxes 0 or more")
     # Only now, so that --help is quick.
     from detection.benchmark.annotations import make_coco_like
 
-    size = make_coco_like(args.out, images=args.images, boxes=args.boxes, seed=args.seed, photographs=args.photographs)
+    size = make_coco_like(
+        args.out,
+        images=args.images,
+        boxes=args.boxes,
+        seed=args.seed,
+        photographs=args.photographs,
+        force=args.force,
+    )
     print(f"{args.out}: {args.images} images, {args.boxes} boxes, {size / 1e6:.0f} MB")
 
 

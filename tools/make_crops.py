@@ -2,7 +2,7 @@
 
 import argparse
 
-from detection.cli import run_tool
+from detection.cli import existing_path, run_tool
 
 EXAMPLE = """\
 example:
@@ -15,9 +15,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("annotations", nargs="+", help="COCO files")
+    parser.add_argument("annotations", nargs="+", type=existing_path, help="COCO files")
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="DIR", help="one for each file; by default images/ beside it"
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        type=existing_path,
+        help="one for each file; by default images/ beside it",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="made; holds train/CLASS/*.jpg and val/CLASS/*.jpg")
     parser.add_argument("--size", type=int, default=128, help="larger crops are scaled down to it (default 128 pixels)")

@@ -1,14 +1,12 @@
 """Write the demo detection data set, a COCO-format set of drawn Halloween scenes."""
 
-from __future__ import annotations
-
 import argparse
-import sys
 
-from detection.data.demo import make_demo_dataset, summarize
+from detection.cli import run_tool
+from detection.outputs import add_force
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example: python tools/make_demo_data.py --out data/demo --train 300 --val 60",
@@ -18,17 +16,16 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=300, help="number of training pictures")
     parser.add_argument("--val", type=int, default=60, help="number of validation pictures")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other pictures")
+    add_force(parser)
     args = parser.parse_args()
-    try:
-        paths = make_demo_dataset(args.out, train_images=args.train, val_images=args.val, seed=args.seed)
-    except (OSError, ValueError) as error:
-        print(f"error: cannot make the data set in {args.out}: {error}", file=sys.stderr)
-        return 2
+    # Only now, so that --help is quick.
+    from detection.data.demo import make_demo_dataset, summarize
+
+    paths = make_demo_dataset(args.out, train_images=args.train, val_images=args.val, seed=args.seed, force=args.force)
     print(summarize(paths["train"]))
     print(summarize(paths["val"]))
     print(f"The data set is in {args.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -2,6 +2,7 @@
 
 from detection.cli import ToolParser, run_tool
 from detection.config import read_config
+from detection.extras import require_for_pretraining
 from detection.named_files import check_named_pretraining_files
 from detection.run_folder import check_output_dir
 
@@ -29,6 +30,7 @@ def main() -> int:
     if not args.dry_run:
         check_output_dir(config, args.resume)
     check_named_pretraining_files(config)
+    require_for_pretraining(config)
     # Only now: torch takes seconds to import, and a misspelt key or path should not wait for it.
     from detection.pretraining.run import dry_run, run_pretraining
 

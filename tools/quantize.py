@@ -3,8 +3,10 @@
 import argparse
 import os
 
-from detection.cli import run_tool
+from detection.cli import existing_file, existing_source, run_tool
 from detection.errors import UserError
+from detection.extras import require_for_quantization
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -49,6 +51,7 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="default: %(default)s"
     )
+    add_force(parser)
     args = parser.parse_intermixed_args()
     checkpoints = [a for a in args.arguments if "=" not in a]
     if len(checkpoints) != 1:
@@ -56,25 +59,29 @@ def main() -> int:
     for name in ("calibration_pictures", "val_pictures", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    checkpoint = existing_file(checkpoints[0])
+    calibration = list(map(existing_source, args.calibration))
+    require_for_quantization(args.format, args.precision)
 
     from detection.export.options import parse_batch, parse_frame
     from detection.export.quantize import quantize_checkpoint
 
     text = quantize_checkpoint(
-        checkpoints[0],
+        checkpoint,
         formats=args.format,
         precisions=args.precision,
         form=args.form,
         batch=parse_batch(args.batch),
         size=parse_frame(args.size),
         out=args.out,
-        calibration=args.calibration,
+        calibration=calibration,
         calibration_pictures=args.calibration_pictures,
         val_pictures=args.val_pictures,
         max_loss=args.max_loss,
         keep=args.keep,
         threads=args.threads,
         overrides=[a for a in args.arguments if "=" in a],
+        force=args.force,
     )
     print(f"\n{text}")
     return 0

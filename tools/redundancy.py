@@ -2,7 +2,9 @@
 
 import argparse
 
-from detection.cli import run_tool
+from detection.cli import existing_source, existing_weights, run_tool
+from detection.extras import require_for_backbone
+from detection.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -18,10 +20,14 @@ def main() -> int:
     )
     parser.add_argument("network", help="name of a backbone")
     parser.add_argument("--width", type=float, default=1.0, help="of the backbone (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="what model.backbone.weights takes (default: random)")
+    parser.add_argument(
+        "--weights", metavar="FILE", type=existing_weights, help="what model.backbone.weights takes (default: random)"
+    )
     parser.add_argument("--layer", help="name of a module (default: in the first block at stride 4)")
     parser.add_argument("--list", action="store_true", help="show the layers there are, and stop")
-    parser.add_argument("--images", nargs="+", metavar="SOURCE", help="pictures, folders or globs")
+    parser.add_argument(
+        "--images", nargs="+", metavar="SOURCE", type=existing_source, help="pictures, folders or globs"
+    )
     parser.add_argument("--count", type=int, default=8, help="at most so many pictures (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     parser.add_argument(
@@ -30,7 +36,9 @@ def main() -> int:
     parser.add_argument("--rank-by", type=int, metavar="D", help="the d that pairs are ordered by (default: 3)")
     parser.add_argument("--pairs", type=int, default=6, help="pairs printed and drawn (default: %(default)s)")
     parser.add_argument("--out", default="redundancy", help="folder for picture and CSV (default: %(default)s)")
+    add_force(parser)
     args = parser.parse_args()
+    require_for_backbone(args.network, args.weights)
     if min(args.count, args.pairs) < 1 or args.size < 32:
         parser.error("--count and --pairs must be at least 1, --size at least 32")
     if not args.list and not args.images:
@@ -54,6 +62,7 @@ def main() -> int:
             count=args.count,
             pairs=args.pairs,
             out=args.out,
+            force=args.force,
         )
     )
     return 0

@@ -3,6 +3,7 @@
 from detection.cli import ToolParser, run_tool
 from detection.config import load_config
 from detection.errors import UserError
+from detection.extras import require_for_config
 from detection.named_files import check_named_files
 from detection.run_folder import check_output_dir
 
@@ -29,6 +30,7 @@ def main() -> int:
     if not (args.dry_run or args.profile):
         check_output_dir(config, args.resume)
     check_named_files(config)
+    require_for_config(config)
     # Only now: torch takes seconds to import, and a misspelt key or path should not wait for it.
     from detection.training.run import dry_run, run_training
 

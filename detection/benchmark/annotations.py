@@ -11,7 +11,7 @@ import numpy as np
 from detection.benchmark.pictures import write_crops
 from detection.data.index_cache import FROM_BYTES, places_of
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.outputs import check_outputs, write_output
 
 CLASSES, HIGHEST_ID = 80, 90
 """As COCO has them: 80 ids between 1 and 90."""
@@ -55,12 +55,14 @@ def make_coco_like(
     boxes: int = 860_001,
     seed: int = 0,
     photographs: str | Path | None = None,
+    force: bool = False,
 ) -> int:
     """Write a file with the entries, key order and lengths of instances_train2017.json, polygons of random numbers.
 
     With the default numbers it has the size of COCO's, too. Returns its size in bytes.
 
     Args:
+        force: overwrite files that this toolkit did not write.
         photographs: a folder; random parts of what lies in it become the pictures, in images/ beside `out`.
 
     Raises:
@@ -69,6 +71,7 @@ def make_coco_like(
     path = Path(out)
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_outputs([path], [photographs], force=force)
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(np.arange(1, 4 * images + 1), images, replace=False))
     sizes = rng.integers(240, 641, (images, 2))
@@ -111,8 +114,10 @@ def make_coco_like(
         text(f'],"categories": {json.dumps(names)}}}')
 
     if photographs is not None:
-        write_crops(path.parent / "images", Path(photographs), [f"{i:012d}.jpg" for i in ids], sizes, seed)
-    write_atomically(path, write)
+        folder, names = path.parent / "images", [f"{i:012d}.jpg" for i in ids]
+        check_outputs([folder / name for name in names], [photographs], force=force)
+        write_crops(folder, Path(photographs), names, sizes, seed)
+    write_output(path, write)
     return path.stat().st_size
 
 

@@ -12,6 +12,7 @@ from detection.data.picture_files import pictures_below, write_jpeg
 from detection.data.transforms import read_image
 from detection.errors import UserError
 from detection.files import make_folder
+from detection.outputs import begin_output
 from detection.progress import progress_bar
 
 SHARE = (0.35, 0.6)
@@ -39,6 +40,7 @@ def write_crops(folder: Path, photographs: Path, names: Sequence[str], sizes: np
         for i in own:
             part = _random_part(photograph, rng)
             picture = cv2.resize(part, tuple(sizes[i].tolist()), interpolation=cv2.INTER_LINEAR)
+            begin_output(folder / names[i])
             write_jpeg(folder / names[i], picture, QUALITY)
         return len(own)
 

@@ -13,13 +13,16 @@ import cv2
 import numpy as np
 
 from detection.data.demo_art import PAINTERS, background, fill, mask_on, paste, random_transform, render
-from detection.files import write_atomically
+from detection.errors import UserError
+from detection.files import read_file, write_atomically
+from detection.outputs import begin_output, check_outputs
 
 CLASSES: tuple[str, ...] = ("ghost", "pumpkin", "bat", "moon", "candle", "star")
 #: Category ids of CLASSES in the JSON. They have gaps, as COCO's have, so that nobody takes id for index.
 CATEGORY_IDS: tuple[int, ...] = (1, 2, 4, 7, 8, 11)
 SPLITS = ("train", "val")
 GENERATOR = "ghostnet-demo"
+LARGEST = 1 << 28  # bytes of a train.json or val.json
 VERSION = 1  # raise it when the drawing changes: older sets are then made anew
 
 
@@ -136,23 +139,30 @@ def _split_info(split: str, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _make_split(root: Path, split: str, count: int, seed: int) -> Path:
-    target, images, info = root / f"{split}.json", root / "images", _split_info(split, count, seed)
-    if target.exists():
-        try:
-            old = json.loads(target.read_text(encoding="utf-8"))
-            ours = old["info"]["generator"] == GENERATOR
-            names = [images / image["file_name"] for image in old["images"]]
-        except (ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise FileExistsError(f"{target} exists and wasn't made by this generator; choose another folder")
-        if old["info"] == info and all(name.is_file() for name in names):
-            return target
-        target.unlink()  # first, so that it never describes pictures of another set
-        for name in names:
-            name.unlink(missing_ok=True)
+def _name(split: str, index: int) -> str:
+    return f"{split}_{index:06d}.jpg"
 
+
+def _read_split(root: Path, split: str) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Info and pictures of a split that this generator made, (None, []) where there is none."""
+    target = root / f"{split}.json"
+    if not target.exists():
+        return None, []
+    try:
+        old = json.loads(read_file(target, "annotation file", largest=LARGEST))
+        if old["info"]["generator"] != GENERATOR:
+            return None, []
+        names = [image["file_name"] for image in old["images"]]
+        return old["info"], [root / "images" / name for i, name in enumerate(names) if name == _name(split, i)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, []
+
+
+def _make_split(root: Path, split: str, count: int, seed: int, replaced: list[Path]) -> None:
+    target, images, info = root / f"{split}.json", root / "images", _split_info(split, count, seed)
+    target.unlink(missing_ok=True)  # first, so that it never describes pictures of another set
+    for old in replaced:
+        old.unlink(missing_ok=True)
     images.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {
         "info": info,
@@ -163,10 +173,9 @@ def _make_split(root: Path, split: str, count: int, seed: int) -> Path:
     }
     for index in range(count):
         picture, annotations = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]))
-        name, image_id = f"{split}_{index:06d}.jpg", 1 + 3 * index + index % 2  # ids with gaps, as COCO's
-        ok, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        if not ok:
-            raise OSError(f"could not encode {name}")
+        name, image_id = _name(split, index), 1 + 3 * index + index % 2  # ids with gaps, as COCO's
+        encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        begin_output(images / name)
         (images / name).write_bytes(encoded.tobytes())
         height, width = picture.shape[:2]
         entry = {"id": image_id, "file_name": name, "width": width, "height": height, "license": 1}
@@ -174,11 +183,10 @@ def _make_split(root: Path, split: str, count: int, seed: int) -> Path:
         for number, annotation in enumerate(annotations, len(data["annotations"]) + 1):
             data["annotations"].append({"id": number, "image_id": image_id, **annotation})
     write_atomically(target, lambda file: file.write(json.dumps(data).encode()))
-    return target
 
 
 def make_demo_dataset(
-    root: str | Path, *, train_images: int = 300, val_images: int = 60, seed: int = 0
+    root: str | Path, *, train_images: int = 300, val_images: int = 60, seed: int = 0, force: bool = False
 ) -> dict[str, Path]:
     """Write the demo data set in COCO's format: `root/images/*.jpg`, `root/train.json`, `root/val.json`.
 
@@ -190,20 +198,32 @@ def make_demo_dataset(
         train_images: pictures in the training split, at least 1.
         val_images: pictures in the validation split, at least 1.
         seed: a number from 0 on; another one gives other pictures.
+        force: overwrite files that this toolkit did not write.
 
     Returns:
         The paths under the keys "images", "train" and "val".
 
     Raises:
-        ValueError: a number is out of its range.
-        OSError: the folder can't be written, or holds a train.json or val.json of another origin.
+        UserError: a number is out of its range, or the folder can't be written, or holds files of another origin.
     """
     if min(train_images, val_images) < 1 or seed < 0:
-        raise ValueError("a split needs at least 1 picture, and the seed can't be negative")
+        raise UserError("a split needs at least 1 picture, and the seed can't be negative")
     root = Path(root)
     counts = {"train": train_images, "val": val_images}
-    paths = {split: _make_split(root, split, counts[split], seed) for split in SPLITS}
-    return {"images": root / "images", **paths}
+    outputs: list[Path] = []
+    replaced: dict[str, list[Path]] = {}
+    for split in SPLITS:
+        info, pictures = _read_split(root, split)
+        whole = len(pictures) == counts[split] and all(picture.is_file() for picture in pictures)
+        if info != _split_info(split, counts[split], seed) or not whole:
+            new = [root / "images" / _name(split, i) for i in range(counts[split])]
+            # What an earlier set names is known by that, also where it was not noted.
+            outputs += sorted({*new} - {*pictures}) + ([root / f"{split}.json"] if info is None else [])
+            replaced[split] = pictures
+    check_outputs(outputs, force=force)
+    for split, pictures in replaced.items():
+        _make_split(root, split, counts[split], seed, pictures)
+    return {"images": root / "images", **{split: root / f"{split}.json" for split in SPLITS}}
 
 
 def summarize(json_path: str | Path) -> str:

@@ -21,11 +21,12 @@ from detection.export.parity import Parity, compare
 from detection.export.points import GhostDetDetector, GhostDetHeads, point_spec
 from detection.export.torch_export import SMALLEST, export_torch_export
 from detection.export.two_stage import FasterRCNNDetector
-from detection.files import make_folder
+from detection.extras import WRITERS, require
 from detection.inference.exported import ExportedDetector, open_exported
 from detection.inference.predict import load_detector
 from detection.models.ghostdet import GhostDet
 from detection.models.retinanet import GhostRetinaNet
+from detection.outputs import check_outputs
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript", "torch_export": ".pt2"}
 """Format -> how its files' names end."""
@@ -64,6 +65,7 @@ def export_checkpoint(
     size: tuple[int, int] | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
+    force: bool = False,
 ) -> list[str]:
     """Export, run the file, compare it with PyTorch.
 
@@ -71,6 +73,7 @@ def export_checkpoint(
         file_format: one of `FORMATS`.
         batch, size: see `prepare`.
         out: default: beside the checkpoint, with the format's ending.
+        force: overwrite files that this toolkit did not write.
 
     Returns:
         Lines that tell what was made.
@@ -79,7 +82,9 @@ def export_checkpoint(
         UserError: unreadable checkpoint, what the format or the detector cannot do, a missing extra, a path
             that cannot be written to; or the file does not compute what PyTorch does.
     """
+    require(f"--format {file_format}", *WRITERS.get(file_format, ()))
     out = _out_path(checkpoint, file_format, out)
+    check_outputs(files_of(out), [checkpoint], force=force)
     prepared = prepare(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
     if file_format == "onnx":
         from detection.export.onnx_file import export_onnx
@@ -283,8 +288,12 @@ def _out_path(checkpoint: str | Path, file_format: str, out: str | Path | None) 
     path = Path(checkpoint).with_suffix(suffix) if out is None else Path(out)
     if path.suffix.lower() != suffix:
         raise UserError(f"--out {path}: a file of format {file_format} must end in {suffix}, by which it is known")
-    make_folder(path.parent, "output folder")
     return path
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of an exported detector: OpenVINO's numbers are in a second one."""
+    return [path, path.with_suffix(".bin")] if path.suffix.lower() == FORMATS["openvino"] else [path]
 
 
 def _rounded_up(side: int) -> int:

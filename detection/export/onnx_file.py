@@ -19,7 +19,7 @@ from detection.export.export import Prepared
 from detection.export.graph import keep_mask
 from detection.export.metadata import KEY, Metadata
 from detection.extras import require
-from detection.files import write_atomically
+from detection.outputs import write_output
 
 OPSET = 17
 """Of 2022: ONNX Runtime 1.12, its web build, OpenVINO 2022.3 and TensorRT 8.6 have it."""
@@ -85,7 +85,7 @@ def export_onnx(prepared: Prepared, path: Path) -> list[str]:
     except onnx.checker.ValidationError as error:
         raise UserError(f"the ONNX file would be invalid: {str(error).splitlines()[0]}") from error
     data = model.SerializeToString()
-    write_atomically(path, lambda file: file.write(data))
+    write_output(path, lambda file: file.write(data))
     return [f"{path}  {len(data) / 1e6:.1f} MB, {metadata.form}, ONNX opset {OPSET}, {len(model.graph.node)} operators"]
 
 

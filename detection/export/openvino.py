@@ -7,8 +7,8 @@ from zlib import crc32
 
 from detection.errors import UserError
 from detection.export.metadata import KEY
-from detection.files import write_atomically
 from detection.inference.openvino import CHECKSUM, import_openvino
+from detection.outputs import write_output
 
 if TYPE_CHECKING:
     from detection.export.export import Prepared
@@ -70,6 +70,6 @@ def save_openvino(model: Any, metadata: str, path: Path, *, fp16: bool = False) 
         graph = file.read_bytes()
         if file.with_suffix(".bin").read_bytes() != numbers:
             raise UserError("OpenVINO did not write the same numbers twice; please report it")
-    write_atomically(path.with_suffix(".bin"), lambda out: out.write(numbers))
-    write_atomically(path, lambda out: out.write(graph))
+    write_output(path.with_suffix(".bin"), lambda out: out.write(numbers))
+    write_output(path, lambda out: out.write(graph))
     return len(numbers) + len(graph)

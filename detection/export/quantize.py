@@ -12,12 +12,13 @@ from detection.data.sources import read_split
 from detection.data.transforms import read_image, resize
 from detection.errors import UserError
 from detection.export.exam import Exam, Row, latencies, report, spread
-from detection.export.export import prepare, verify
+from detection.export.export import files_of, prepare, verify
 from detection.export.int8_onnx import Frames, OnnxQuantizer, store_fp16
 from detection.export.metadata import KEY, Metadata, parse_metadata
-from detection.files import make_folder, write_atomically
+from detection.extras import require_for_quantization
 from detection.inference.exported import ExportedDetector
 from detection.inference.pictures import find_pictures
+from detection.outputs import check_outputs, write_output
 from detection.progress import progress_bar
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
@@ -39,6 +40,7 @@ def quantize_checkpoint(
     keep: Sequence[str] = (),
     threads: int = 2,
     overrides: Sequence[str] = (),
+    force: bool = False,
 ) -> str:
     """Write NAME.float32, NAME.fp16 and NAME.int8 files of a checkpoint, score and time all of them.
 
@@ -55,6 +57,7 @@ def quantize_checkpoint(
         keep: patterns of names of layers that stay in float32 in any case.
         threads: of the runtimes.
         overrides: `key=value` for the config.
+        force: overwrite files that this toolkit did not write.
 
     Returns:
         A Markdown table, which is also written to NAME.quantized.md.
@@ -64,8 +67,11 @@ def quantize_checkpoint(
             within `max_loss`.
     """
     folder = Path(checkpoint).parent if out is None else Path(out)
-    make_folder(folder, "output folder")
+    require_for_quantization(formats, precisions)
     stem = Path(checkpoint).stem
+    table = folder / f"{stem}.quantized.md"
+    made = [f"{stem}.{precision}{SUFFIXES[name]}" for name in formats for precision in ("float32", *precisions)]
+    check_outputs([table, *(file for name in made for file in files_of(folder / name))], [checkpoint], force=force)
     model, metadata = export_float32(checkpoint, form, batch, size, overrides)
     config = parse_config(dict(metadata.config), f"config in {checkpoint}")
     exam = Exam(config, metadata, val_pictures, threads)
@@ -91,7 +97,7 @@ def quantize_checkpoint(
     for row, milliseconds in zip(rows, latencies([row.path for row in rows], exam.frame(), threads), strict=True):
         row.milliseconds = milliseconds
     text = report(rows, len(exam.index), exam.frame()[0].shape, threads)
-    write_atomically(folder / f"{stem}.quantized.md", lambda file: file.write(f"{text}\n".encode()))
+    write_output(table, lambda file: file.write(f"{text}\n".encode()))
     return text
 
 
@@ -201,7 +207,7 @@ class Maker:
         onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString()
-        write_atomically(path, lambda file: file.write(data))
+        write_output(path, lambda file: file.write(data))
         return len(data)
 
     @staticmethod

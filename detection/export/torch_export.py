@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from backbones.watch import watched
 from detection.errors import UserError
 from detection.export.metadata import KEY
-from detection.files import write_atomically
+from detection.outputs import write_output
 
 if TYPE_CHECKING:
     from detection.export.export import Prepared
@@ -57,7 +57,7 @@ def export_torch_export(prepared: "Prepared", path: Path) -> list[str]:
                 f"torch.export cannot follow this network ({str(error).splitlines()[0][:200]}); use --format onnx"
             ) from error
         torch.export.save(program, buffer, extra_files={KEY: prepared.metadata.to_json()})
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_output(path, lambda file: file.write(buffer.getbuffer()))
     megabytes, version = buffer.getbuffer().nbytes / 1e6, torch.__version__.split("+")[0]
     return [
         f"{path}  {megabytes:.1f} MB, {prepared.metadata.form}, torch.export of PyTorch {version}, "

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor
 
 from detection.export.metadata import KEY
-from detection.files import write_atomically
+from detection.outputs import write_output
 
 if TYPE_CHECKING:
     from detection.export.export import Prepared
@@ -38,7 +38,7 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
             traced = torch.jit.freeze(traced.eval())
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files={KEY: prepared.metadata.to_json().encode()})
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_output(path, lambda file: file.write(buffer.getbuffer()))
     megabytes, version = buffer.getbuffer().nbytes / 1e6, torch.__version__.split("+")[0]
     needs = " with torchvision's operators" if prepared.metadata.form == "end_to_end" else ""
     return [

@@ -26,10 +26,10 @@ from detection.config import GhostifyConfig, load_config
 from detection.data.transforms import to_tensor
 from detection.device import pick_device
 from detection.errors import UserError
-from detection.files import write_atomically
 from detection.inference.pictures import find_pictures, read_pictures
 from detection.models import build_model
 from detection.models.ghosted import ghostify_by, ghostify_detector, raw_outputs, recipe_config
+from detection.outputs import check_outputs, note_output, write_output
 
 # A YAML does not say how many classes there are; only the prediction layers, which are kept, depend on it.
 CLASSES_OF_A_CONFIG = 80
@@ -66,6 +66,7 @@ def ghostify_network(
     init: str = "fit",
     out: str | None = None,
     device: str = "auto",
+    force: bool = False,
 ) -> str:
     """Ghost a network, compare it with the original on pictures, and write it.
 
@@ -77,6 +78,7 @@ def ghostify_network(
         count: at most this many pictures, spread evenly over what is found. Every fourth is kept from the fit,
             for the errors.
         init: what is written: "fit" or "random" weights. Both are compared.
+        force: overwrite a file that this toolkit did not write.
         out: file to write: for a backbone a state dict for `model.backbone.weights`, for a checkpoint a checkpoint.
 
     Returns:
@@ -87,6 +89,10 @@ def ghostify_network(
     """
     if init == "fit" and out is not None and not images:
         raise UserError("--init fit needs pictures to fit on: give --images, or --init random")
+    if out is not None:
+        if not Path(out).parent.is_dir():
+            raise UserError(f"--out {out}: folder {Path(out).parent} does not exist")
+        check_outputs([out], [network, weights, *images], force=force)
     place = pick_device(device)
     subject = _subject(network, spec, width, weights)
     subject.model.to(place).eval()
@@ -201,12 +207,11 @@ def _error_table(
 
 
 def _write(path: Path, content: dict[str, Any], network: str, width: float) -> str:
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path}: folder {path.parent} does not exist")
     if "config" in content:
         save_checkpoint(path, content)
+        note_output(path)
         return f"written: {path}, a checkpoint for tools/evaluate.py and tools/detect.py"
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_output(path, lambda file: torch.save(content, file))
     recipe = content["ghostify"]
     return (
         f"written: {path}. In a detector:\n"

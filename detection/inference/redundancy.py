@@ -14,8 +14,8 @@ from backbones.redundancy import Redundancy, default_layer, find_pairs, layer_ma
 from backbones.redundancy_picture import draw_pairs
 from detection.data.transforms import to_tensor
 from detection.errors import UserError
-from detection.files import make_folder, write_atomically
 from detection.inference.pictures import find_pictures, read_pictures
+from detection.outputs import check_outputs, write_output
 
 
 def explore(
@@ -31,6 +31,7 @@ def explore(
     count: int = 8,
     pairs: int = 6,
     out: str | Path = "redundancy",
+    force: bool = False,
 ) -> str:
     """Find the most similar pairs of feature maps; write OUT/NETWORK_LAYER.png and .csv.
 
@@ -40,6 +41,7 @@ def explore(
         layer: by default `backbones.redundancy.default_layer`.
         size: side in pixels that the pictures are squeezed to.
         pairs: how many are drawn and printed; the CSV holds all.
+        force: overwrite files that this toolkit did not write.
 
     Returns:
         The text to print.
@@ -54,18 +56,18 @@ def explore(
         pictures = read_pictures(paths, size)
         inputs = [normalize(to_tensor(picture)[None] / 255, backbone) for picture in pictures]
         layer = layer or default_layer(backbone, inputs[0])
+        stem = f"{network}_{layer}".replace("/", "_")
+        check_outputs([out / f"{stem}{suffix}" for suffix in (".png", ".csv")], [*paths, weights], force=force)
         maps = layer_maps(backbone, layer, inputs)
         found = find_pairs(maps, kernel_sizes, ranked_by)
     except ValueError as error:
         raise UserError(str(error)) from error
-    stem = f"{network}_{layer}".replace("/", "_")
     trained = "random weights" if weights is None else Path(weights).name
     title = f"{network} ({trained}), layer {layer}, {Path(paths[0]).name}"
     picture = draw_pairs(found, maps[0][0], pictures[0], title=title, pairs=pairs)
-    make_folder(out, "output folder")
     png = cv2.imencode(".png", picture)[1].tobytes()
-    write_atomically(out / f"{stem}.png", lambda file: file.write(png))
-    write_atomically(out / f"{stem}.csv", lambda file: file.write(to_csv(found).encode()))
+    write_output(out / f"{stem}.png", lambda file: file.write(png))
+    write_output(out / f"{stem}.csv", lambda file: file.write(to_csv(found).encode()))
     warning = [] if weights is not None else ["random weights: this shows the network's structure, nothing learnt"]
     shape = "x".join(map(str, maps[0].shape[1:]))
     head = f"{network}, layer {layer} ({shape}), {len(paths)} picture{'s' if len(paths) > 1 else ''}"

@@ -19,9 +19,9 @@ from detection.data.loader import EvalBatches, TrainBatches
 from detection.data.transforms import FILL
 from detection.device import autocast, pick_device
 from detection.errors import UserError
-from detection.files import make_folder, write_atomically
 from detection.inference.draw import draw_on
 from detection.inference.predict import load_detector
+from detection.outputs import check_outputs, write_output
 
 DIVISOR = 32
 TRUTH = (255, 255, 255)
@@ -134,23 +134,32 @@ class Browser:
         return f"{self.split}: {source}; white: annotated, colored: detected by {self.finder.path}; grey is padding"
 
 
-def browse(browser: Browser, out: Path, *, first: int, count: int) -> Path:
+def browse(browser: Browser, out: Path, *, first: int, count: int, force: bool = False) -> Path:
     """Write out/index.html and a JPEG of each picture of `count` batches; returns the page.
 
+    Args:
+        force: overwrite files that this toolkit did not write.
+
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or a file must not be overwritten.
     """
-    make_folder(out, "output folder")
+
+    def file_of(number: int, place: int) -> Path:
+        return out / f"batch_{number:04d}_{place:02d}.jpg"
+
+    numbers = range(first, first + count)
+    outputs = [file_of(number, place) for number in numbers for place in range(len(browser.draws(number)))]
+    index = browser.dataset.index
+    inputs = [index.source, index.images, browser.finder and browser.finder.path]
+    check_outputs([out / "index.html", *outputs], inputs, force=force)
     album = html.Album(max_bytes=20_000_000)
     sections = []
-    for number in range(first, first + count):
+    for number in numbers:
         section, shown = browser.section(number, album)
         sections.append(section)
         for place, one in enumerate(shown):
             _, data = cv2.imencode(".jpg", one.picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            write_atomically(
-                out / f"batch_{number:04d}_{place:02d}.jpg", lambda file, data=data: file.write(data.tobytes())
-            )
+            write_output(file_of(number, place), lambda file, data=data: file.write(data.tobytes()))
     html.write_page(out / "index.html", "What the network sees", sections, subtitle=browser.subtitle())
     return out / "index.html"
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from detection.data import demo
+from detection.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "make_demo_data.py"
@@ -24,7 +25,7 @@ def _load(path: Path) -> dict:
 
 
 def _files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("[!.]*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def scenes() -> list[tuple[np.ndarray, list[dict]]]:
 
 
 def test_layout_and_ids(made):
-    assert {path.name for path in made["images"].iterdir()} == {
+    assert {path.name for path in made["images"].glob("[!.]*")} == {
         *(f"train_{i:06d}.jpg" for i in range(24)),
         *(f"val_{i:06d}.jpg" for i in range(8)),
     }
@@ -58,7 +59,7 @@ def test_same_bytes_whatever_the_count(made, tmp_path):
     demo.make_demo_dataset(tmp_path / "again", train_images=24, val_images=8)
     assert _files(tmp_path / "again") == _files(made["images"].parent)
     few = demo.make_demo_dataset(tmp_path / "few", train_images=3, val_images=1)
-    for picture in few["images"].iterdir():
+    for picture in few["images"].glob("*.jpg"):
         assert picture.read_bytes() == (made["images"] / picture.name).read_bytes()
     full, part = _load(made["train"]), _load(few["train"])
     assert part["images"] == full["images"][:3]
@@ -184,15 +185,37 @@ def test_other_parameters_replace_the_set(tmp_path):
 
 def test_a_foreign_json_is_kept(tmp_path):
     (tmp_path / "train.json").write_text('{"images": []}', encoding="utf-8")
-    with pytest.raises(FileExistsError, match=r"train\.json"):
+    with pytest.raises(UserError, match=r"train\.json: this toolkit did not write it"):
         demo.make_demo_dataset(tmp_path, train_images=1, val_images=1)
     assert (tmp_path / "train.json").read_text(encoding="utf-8") == '{"images": []}'
+    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_pictures_of_the_user_are_kept(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "val_000000.jpg").write_bytes(b"the user's")
+    with pytest.raises(UserError, match=r"val_000000\.jpg: this toolkit did not write it"):
+        demo.make_demo_dataset(tmp_path, train_images=1, val_images=1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["images", "val_000000.jpg"]
+    demo.make_demo_dataset(tmp_path, train_images=1, val_images=1, force=True)
+    assert (tmp_path / "val.json").is_file()
+
+
+def test_a_set_is_trusted_with_its_own_pictures_alone(tmp_path):
+    """A train.json that claims to be of this generator, and names files elsewhere."""
+    paths = demo.make_demo_dataset(tmp_path / "set", train_images=1, val_images=1)
+    (tmp_path / "mine.jpg").write_bytes(b"the user's")
+    data = _load(paths["train"])
+    data["images"].append({**data["images"][0], "file_name": "../../mine.jpg"})
+    paths["train"].write_text(json.dumps(data), encoding="utf-8")
+    demo.make_demo_dataset(tmp_path / "set", train_images=2, val_images=1)
+    assert (tmp_path / "mine.jpg").read_bytes() == b"the user's"
 
 
 def test_wrong_numbers_are_refused(tmp_path):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="at least 1"):
         demo.make_demo_dataset(tmp_path, train_images=0)
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="seed"):
         demo.make_demo_dataset(tmp_path, seed=-1)
 
 

@@ -326,7 +326,7 @@ def test_a_missing_extra(small, files, tmp_path, monkeypatch):
         lambda: load_detector(files["openvino"], CPU),
         lambda: export_checkpoint(small, "openvino", out=tmp_path / "x.xml"),
     ):
-        with pytest.raises(UserError, match=r"needs OpenVINO: pip install -e '\.\[openvino\]'"):
+        with pytest.raises(UserError, match=r"needs openvino: pip install -e '\.\[openvino\]'"):
             call()
     assert not list(tmp_path.iterdir())
 

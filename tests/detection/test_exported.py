@@ -210,5 +210,5 @@ def test_damaged_metadata(metadata):
 
 def test_a_missing_runtime(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"best.onnx needs ONNX Runtime: pip install -e '\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r"best.onnx needs onnxruntime: pip install -e '\.\[onnx\]'"):
         load_detector(run / "best.onnx", CPU)

@@ -14,6 +14,8 @@ from detection.inference.sources import find_items
 from detection.outputs import NOTES, begin_output, is_own, note_output, write_output
 
 USERS = b"the user's own"
+PHOTO = "set/images/picture 3.jpg"
+LAYER = "ghostnet_conv_stem"
 INPUT, FOREIGN = "is an input of the same command", "this toolkit did not write it"
 
 
@@ -25,6 +27,11 @@ def place(trained, tmp_path, monkeypatch):
     for name in ("best.pt", "config.yaml", "metrics.jsonl", "best_predictions.json"):
         shutil.copy(trained / name, tmp_path / "run")
     shutil.copy(trained / "best_predictions.json", tmp_path / "found.json")
+    shutil.copy(tmp_path / PHOTO, tmp_path / f"{LAYER}.png")
+    for name in ("v.mp4", "w.pth"):
+        (tmp_path / name).write_bytes(USERS)
+    (tmp_path / "run" / "best.torchscript").symlink_to("best.pt")
+    (tmp_path / "found").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -34,7 +41,8 @@ FILE = ("--predictions", "found.json", *DATA)
 VAL = ("data.val.annotations=set/annotations.json", "data.val.images=set/images", "device=cpu")
 NETWORKS = ("--cost", "ghostnet")
 LATENCY = ("run/best.pt", "--runs", "1", "--no-memory", "--backends", "eager")
-PHOTO = "set/images/picture 3.jpg"
+
+REDUNDANCY = ("redundancy", "ghostnet", "--width", "0.5", "--layer", "conv_stem")
 
 # Command, output that is an input: --force does not help.
 INPUTS = {
@@ -77,6 +85,18 @@ INPUTS = {
     ),
     "benchmark --out CHECKPOINT": (("benchmark", *LATENCY, "--out", "run/best.pt"), "run/best.pt"),
     "detect beside the image": (("detect", "run/best.pt", PHOTO, "--out", "set/images"), PHOTO),
+    "detect beside the video": (("detect", "run/best.pt", "v.mp4", "--out", "."), "v.mp4"),
+    "convert_weights --out FILE": (("convert_weights", "w.pth", "--out", "w.pth"), "w.pth"),
+    "ghostify --out CHECKPOINT": (
+        ("ghostify", "run/best.pt", "--init", "random", "--out", "run/best.pt"),
+        "run/best.pt",
+    ),
+    "ghostify --out WEIGHTS": (
+        ("ghostify", "ghostnet", "--weights", "w.pth", "--init", "random", "--out", "w.pth"),
+        "w.pth",
+    ),
+    "redundancy over its image": ((*REDUNDANCY, "--images", f"{LAYER}.png", "--out", "."), f"{LAYER}.png"),
+    "export, a link to the checkpoint": (("export", "run/best.pt", "--format", "torchscript"), "run/best.torchscript"),
 }
 # Command, output that is the user's: --force overwrites it.
 USERS_FILES = {
@@ -104,6 +124,21 @@ USERS_FILES = {
     "benchmark --out": (("benchmark", *NETWORKS, "--out", "mine.txt"), "mine.txt"),
     "benchmark --plot": (("benchmark", *LATENCY, "--plot", "mine.png"), "mine.png"),
     "detect, an annotation file": (("detect", "run/best.pt", PHOTO, "--out", "."), "picture 3.json"),
+    "detect, a video": (("detect", "run/best.pt", "v.mp4", "--out", "found"), "found/v.mp4"),
+    "detect, the JSON of a video": (("detect", "run/best.pt", "v.mp4", "--out", "found"), "found/v.json"),
+    "export": (("export", "run/best.pt", "--format", "onnx", "--out", "mine.onnx"), "mine.onnx"),
+    "export, by default": (("export", "run/best.pt", "--format", "torch_export"), "run/best.pt2"),
+    "export, the second file": (("export", "run/best.pt", "--format", "openvino", "--out", "m.xml"), "m.bin"),
+    "quantize": (("quantize", "run/best.pt"), "run/best.int8.onnx"),
+    "quantize, the table": (("quantize", "run/best.pt", "--out", "."), "best.quantized.md"),
+    "convert_weights": (("convert_weights", "w.pth", "--out", "mine.pth"), "mine.pth"),
+    "ghostify": (("ghostify", "ghostnet", "--init", "random", "--out", "mine.pth"), "mine.pth"),
+    "redundancy": ((*REDUNDANCY, "--images", PHOTO, "--out", "found"), f"found/{LAYER}.csv"),
+    "browse": (("browse", "run/config.yaml", "--batches", "1", "--out", "."), "index.html"),
+    "browse, an image": (("browse", "run/config.yaml", "--batches", "1", "--out", "."), "batch_0000_01.jpg"),
+    "make_demo_data": (("make_demo_data", "--out", "."), "val.json"),
+    "make_demo_data, an image": (("make_demo_data", "--out", "set"), "set/images/train_000299.jpg"),
+    "make_coco_like": (("make_coco_like", "--out", "mine.json", "--images", "2"), "mine.json"),
     "detect, an image": (("detect", "run/best.pt", PHOTO, "--out", "."), "picture 3.jpg"),
 }
 
