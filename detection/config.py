@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from detection.config_check import check
 from detection.config_paths import PathText
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.files import shown, write_atomically
 from detection.overrides import apply_overrides
 from detection.yaml_reader import read_yaml
 
@@ -91,7 +91,11 @@ def _names_of_classes(value: Any) -> Any:
 
 
 class SourceConfig(Section):
-    """One split of a data set, see docs/data.md."""
+    """One split of a data set, see docs/data.md.
+
+    An override of `annotations` puts the other keys, which describe the same data, back to their defaults, unless they
+    are overridden, too.
+    """
 
     annotations: PathText
     """COCO: the JSON file. VOC: its folder, an image set, or a folder of XML files. YOLO: data.yaml."""
@@ -290,7 +294,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     """
     path = Path(path)
     if not os.path.exists(path):
-        raise UserError(f"config {path} does not exist{_nearest_file(path)}")
+        raise UserError(f"config {shown(path)} does not exist{_nearest_file(path)}")
     raw, lines = read_yaml(path, "config")
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")

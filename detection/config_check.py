@@ -69,7 +69,7 @@ def holds_text(section: type[BaseModel], key: str) -> bool:
     return set(_kinds(field.annotation)) - {NoneType} == {str}
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """`repr`, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
@@ -113,4 +113,4 @@ def _explain(schema: type[BaseModel], key: str, item: Any) -> str:
     message = message[0].lower() + message[1:]
     if isinstance(item["input"], dict):
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}, not {shown(item['input'])}"
+    return f"{key}: {message}, not {quoted(item['input'])}"

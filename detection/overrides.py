@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from detection.config_check import holds_text, shown
+from detection.config_check import holds_text, quoted
 from detection.errors import UserError
 from detection.yaml_reader import SyntaxMistake, parse_yaml
 
@@ -37,7 +37,7 @@ def apply_overrides(schema: type[BaseModel], raw: dict[str, Any], overrides: Seq
         key, equals, value = override.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UserError(f"override {shown(override)} is not of the form key=value, like optim.lr=0.01")
+            raise UserError(f"override {quoted(override)} is not of the form key=value, like optim.lr=0.01")
         given[key] = override
         _put(raw, key, _value(schema, key, value, override), override)
     for key in given:
@@ -66,7 +66,7 @@ def _value(schema: type[BaseModel], key: str, text: str, override: str) -> Any:
     if literal and text.strip() not in ("", "null", "~"):
         return text
     try:
-        return parse_yaml(text, f"override {shown(override)}")[0]
+        return parse_yaml(text, f"override {quoted(override)}")[0]
     except SyntaxMistake:
         return text
 
@@ -79,6 +79,6 @@ def _put(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
         if inner is None:
             inner = place[parent] = {}
         if not isinstance(inner, dict):
-            raise UserError(f"override {shown(override)}: {parent!r} holds a value, not keys")
+            raise UserError(f"override {quoted(override)}: {parent!r} holds a value, not keys")
         place = inner
     place[name] = value
