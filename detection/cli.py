@@ -5,10 +5,12 @@ import contextlib
 import datetime
 import errno
 import glob
+import math
 import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,11 @@ from detection.memory import is_out_of_memory
 
 PUBLISHED = ("timm", "torchvision", "pretrained")
 """What weights may be besides a file."""
+# Not all are known on Windows.
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+TOGETHER = 1.0
+"""Seconds."""
+_interrupted = -math.inf
 UNEXPECTED = 70
 """Exit status where the toolkit itself is at fault (EX_SOFTWARE of sysexits.h)."""
 # Errors of the operating system that say enough with the name of the file: nothing is wrong with the toolkit.
@@ -34,11 +41,12 @@ def run_tool(main: Callable[[], int | None]) -> None:
 
     An unforeseen exception is one line, too, with exit status 70; the trace is kept in a file that the line names.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    # Not on Windows; and where nohup has switched it off, it stays off.
-    hang_up = getattr(signal, "SIGHUP", None)
-    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
-        signal.signal(hang_up, _interrupt)
+    # OpenCV's lines about damaged images would stand beside this toolkit's message. Read when OpenCV is imported.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    # Where nohup, or a shell that starts a tool in the background, has switched one off, it stays off.
+    signals = [s for s in INTERRUPTS if signal.getsignal(s) in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in signals:
+        signal.signal(number, _interrupt)
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -54,6 +62,9 @@ def run_tool(main: Callable[[], int | None]) -> None:
         code = 0
     except Exception as error:
         code = _last_resort(error)
+    # Python's own end must not be interrupted: a traceback, or the exit status of the signal.
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN if code == 130 else signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -157,5 +168,11 @@ def _say(text: str) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    # What clusters, `timeout` and a closed terminal send: let the tool close its files, as with Ctrl-C.
-    raise KeyboardInterrupt
+    """What clusters, `timeout` and a closed terminal send lets the tool close its files, as Ctrl-C does.
+
+    Signals that come together are one: a terminal's SIGHUP and its shell's, torchrun's SIGTERM after Ctrl-C.
+    """
+    global _interrupted
+    if time.monotonic() - _interrupted > TOGETHER:
+        _interrupted = time.monotonic()
+        raise KeyboardInterrupt

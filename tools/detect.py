@@ -67,9 +67,10 @@ def main() -> int:
     from detection.inference.predict import Predictor
     from detection.inference.sources import find_items
     from detection.inference.tiles import TiledPredictor
+    from detection.training.stop import lasting_console
 
     items = find_items(args.sources)
-    with distributed.session(args.device or "auto") as device:
+    with lasting_console(), distributed.session(args.device or "auto") as device:
         plain = Predictor(
             args.checkpoint,
             str(device),

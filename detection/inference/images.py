@@ -19,6 +19,7 @@ from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
 from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
+from detection.interrupts import interrupts_at_checks
 from detection.outputs import write_output
 from detection.progress import progress_bar
 
@@ -105,6 +106,7 @@ def detect_images(
     bar = progress_bar(None, "pictures", len(items), unit="picture", disable=not distributed.is_main())
     lanes = predictor.lanes
     with (
+        interrupts_at_checks() as check,
         bar,
         timing.running(),
         WriteBehind(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
@@ -113,6 +115,7 @@ def detect_images(
         batches = _batches(reading, len(items), batch_size, timing, fail)
         with contextlib.closing(ahead(look, batches, threads=lanes, depth=lanes)) as looking:
             for batch, future in looking:
+                check()
                 for (item, image, _), detections in zip(batch, future.result(), strict=True):
                     if detections is None:
                         continue

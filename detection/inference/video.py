@@ -23,6 +23,7 @@ from detection.inference.sources import Item
 from detection.inference.threads import Newest, WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
+from detection.interrupts import interrupts_at_checks
 from detection.outputs import begin_output, note_output
 from detection.progress import progress_bar
 
@@ -56,8 +57,8 @@ class Frame:
 def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, options: VideoOptions) -> None:
     """Write out/NAME.mp4 and out/NAME.json; count in `summary` what was done.
 
-    While the network works on some frames, the next are read and those before are drawn and written. On Ctrl-C what
-    the network has seen is written, and both files are closed properly, so that they hold all up to there.
+    While the network works on some frames, the next are read and those before are drawn and written. On Ctrl-C, SIGTERM
+    or SIGHUP what the network has seen is written, and both files are closed properly: they hold all up to there.
 
     Of a camera or a live stream the newest frame is always taken: where the network is slower, frames in between are
     left out. The video that is written keeps the time, by showing frames longer.
@@ -82,6 +83,7 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
 
         try:
             with (
+                interrupts_at_checks() as check,
                 bar,
                 contextlib.closing(Result(path, item, source, summary, options)) as result,
                 result.listing(),
@@ -91,6 +93,7 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
                 contextlib.closing(ahead(look, batches, threads=lanes, depth=0 if source.live else lanes)) as looking,
             ):
                 for frames, future in looking:
+                    check()
                     for frame, detections in zip(frames, future.result(), strict=True):
                         if tracker is not None:
                             with timing.stage(TRACK):

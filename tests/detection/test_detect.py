@@ -269,15 +269,27 @@ def test_video_stopped_by_ctrl_c_is_kept_up_to_there_and_done_again(tmp_path, mo
     assert detect(SquareFinder(), items, tmp_path / "out", resume=True).passed_over == 1
 
 
-def test_a_signal_while_a_video_is_written(tool, trained, tmp_path):
-    """Ctrl-C at any moment, as a user's terminal sends it."""
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param(("SIGINT",), marks=pytest.mark.slow),
+        pytest.param(("SIGTERM",), marks=pytest.mark.slow),
+        ("SIGHUP",),
+        ("SIGINT", "SIGTERM", "SIGINT"),
+    ],
+    ids=" ".join,
+)
+def test_a_signal_while_a_video_is_written(numbers, trained, tmp_path):
+    """Ctrl-C at any moment, as a user's terminal sends it; what a cluster sends; a closed terminal; several at once."""
     write_video(tmp_path / "long.mp4", frames=1000)
     arguments = [trained / "best.pt", tmp_path / "long.mp4", "--out", tmp_path / "out", "--device", "cpu"]
     process = ToolProcess("detect", arguments, tmp_path / "out.txt", tmp_path / "err.txt")
     video = tmp_path / "out" / "long.mp4"
     process.wait_until(video.exists)
     time.sleep(0.5)
-    process.send(signal.SIGINT)
+    for name in numbers:
+        process.send(getattr(signal, name))
+        time.sleep(0.02)
     assert process.wait(30)
     done = process.completed()
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,8 +125,9 @@ def test_faults_of_the_system_are_told_as_such(error, words, capsys, monkeypatch
     assert code == 2 and words in err and not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_signals_end_a_command_in_order(number, tmp_path):
+@pytest.mark.parametrize("numbers", [("SIGTERM",), ("SIGHUP",), ("SIGINT",), ("SIGINT", "SIGTERM", "SIGHUP") * 5])
+def test_signals_end_a_command_in_order(numbers):
+    """One, or several together: the second does not cut the closing in the middle."""
     script = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
         "from detection.cli import run_tool\n"
@@ -134,12 +136,15 @@ def test_signals_end_a_command_in_order(number, tmp_path):
         "        print('ready', flush=True)\n"
         "        time.sleep(60)\n"
         "    finally:\n"
+        "        time.sleep(0.2)\n"
         "        print('closed', flush=True)\n"
         "run_tool(main)"
     )
     with subprocess.Popen([sys.executable, "-c", script], text=True, stdout=-1, stderr=-1) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(getattr(signal, number))
+        for number in numbers:
+            process.send_signal(getattr(signal, number))
+            time.sleep(0.01)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "closed\n", "stopped\n")
 
