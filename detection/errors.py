@@ -1,5 +1,16 @@
 """The one kind of error that is the user's to mend. Tools print its message alone, without a traceback."""
 
+import reprlib
+
 
 class UserError(Exception):
     """Bad input: the message names the file, key or image, and says what to do."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
+
+def brief(value: object) -> str:
+    """`repr` of something out of a file, for a message: cut where it is long or deep."""
+    return _REPR.repr(value)

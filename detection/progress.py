@@ -27,7 +27,8 @@ class _Lines(tqdm):
         """There is nothing to clear: lines stay."""
 
     def close(self) -> None:
-        if not self.disable:
+        # Interrupted while it is made, it has no attribute yet, and is closed when it is collected.
+        if not getattr(self, "disable", True):
             self.disable = True
             type(self)._decr_instances(self)  # type: ignore[attr-defined]
 

@@ -18,7 +18,7 @@ import numpy as np
 from detection.data.index import AnnotationIndex
 from detection.data.json_stream import Chunk, JsonError, NotAnObject, line_of, top_level_lists
 from detection.data.raw import Problems, RawSet, printable, to_index
-from detection.errors import UserError
+from detection.errors import UserError, brief
 from detection.files import open_regular_file
 
 LISTS = ("images", "annotations", "categories")
@@ -242,13 +242,13 @@ def _image(entry: Any, name: str, problems: Problems) -> _Image | None:
         return None
     file_name = entry["file_name"]
     if not isinstance(file_name, str) or not file_name or "\0" in file_name or _broken(file_name):
-        problems.add("bad_value", f"{name} has file_name {file_name!r}; expected is the name of a picture")
+        problems.add("bad_value", f"{name} has file_name {brief(file_name)}; expected is the name of a picture")
         return None
     sides = []
     for key in ("width", "height"):
         side = entry[key]
         if not _is_number(side) or not 1 <= side < 2**31:
-            message = f"image {file_name} has {key} {side!r}; expected are its pixels"
+            message = f"image {file_name} has {key} {brief(side)}; expected are its pixels"
             problems.add("bad_size", message, image=file_name)
             side = 0
         sides.append(int(side))
@@ -261,21 +261,21 @@ def _annotation(entry: Any, name: str, problems: Problems) -> _Annotation | None
     ids = [_whole(entry[key]) for key in ("image_id", "category_id")]
     for key, value in zip(("image", "category"), ids, strict=True):
         if value is None:
-            message = f"{name} names {key} {entry[f'{key}_id']!r}, which the file does not have"
+            message = f"{name} names {key} {brief(entry[f'{key}_id'])}, which the file does not have"
             problems.add(f"unknown_{key}", message)
             return None
     box, area = entry["bbox"], entry.get("area")
     good = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
     if not good or not (area is None or _is_number(area)):
         message = (
-            f"{name} has bbox {_short(box)}, area {_short(area)}; "
+            f"{name} has bbox {brief(box)}, area {brief(area)}; "
             "expected are four numbers [x, y, width, height] in pixels and one number"
         )
         problems.add("bad_box", message)
         return None
     crowd = entry.get("iscrowd")
     if crowd is not None and not isinstance(crowd, int | float):
-        problems.add("bad_value", f"{name} has iscrowd {_short(crowd)}; expected is 0 or 1")
+        problems.add("bad_value", f"{name} has iscrowd {brief(crowd)}; expected is 0 or 1")
         return None
     numbers = [float(value) for value in box]
     return _Annotation(
@@ -292,6 +292,9 @@ def _category(entry: Any, name: str, problems: Problems) -> _Category | None:
     if not _has(entry, ("id", "name"), name, problems):
         return None
     number = _whole_id(entry["id"], "category", problems)
+    if not isinstance(entry["name"], str | int | float):
+        problems.add("bad_value", f"{name} has name {brief(entry['name'])}; expected is text")
+        return None
     return None if number is None else _Category(number, printable(str(entry["name"])))
 
 
@@ -305,7 +308,7 @@ def _has(entry: Any, keys: tuple[str, ...], name: str, problems: Problems) -> bo
 
 def _whole_id(value: Any, kind: str, problems: Problems) -> int | None:
     if not isinstance(value, int) or _whole(value) is None:
-        problems.add("bad_value", f"{kind} id {_short(value)} is not a whole number of 64 bits")
+        problems.add("bad_value", f"{kind} id {brief(value)} is not a whole number of 64 bits")
         return None
     return value
 
@@ -325,8 +328,3 @@ def _is_number(value: Any) -> bool:
 def _broken(text: str) -> bool:
     """Whether it holds half a character (an escape like \\ud800), which no file system takes."""
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 100 else f"{text[:100]}…"

@@ -10,6 +10,7 @@ from detection.data import coco, voc, yolo
 from detection.data.classes import Chosen, choose_classes, with_names
 from detection.data.formats import read_annotations, recognise
 from detection.data.index import AnnotationIndex
+from detection.data.picture_files import names_outside
 from detection.data.sources import check_images, check_same_classes
 from detection.data.split import split_images
 from detection.data.writers import WRITERS
@@ -56,6 +57,11 @@ def convert_data(
         raise UserError(f"{indexes[0].source} has no class at all (VOC's are those of its objects, and there are none)")
     for index in indexes:
         check_images(index, index.images, "--images")
+        if pictures == "none" and names_outside(index.file_names.tolist(), index.images):
+            raise UserError(
+                f"images of {index.source} do not all lie below {index.images}, as those of COCO and VOC must: "
+                "--pictures must be copy or link"
+            )
     for other in indexes[1:]:
         check_same_classes(indexes[0], other)
     notes: list[str] = []

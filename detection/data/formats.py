@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detection.data import coco, index_cache, voc, yolo
 from detection.data.index import AnnotationIndex
+from detection.data.picture_files import leads_out, names_outside
 from detection.data.raw import RawSet, to_index
 from detection.errors import UserError
 from detection.files import open_regular_file
@@ -45,6 +46,11 @@ def read_annotations(
     if stamp is None:
         return to_index(coco.parse_coco(path, images))
     kept = index_cache.open_cached(path, stamp, str(images or coco.pictures_beside(path)))
+    if kept is not None:
+        # It may have been kept with another images folder.
+        names = kept.file_names.tolist()
+        for row in names_outside(names, kept.images):
+            raise UserError(f"{path}: {leads_out(names[row], kept.images)}")
     return kept or index_cache.keep(path, stamp, to_index(coco.parse_coco(path, images)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detection.errors import UserError
-from detection.files import fault_of, open_regular_file, read_file
+from detection.files import fault_of, open_regular_file, read_file, shown
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 """Of files that are taken for pictures."""
@@ -53,6 +53,28 @@ def files_below(folder: Path) -> Iterator[str]:
                 yield prefix + entry.name
 
     yield from walk(str(folder), "")
+
+
+def names_outside(names: Sequence[str], folder: str | Path) -> list[int]:
+    """Numbers of the names, relative to `folder` or absolute, that lead out of it.
+
+    The spelling decides: a link inside the folder may point anywhere.
+    """
+    suspects = [i for i, name in enumerate(names) if ".." in name or os.path.isabs(name)]
+    if not suspects:
+        return []
+    # An absolute name may be spelled with or without the links on the way to the folder.
+    places = {os.path.abspath(folder), os.path.realpath(folder)}
+
+    def inside(name: str) -> bool:
+        return any(os.path.normpath(os.path.join(p, name)).startswith(p.rstrip(os.sep) + os.sep) for p in places)
+
+    return [i for i in suspects if not inside(names[i])]
+
+
+def leads_out(name: str, folder: str | Path) -> str:
+    """What to say of a name that `names_outside` found."""
+    return f"image {shown(name)!r} leads out of the images folder {folder}: names must stay below it"
 
 
 def regular_files(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from detection.data.index import AnnotationIndex
+from detection.data.picture_files import leads_out, names_outside
 from detection.errors import UserError
 
 MOST_PROBLEMS = 10_000
@@ -116,6 +117,10 @@ def checks(raw: RawSet) -> Problems:
             # Classes are matched by name: of two, one would get all detections and the other none.
             message = f"categories {', '.join(map(str, numbers))} have the same name {name!r}: rename all but one"
             found.add("duplicate_name", message)
+    names = raw.file_names.tolist()
+    # Of YOLO sets the folders are named one by one and need not lie below one another.
+    for row in names_outside(names, raw.images) if raw.format != "yolo" else []:
+        found.add("outside", leads_out(names[row], raw.images), image=names[row])
     for row in np.flatnonzero(~np.isin(raw.box_images, raw.image_ids)).tolist():
         message = f"{raw.place(row)} names image {raw.box_images[row]}, which the file does not have"
         found.add("unknown_image", message)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.data.picture_files import SUFFIXES, files_below, listed, picture_size
+from detection.data.picture_files import SUFFIXES, files_below, listed, names_outside, picture_size
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
 from detection.files import read_file
@@ -88,12 +88,12 @@ def images_folder(path: Path, images: str | Path | None, split: str | None) -> P
 
 def splits_of(path: Path) -> list[str]:
     """The image sets of VOC's folder, of those that split it; [] where it has none."""
-    return [s for s in ("train", "val", "test") if (path / "ImageSets" / "Main" / f"{s}.txt").is_file()]
+    return [s for s in ("train", "val", "test") if os.path.lexists(path / "ImageSets" / "Main" / f"{s}.txt")]
 
 
 def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
     """Folder of the XML files, their names without suffix in order, and what to call it all."""
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():  # what is no file is told when it is read
         for parent in path.absolute().parents:
             if (parent / "Annotations").is_dir():
                 return parent / "Annotations", _image_set(path, parent / "Annotations"), str(path)
@@ -103,7 +103,7 @@ def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
     folder = path / "Annotations" if (path / "Annotations").is_dir() else path
     if split is not None and folder != path:
         image_set = path / "ImageSets" / "Main" / f"{split}.txt"
-        if not image_set.is_file():
+        if not os.path.lexists(image_set):
             raise UserError(
                 f"{path} has no {image_set.relative_to(path)}: name an image set or a folder of XML files as "
                 "annotations, or make image sets (python tools/convert_data.py … --to voc --split 0.8)"
@@ -117,7 +117,9 @@ def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
 
 def _image_set(path: Path, folder: Path) -> list[str]:
     names = []
-    for _, line in listed(path, "image set"):
+    for number, line in listed(path, "image set"):
+        if names_outside([line], folder):
+            raise UserError(f"image set {path}, line {number}: {line[:100]!r} leads out of the folder {folder}")
         stem, _, flag = line.rpartition(" ")
         # The image set of one class: "000012 -1".
         flagged = stem and flag in ("1", "0", "-1") and not (folder / f"{line}.xml").is_file()

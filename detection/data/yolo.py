@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from detection import yaml_reader
-from detection.data.picture_files import SUFFIXES, listed, picture_sizes, pictures_below
+from detection.data.picture_files import SUFFIXES, leads_out, listed, names_outside, picture_sizes, pictures_below
 from detection.data.raw import Problems, RawSet
 from detection.errors import UserError
 from detection.files import read_file
@@ -205,8 +205,11 @@ def _pictures(source: Path, root: Path) -> list[str]:
     for number, line in listed(source, "list of pictures"):
         if os.path.splitext(line)[1].lower() not in SUFFIXES:
             raise UserError(f"{source}, line {number}: {line[:100]!r} is not the name of a picture")
-        beside = os.path.normpath(source.absolute().parent / line)
-        pictures.append(beside if os.path.exists(beside) else os.path.normpath(root / line))
+        beside = source.absolute().parent
+        place = beside if os.path.exists(beside / line) else root
+        if names_outside([line], place) and names_outside([line], root):
+            raise UserError(f"{source}, line {number}: {leads_out(line, root)}; `path` in data.yaml names that folder")
+        pictures.append(os.path.normpath(place / line))
     return pictures
 
 

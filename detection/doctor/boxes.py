@@ -55,7 +55,9 @@ def in_pixels(raw: Entries, form: Form) -> Entries:
 
 def box_sizes(raw: Entries) -> np.ndarray:
     """int [m, 2]: size of each annotation's picture; zeros where it has none."""
-    return np.where((raw.images >= 0)[:, None], raw.sizes[raw.images], 0) if len(raw.images) else raw.sizes[:0]
+    if not len(raw.sizes):  # annotations of no image at all
+        return np.zeros((len(raw.images), 2), raw.sizes.dtype)
+    return np.where((raw.images >= 0)[:, None], raw.sizes[raw.images], 0)
 
 
 def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def boxes_per_image(raw: Entries) -> np.ndarray:
 
 def check_classes(raw: Entries) -> list[Finding]:
     """Findings about one set by itself."""
-    if not raw.good.any():
+    if not (raw.good & (raw.categories >= 0)).any():
         return [finding("no-boxes", raw.split, 0)]
     found = []
     boxes, images = class_counts(raw)

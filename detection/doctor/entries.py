@@ -5,11 +5,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detection.data.picture_files import names_outside
 from detection.data.raw import printable
 from detection.doctor.findings import Example, Finding, finding
 from detection.errors import UserError
@@ -70,10 +72,17 @@ class Entries:
         """A copy with other values."""
         return replace(self, **fields)
 
+    @cached_property
+    def outside(self) -> frozenset[int]:
+        """Rows of images whose names lead out of the folder; of YOLO sets the folders are named one by one."""
+        if self.folder is None or self.format == "yolo":
+            return frozenset()
+        return frozenset(names_outside(self.file_names.tolist(), self.folder))
+
     def path(self, row: int) -> Path | None:
-        """Of a picture, where it should be."""
+        """Of a picture, where it should be; None where it has no name, or one that leads out of the folder."""
         name = self.file_names[row]
-        return self.folder / name if self.folder is not None and name else None
+        return self.folder / name if self.folder is not None and name and row not in self.outside else None
 
     def box_examples(self, rows: np.ndarray, describe: Describe | None = None) -> list[Example]:
         """Annotations as examples; rows without an image have none to show."""
@@ -186,7 +195,7 @@ def _read_categories(entries: list[Any], notes: _Notes) -> dict[str, Any]:
     names = []
     for row, entry in enumerate(entries):
         number = _id(entry, "id", "categories", row, notes) if isinstance(entry, dict) else None
-        if number is None or entry.get("name") in (None, ""):
+        if number is None or entry.get("name") == "" or not isinstance(entry.get("name"), str | int | float):
             notes.broken["categories"].append(row)
             names.append("")
             continue

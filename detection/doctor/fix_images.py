@@ -61,6 +61,8 @@ def plan_images(checked: Checked, leaked: Sequence[int] = ()) -> ImagePlan:
     for row in range(count):
         if raw.image_ids[row] < 0:
             leave_out(row, "image entry without id or file name removed")
+        elif row in raw.outside:
+            leave_out(row, "image left out with its boxes: its name leads out of the images folder")
         elif seen.looks[row].status in BAD and row not in near:
             leave_out(row, f"image left out with its boxes: it is {seen.looks[row].status}")
         elif (plan.sizes[row] < 1).any():

@@ -53,6 +53,11 @@ KINDS: dict[str, Kind] = {
         "annotation ids that are absent, below 1 or there twice",
         "number them anew; pycocotools loses such annotations; --fix does",
     ),
+    "image-outside": Kind(
+        "error",
+        "images whose names lead out of the images folder",
+        "move them into it, or name a folder that holds all; --fix leaves them out (not opened here)",
+    ),
     "image-unknown": Kind(
         "error",
         "annotations of images that the file does not list",

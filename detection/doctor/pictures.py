@@ -1,12 +1,9 @@
 """All pictures of a set: read by several processes, and what is wrong with them."""
 
-import multiprocessing
+import contextlib
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,8 @@ from PIL import Image
 
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding
-from detection.doctor.look import THUMB, Look, init_worker, look_at_many
+from detection.doctor.look import THUMB, Look, look_at_many
+from detection.doctor.workers import look_in_processes
 from detection.progress import progress_bar
 
 CHUNK = 64
@@ -65,59 +63,23 @@ def look_at(paths: Sequence[Path | None], *, workers: int, decode: bool = True, 
     wanted = [i for i, path in enumerate(paths) if path is not None]
     chunks = [wanted[k : k + CHUNK] for k in range(0, len(wanted), CHUNK)]
 
-    def jobs() -> Iterator[tuple[list[int], list[Look]]]:
-        files = [[str(paths[i]) for i in chunk] for chunk in chunks]
+    def jobs() -> Generator[tuple[list[int], list[Look]], None, None]:
+        files = [(chunk, [str(paths[i]) for i in chunk]) for chunk in chunks]
         if workers <= 1 or len(wanted) <= ALONE:
-            for chunk, names in zip(chunks, files, strict=True):
+            for chunk, names in files:
                 yield chunk, look_at_many(names, decode)
         else:
-            yield from _in_processes(chunks, files, workers, decode)
+            yield from look_in_processes(files, workers, decode)
 
-    with progress_bar(None, name, len(wanted), unit="picture") as bar:
-        for chunk, found in jobs():
+    # Closed at once when it is left early, and not when it is collected: processes end with it.
+    with progress_bar(None, name, len(wanted), unit="picture") as bar, contextlib.closing(jobs()) as done:
+        for chunk, found in done:
             for i, one in zip(chunk, found, strict=True):
                 if one.thumb:
                     thumbs[i] = np.frombuffer(one.thumb, np.uint8).reshape(THUMB[1], THUMB[0])
                 looks[i] = one._replace(thumb=b"")
             bar.update(len(chunk))
     return Looks(looks, thumbs, time.perf_counter() - start, decode)
-
-
-def _in_processes(
-    chunks: list[list[int]], files: list[list[str]], workers: int, decode: bool
-) -> Iterator[tuple[list[int], list[Look]]]:
-    """Chunks as they are done. A file over which a process dies is told as damaged, and the rest goes on."""
-    # Not forked: OpenCV's and PyTorch's threads do not live on in a copy.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        # The imports are made once for all of them.
-        context.set_forkserver_preload(["detection.doctor.look"])
-    waiting = list(zip(chunks, files, strict=True))
-    alone = False
-    while waiting:
-        # Once one has died, each file has its own turn in a single process, until it is known which one it was.
-        with ProcessPoolExecutor(1 if alone else workers, context, init_worker) as pool:
-            futures: dict[Future[list[Look]], tuple[list[int], list[str]]] = {}
-            try:
-                futures = {pool.submit(look_at_many, names, decode): (chunk, names) for chunk, names in waiting}
-                waiting = []
-                for future in as_completed(futures):
-                    chunk, names = futures[future]
-                    try:
-                        yield chunk, future.result()
-                    except BrokenProcessPool:
-                        waiting.append((chunk, names))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        # A single process takes them in order: the first one that was not done is the one.
-        waiting.sort()
-        if waiting and alone:
-            (row, *_), (name, *_) = waiting.pop(0)
-            yield [row], [Look("damaged", f"the process that read {Path(name).name} died of it")]
-        if waiting and not alone:
-            waiting = [([i], [name]) for chunk, names in waiting for i, name in zip(chunk, names, strict=True)]
-            alone = True
 
 
 def default_workers() -> int:

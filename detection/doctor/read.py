@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from detection.config import Config, load_config
-from detection.data import coco, yolo
+from detection.data import coco, voc, yolo
 from detection.data.formats import read_raw, recognise
 from detection.data.raw import RawSet, printable
 from detection.doctor.entries import Entries, coco_entries
@@ -103,8 +103,7 @@ def splits_in(path: Path) -> list[str]:
     if kind == "yolo":
         found = yolo.splits_of(path)
     elif kind == "voc" and path.is_dir():
-        lists = path / "ImageSets" / "Main"
-        found = [split for split in ("train", "val") if (lists / f"{split}.txt").is_file()]
+        found = voc.splits_of(path)
     elif kind == "coco" and path.is_dir():
         files = [coco.split_of(file) for file in coco.files_of(path)]
         found = [split for split in ("train", "val") if files.count(split) == 1]

@@ -20,6 +20,8 @@ def check_structure(raw: Entries) -> list[Finding]:
     listed = np.setdiff1d(again(raw.file_names), twice)
     if len(listed):
         found.append(raw.image_finding("image-listed-twice", listed, lambda row: f"image id {raw.image_ids[row]}"))
+    if raw.outside:
+        found.append(raw.image_finding("image-outside", np.array(sorted(raw.outside))))
     unknown = lost_annotations(raw, raw.images)
     if len(unknown):
         found.append(raw.box_finding("image-unknown", unknown))

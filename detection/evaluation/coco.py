@@ -15,13 +15,18 @@ from pycocotools.cocoeval import COCOeval
 
 from detection.config import EVAL_BACKENDS
 from detection.data.index import AnnotationIndex
-from detection.errors import UserError
+from detection.errors import UserError, brief
 from detection.extras import BACKENDS, require
+from detection.files import read_file
 from detection.outputs import write_output
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""
 
+LARGEST = 1e9
+"""Numbers of a detection above it are refused: areas and overlaps must stay finite."""
+LARGEST_FILE = 1 << 30
+"""A results file of more bytes is refused: in memory it takes ten times as much."""
 Result = dict[str, Any]
 """A detection in COCO's results format: image_id, category_id (original ids), bbox [x, y, w, h], score."""
 
@@ -140,30 +145,36 @@ def check_results(index: AnnotationIndex, results: Any, source: str = "predictio
         for key in ("image_id", "category_id", "bbox", "score"):
             if key not in result:
                 raise UserError(f"{where} has no {key!r}; expected are image_id, category_id, bbox and score")
+        for key in ("image_id", "category_id"):
+            if not isinstance(result[key], int | float) or isinstance(result[key], bool):
+                raise UserError(f"{where}: {key} {brief(result[key])} is not a number")
         if result["image_id"] not in images:
-            raise UserError(f"{where}: image_id {result['image_id']!r} is not in {index.source}")
+            raise UserError(f"{where}: image_id {brief(result['image_id'])} is not in {index.source}")
         if result["category_id"] not in categories:
             raise UserError(
-                f"{where}: category_id {result['category_id']!r} is not in {index.source}; "
+                f"{where}: category_id {brief(result['category_id'])} is not in {index.source}; "
                 "detections carry the original category ids of the annotation file"
             )
         box = result["bbox"]
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_number(v) for v in box):
-            raise UserError(f"{where}: bbox {box!r} is not [x, y, width, height]")
+            raise UserError(
+                f"{where}: bbox {brief(box)} is not [x, y, width, height] in pixels, each a number up to {LARGEST:.0e}"
+            )
         if not _is_number(result["score"]):
-            raise UserError(f"{where}: score {result['score']!r} is not a number")
+            raise UserError(f"{where}: score {brief(result['score'])} is not a number up to {LARGEST:.0e}")
 
 
-def read_results(path: str | Path) -> list[Result]:
-    """Read a COCO results file. Raises UserError where it is absent or not JSON."""
+def read_results(path: str | Path) -> Any:
+    """The content of a COCO results file, for `check_results`. Raises UserError where it is absent or not JSON."""
+    data = read_file(path, "predictions file", largest=LARGEST_FILE)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"predictions file {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"predictions file {path} cannot be read: {error.strerror}") from None
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"predictions file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except ValueError as error:
         raise UserError(f"predictions file {path} is not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"predictions file {path} is not a list of detections: it is nested too deeply") from None
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -172,7 +183,8 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # NaN and infinity are not below any limit either.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _mean(values: np.ndarray) -> float:

@@ -242,6 +242,7 @@ FAULTS: dict[str, tuple[Callable, set[str]]] = {
     "area-missing": (_without("area"), set()),
     "crowd-missing": (_without("iscrowd"), set()),
     "area-wrong": (_annotation(area=99999), {"area-wrong"}),
+    "image-outside": (lambda c, f: c["images"][3].update(file_name="../../passwd.jpg"), {"image-outside"}),
     "image-missing": (lambda c, f: _picture(f).unlink(), {"image-missing"}),
     "image-missing renamed": (_rename("SET 03.JPG"), {"image-missing"}),
     "image-unreadable": (_bytes(lambda data: b"<html>404 not found</html>"), {"image-unreadable"}),

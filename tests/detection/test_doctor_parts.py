@@ -184,7 +184,7 @@ def test_a_file_over_which_a_process_dies_is_named(tmp_path, monkeypatch):
     """The limit of memory stands in for a decoder that crashes."""
     monkeypatch.setattr("detection.doctor.pictures.ALONE", 0)
     monkeypatch.setattr("detection.doctor.pictures.CHUNK", 5)
-    monkeypatch.setattr("detection.doctor.pictures.look_at_many", die_of_number_7)
+    monkeypatch.setattr("detection.doctor.workers.look_at_many", die_of_number_7)
     folder = write_clean(tmp_path).parent / "images"
     found = look_at(sorted(folder.iterdir()), workers=2)
     assert [one.status for one in found.looks] == ["ok"] * 7 + ["damaged"] + ["ok"] * 4
