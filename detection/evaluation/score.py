@@ -22,6 +22,9 @@ from detection.inference.predict import detector_config, load_detector
 from detection.memory import memory_advice
 from detection.outputs import check_outputs, write_output
 
+RUN_PREDICTIONS = "predictions.json"
+"""Of the last evaluation on the run's own val set, beside its checkpoint."""
+
 
 def score_checkpoint(
     checkpoint: str | Path,
@@ -79,6 +82,8 @@ def score_checkpoint(
             write_results(path, results)
             evaluation = evaluate_results(index, results, config.eval.backend)
             print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
+            if not predictions_file and path.name != RUN_PREDICTIONS:
+                print(f"(not to {RUN_PREDICTIONS}, which is of the val set that {checkpoint} was trained with)")
             _write_numbers(evaluation, json_file)
         journal.remove()
         return evaluation
@@ -90,7 +95,7 @@ def predictions_path(checkpoint: str | Path, source: SourceConfig) -> Path:
     own = detector_config(checkpoint).data.val
     names = [(os.path.realpath(one.annotations), one.split or "val") for one in (source, own)]
     if names[0] == names[1]:
-        return Path(checkpoint).with_name("predictions.json")
+        return Path(checkpoint).with_name(RUN_PREDICTIONS)
     split = f"_{source.split}" if source.split else ""
     return Path(checkpoint).with_name(f"predictions_{Path(source.annotations).resolve().stem}{split}.json")
 

@@ -10,8 +10,11 @@ from conftest import write_coco
 from run_tool import run
 
 from detection.data.picture_files import pictures_below
+from detection.errors import UserError
+from detection.evaluation.journal import Journal
 from detection.inference.sources import find_items
 from detection.outputs import NOTES, begin_output, is_own, note_output, write_output
+from detection.run_folder import foreign_entries
 
 USERS = b"the user's own"
 PHOTO = "set/images/picture 3.jpg"
@@ -230,7 +233,7 @@ def test_other_data_leave_the_predictions_of_the_run(place):
     before = (place / "run" / "predictions.json").read_bytes()
     for other in (("--data", "set/annotations.json"), VAL):
         done = run("evaluate", "run/best.pt", "device=cpu", *other)
-        assert done.code == 0 and "run/predictions_annotations.json" in done.out
+        assert done.code == 0 and "run/predictions_annotations.json\n(not to predictions.json" in done.out
         assert (place / "run" / "predictions.json").read_bytes() == before
     assert sorted(path.name for path in (place / "run").glob("predictions*")) == [
         "predictions.json",
@@ -238,6 +241,31 @@ def test_other_data_leave_the_predictions_of_the_run(place):
     ]
     own = json.loads((place / "run" / "predictions_annotations.json").read_text())
     assert own != json.loads(before)
+
+
+def test_a_damaged_journal_is_told(tmp_path):
+    path = tmp_path / "predictions.json.part0"
+    journal = Journal(path, {"checkpoint": "a"}, resume=False)
+    journal.add([1], [])
+    journal.file.close()
+    assert is_own(path) and Journal(path, {"checkpoint": "a"}, resume=True).images == {1}
+    for damaged in ('{"images": [2]}\n', "[]\n", "\x00\n"):
+        path.write_text('{"checkpoint": "a"}\n' + damaged)
+        with pytest.raises(UserError, match=r"part0, line 2 is damaged: evaluate without --resume"):
+            Journal(path, {"checkpoint": "a"}, resume=True)
+    path.write_text("\x00\n")
+    assert not Journal(path, {"checkpoint": "a"}, resume=True).images
+
+
+def test_what_tools_write_into_a_run_is_no_reason_to_refuse_the_next_one(place):
+    """The commands of `make demo`, which may be called again."""
+    for _ in range(2):
+        assert run("evaluate", "run/best.pt", "device=cpu", "--json", "run/evaluation.json").code == 0
+        assert run("evaluate", "run/best.pt", *VAL, "--json", "run/mine.json").code == 0
+        assert run("detect", "run/best.pt", PHOTO, "--out", "run/pictures", "--device", "cpu").code == 0
+    assert foreign_entries(place / "run") == []
+    (place / "run" / "mine.json").write_bytes(USERS)
+    assert foreign_entries(place / "run") == ["mine.json"]
 
 
 def test_the_notes_are_no_part_of_a_set(place):
