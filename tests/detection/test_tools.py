@@ -135,7 +135,7 @@ def test_a_truncated_picture_in_training(tool, config_file, coco_set):
 
 def test_unwritable_output(tool, config_file, tmp_path, trained, coco_set):
     (tmp_path / "file").write_text("")
-    assert_clear_error(tool("train", config_file, f"output_dir={tmp_path / 'file' / 'run'}"), "cannot be written to")
+    assert_clear_error(tool("train", config_file, f"output_dir={tmp_path / 'file' / 'run'}"), "cannot be a folder")
     done = tool("detect", trained / "best.pt", coco_set / "images", "--out", tmp_path / "file" / "x")
     assert_clear_error(done, "output folder", "cannot be written to")
 
