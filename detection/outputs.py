@@ -31,6 +31,9 @@ NOTES = ".ghostnet-outputs"
 """One JSON list a line: [name, digest, stamp], or [name] of a file that is being written in place."""
 LARGEST_NOTES = 1 << 28
 _BEGUN = ""
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # not on Windows
+    _APPEND |= getattr(os, _flag, 0)
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
@@ -124,10 +127,16 @@ def _note(path: Path, written: str | Path) -> None:
 
 
 def _append(path: Path, note: list[str]) -> None:
-    # Where it fails (a folder without room), the next call asks for --force.
-    with contextlib.suppress(OSError), open(os.path.join(path.parent, NOTES), "a", encoding="utf-8") as notes:
-        # A line of its own, also after half a line that a killed process left.
-        notes.write(f"\n{json.dumps(note)}\n")
+    # Where it fails (a folder without room), the next call asks for --force. A link is not followed to another file,
+    # a named pipe is not waited for.
+    with contextlib.suppress(OSError):
+        notes = os.open(os.path.join(path.parent, NOTES), _APPEND, 0o666)
+        try:
+            if stat.S_ISREG(os.fstat(notes).st_mode):
+                # A line of its own, also after half a line that a killed process left.
+                os.write(notes, f"\n{json.dumps(note)}\n".encode())
+        finally:
+            os.close(notes)
 
 
 def _stamp(status: os.stat_result) -> str:
@@ -143,8 +152,8 @@ def _read_notes(path: str, changed: int, size: int) -> dict[str, set[str]]:
     """
     found: dict[str, set[str]] = {}
     for line in read_file(path, "notes", largest=LARGEST_NOTES).decode(errors="replace").splitlines():
-        # A process that was killed may leave half a line.
-        with contextlib.suppress(ValueError):
+        # A process that was killed may leave half a line; brackets of others may be nested too deep.
+        with contextlib.suppress(ValueError, RecursionError):
             note = json.loads(line)
             if isinstance(note, list) and note and all(isinstance(part, str) for part in note):
                 known = found.setdefault(note[0], set())

@@ -129,7 +129,11 @@ def parse_arguments() -> argparse.Namespace:
         "--cost", nargs="+", metavar="NETWORK", help="config (path of a YAML file) or backbone (NAME or NAME@WIDTH)"
     )
     what.add_argument(
-        "--tables", nargs="*", metavar="FILE", help="rewrite the cost tables of FILEs (README.md and docs/costs.md)"
+        "--tables",
+        nargs="*",
+        metavar="FILE",
+        type=existing_file,
+        help="rewrite the cost tables of FILEs (README.md and docs/costs.md)",
     )
     what.add_argument(
         "--train",

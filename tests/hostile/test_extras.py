@@ -111,6 +111,7 @@ PATHS = [
     ["benchmark", "--folder", "{}", "DIR"],
     ["benchmark", "--folder", "FILE", "{}"],
     ["benchmark", "--index", "{}"],
+    ["benchmark", "--tables", "{}"],
     ["benchmark", "--train", "{}.yaml"],
     ["benchmark", "--cost", "{}.yaml"],
     ["convert_weights", "{}"],

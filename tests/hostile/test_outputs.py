@@ -168,7 +168,10 @@ def test_files_of_the_user_are_not_overwritten(name, place):
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("name", ["evaluate --json", "check_data --html", "report --out", "benchmark --out"])
+@pytest.mark.parametrize(
+    "name",
+    ["evaluate --json", "check_data --html", "report --out", "benchmark --out", "detect, an image", "redundancy"],
+)
 def test_own_outputs_are_overwritten_and_edited_ones_are_not(name, place):
     arguments, output = USERS_FILES[name]
     (place / output).write_bytes(USERS)
@@ -221,6 +224,25 @@ def test_a_file_that_is_written_in_place_is_own_while_it_grows(tmp_path):
     assert is_own(path)
     path.write_text("something else")
     assert not is_own(path)
+
+
+@pytest.mark.timeout(20)
+def test_notes_that_are_no_file_of_ours_are_left_alone(tmp_path):
+    (tmp_path / "users").write_text("mine\n")
+    for make in (
+        lambda notes: notes.symlink_to("../users"),
+        os.mkfifo,
+        Path.mkdir,
+        lambda notes: notes.write_text("[" * 100_000 + "\n[1]\n{}\n\0\n"),
+    ):
+        folder = tmp_path / f"folder{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        make(folder / NOTES)
+        write_output(folder / "numbers.json", lambda file: file.write(b"{}"))
+        assert (folder / "numbers.json").read_text() == "{}"
+        regular = (folder / NOTES).is_file() and not (folder / NOTES).is_symlink()
+        assert is_own(folder / "numbers.json") == regular
+    assert (tmp_path / "users").read_text() == "mine\n"
 
 
 def test_an_output_is_named_once(place):
