@@ -88,18 +88,21 @@ def test_pair_errors_equal_plain_least_squares():
 
 
 def test_groups_are_near_the_best_there_are():
-    generator = torch.Generator().manual_seed(run_seed())
-    for _ in range(8):
-        errors = torch.rand(6, 6, generator=generator).fill_diagonal_(0)
+    above = []
+    for _ in range(40):
+        errors = torch.rand(6, 6).fill_diagonal_(0)
         groups = choose_groups(errors, 2)
         members = sorted(channel for primary, ghosts in groups for channel in (primary, *ghosts))
         assert members == list(range(6)) and all(len(ghosts) == 1 for _, ghosts in groups)
         total = sum(float(errors[p, g].sum()) for p, g in groups)
+        cost = torch.minimum(errors, errors.T).tolist()
         best = min(
-            sum(float(torch.minimum(errors[a, b], errors[b, a])) for a, b in zip(order[::2], order[1::2], strict=True))
+            sum(cost[a][b] for a, b in zip(order[::2], order[1::2], strict=True))
             for order in itertools.permutations(range(6))
         )
-        assert best - 1e-6 <= total <= best + 0.35  # a random matching is off by 1 on average
+        assert best - 1e-6 <= total
+        above.append(total - best)
+    assert sum(above) / len(above) < 0.25  # of a random matching: 0.6; of these, in 25 times 40: 0.06 to 0.15
 
 
 def test_dead_and_constant_maps_do_no_harm():
