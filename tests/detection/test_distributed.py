@@ -97,9 +97,9 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     """Twenty steps end at the same weights, losses and AP. Batch norms are frozen: each process has its own half of the
     batch, which SyncBatchNorm (CUDA alone) would put together.
 
-    Sums in another order differ in the last digit. That stays below 1e-4 of the way that the weights went, until an edge
-    of a box comes to lie within that digit of its object's: there GIoU has a kink, and the gradient may take either
-    side (5e-3 was seen). A share of the batch that counts double or not at all would be of the order of 1.
+    Sums in another order differ in the last digit. That stays below 1e-4 of the way that the weights went, until the
+    edge of a box comes to lie within that digit of its object's: there GIoU has a kink, and the gradient may take
+    either side (5e-3 was seen). A share of the batch that counts double or not at all would be of the order of 1.
     """
     write_coco(tmp_path / "data", images=8)
     torch.manual_seed(run_seed())
