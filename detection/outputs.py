@@ -30,6 +30,10 @@ from detection.files import (
 NOTES = ".ghostnet-outputs"
 """One JSON list a line: [name, digest, stamp], or [name] of a file that is being written in place."""
 LARGEST_NOTES = 1 << 28
+RUN_FILES = ("predictions.json", "report.html", "report.json")
+"""What commands write into a run's folder: this toolkit's also where they were not noted (older runs, copies)."""
+RUN_MARKS = ("best.pt", "config.yaml", "metrics.jsonl")
+"""A folder with all of these holds a run."""
 _BEGUN = ""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # not on Windows
@@ -107,12 +111,12 @@ def note_output(path: Path) -> None:
 def is_own(path: str | Path) -> bool:
     """Whether this toolkit wrote the file as it is now."""
     folder, name = os.path.split(os.path.abspath(path))
-    notes = os.path.join(folder, NOTES)
     try:
-        status = os.stat(notes)
-        known = _read_notes(notes, status.st_mtime_ns, status.st_size).get(name, ())
-        if not known or _BEGUN in known:
-            return bool(known)
+        known = _known(folder).get(name)
+        if known is None:
+            return name in RUN_FILES and all(os.path.isfile(os.path.join(folder, mark)) for mark in RUN_MARKS)
+        if _BEGUN in known:
+            return True
         if _stamp(os.stat(path)) in known:
             return True
         with open_regular_file(path) as file:
@@ -142,6 +146,15 @@ def _append(path: Path, note: list[str]) -> None:
 def _stamp(status: os.stat_result) -> str:
     """Tells a file that nobody touched without reading it."""
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _known(folder: str) -> dict[str, set[str]]:
+    notes = os.path.join(folder, NOTES)
+    try:
+        status = os.stat(notes)
+    except FileNotFoundError:
+        return {}
+    return _read_notes(notes, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=16)

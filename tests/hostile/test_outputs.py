@@ -183,6 +183,19 @@ def test_own_outputs_are_overwritten_and_edited_ones_are_not(name, place):
     run(*arguments).assert_error(output, "something changed it since")
 
 
+def test_files_of_a_run_are_own_until_they_are_edited(place):
+    """Those of a run from before there were notes, or copied without them."""
+    files = [place / "run" / name for name in ("predictions.json", "report.html", "report.json")]
+    for path in (*files, place / "predictions.json"):
+        path.write_text("[]")
+    assert all(map(is_own, files)) and not is_own(place / "predictions.json")
+    assert not any(is_own(place / "run" / name) for name in ("best.pt", "config.yaml", "metrics.jsonl"))
+    write_output(files[0], lambda file: file.write(b"[1]"))
+    files[0].write_text("edited")
+    (place / "run" / "metrics.jsonl").unlink()
+    assert not any(map(is_own, files))
+
+
 def test_detections_are_own_also_where_a_kill_left_them(place):
     """An image file whose JSON is missing, and both of a call that ended."""
     detect = ("detect", "run/best.pt", PHOTO, "--out", "found", "--device", "cpu")
