@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from detection.device import pick_device, processor_name
-from detection.files import write_atomically
+from detection.errors import UserError
+from detection.files import read_file, write_atomically
 
 FILE = "environment.json"
 """In a run's folder: a list, one entry for each time that it was started or resumed."""
@@ -72,7 +73,7 @@ def note_environment(folder: Path, device: str) -> None:
 def read_environments(folder: Path) -> list[dict[str, str]]:
     """Where a run was trained; [] where that was not noted."""
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_file(folder / FILE, largest=1 << 24))
+    except (UserError, ValueError, RecursionError):
         return []
     return [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []

@@ -19,7 +19,7 @@ from backbones.ghost_vgg import ghost_vgg16
 from detection.benchmark.cost import network_costs
 from detection.benchmark.report import markdown
 from detection.errors import UserError
-from detection.files import write_atomically
+from detection.files import read_file, write_atomically
 
 FILES = ("README.md", "docs/costs.md")
 CONFIGS = (
@@ -109,9 +109,9 @@ def update_tables(files: Sequence[str] = FILES) -> list[str]:
     for file in files:
         path = Path(file)
         try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+            text = read_file(path, largest=1 << 26).decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
         names = table_names(text, file)
         for name in names:
             made.setdefault(name, TABLES[name]())

@@ -10,7 +10,7 @@ from detection.errors import UserError
 VARIABLE = "GHOSTNET_MAX_IMAGE_PIXELS"
 """Environment variable that raises or lowers the limit on pixels, for every command."""
 MAX_PIXELS = 178_956_970
-"""The limit without it: Pillow's own. Decoded to 8 bits, so many pixels take 0.5 GB; while decoding, up to 1 GB."""
+"""The limit without it: Pillow's own. Decoded to 8 bits, so many take 0.5 GB, and while they are decoded 1.1 GB."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG that are followed by its size."""
 _ALONE = frozenset([0x01, *range(0xD0, 0xD9)])

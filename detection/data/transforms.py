@@ -89,8 +89,7 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = F
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from None
         return None
-    # In place: a second copy of a large picture is felt.
-    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _reduction(content: bytes, size: tuple[int, int], at_least: tuple[int, int]) -> int:

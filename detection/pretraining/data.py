@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, ImageFolder
-from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from detection import distributed
 from detection.data.dataset import Draw
+from detection.data.headers import too_large
 from detection.data.loader import EvalBatches, TrainBatches, build_loader
 from detection.errors import UserError
+from detection.files import open_regular_file
 from detection.pretraining.config import PretrainAugmentConfig, PretrainConfig
 
 Sample = tuple[Tensor, dict[str, Any]]
@@ -39,7 +40,10 @@ class FolderPictures:
 
     def read(self, i: int) -> Image.Image:
         try:
-            return pil_loader(self.name(i))
+            with open_regular_file(self.name(i), "image") as file, Image.open(file) as image:
+                if reason := too_large(image.size):
+                    raise UserError(f"image {self.name(i)} has {reason}")
+                return image.convert("RGB")
         # Pillow raises each of these for damaged files of one format or another.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -200,7 +200,7 @@ def test_broken_markers(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         tables.update_tables([str(tmp_path / "x.md")])
     assert (tmp_path / "x.md").read_text() == text
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         tables.update_tables([str(tmp_path / "absent.md")])
 
 
