@@ -13,6 +13,7 @@ from detection.config_check import check
 from detection.config_paths import PathText
 from detection.errors import UserError
 from detection.files import shown, write_atomically
+from detection.limits import input_too_large
 from detection.overrides import apply_overrides
 from detection.yaml_reader import read_yaml
 
@@ -164,6 +165,10 @@ class DataConfig(Section):
     def _ordered(self) -> "DataConfig":
         if self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) is below short_side ({self.short_side})")
+        for short in (self.short_side, *self.multi_scale):
+            if reason := input_too_large(round(self.long_side * short / self.short_side), short):
+                key = "multi_scale" if short != self.short_side else "short_side and long_side"
+                raise ValueError(f"{key}: {reason}")
         shares = [share for share, _ in self.progressive]
         if shares != sorted(set(shares)):
             raise ValueError(f"progressive must name ascending shares of the training, not {shares}")

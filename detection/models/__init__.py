@@ -8,6 +8,7 @@ from torch import nn
 from backbones import Backbone, WeightsError, build_backbone
 from detection.config import Config
 from detection.errors import UserError
+from detection.limits import parameter_limit
 from detection.models.faster_rcnn import build_faster_rcnn
 from detection.models.ghost_pan import GhostPyramid
 from detection.models.ghostdet import GhostDet
@@ -31,7 +32,8 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         {boxes, labels, scores}. Its score, NMS and count limits are those of `config.eval`.
 
     Raises:
-        UserError: unknown backbone, weights that cannot be had or do not fit, `model.ghostify` that replaces nothing.
+        UserError: unknown backbone, weights that cannot be had or do not fit, `model.ghostify` that replaces nothing,
+            or more parameters than `detection.limits` allows.
     """
     if num_classes < 1:
         raise UserError(f"a detector needs at least one class, the data have {num_classes}")
@@ -39,18 +41,21 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     # Weights of a ghosted backbone fit only once it is ghosted.
     load_later = spec.ghostify is not None and "backbone" in spec.ghostify.parts
     try:
-        body = build_backbone(
-            spec.backbone.name,
-            width=spec.backbone.width,
-            weights=None if load_later else spec.backbone.weights,
-            frozen_stages=spec.backbone.frozen_stages,
-            freeze_bn=spec.backbone.freeze_bn,
-        )
+        with parameter_limit({"model.backbone.name": spec.backbone.name, "model.backbone.width": spec.backbone.width}):
+            body = build_backbone(
+                spec.backbone.name,
+                width=spec.backbone.width,
+                weights=None if load_later else spec.backbone.weights,
+                frozen_stages=spec.backbone.frozen_stages,
+                freeze_bn=spec.backbone.freeze_bn,
+            )
     except WeightsError as error:
         raise UserError(f"model.backbone.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"model.backbone: {error}") from error
-    model = _build_detector(config, body, num_classes)
+    sizes = {f"model.{key}": getattr(spec, key) for key in ("fpn_channels", "head_channels", "head_depth")}
+    with parameter_limit({**sizes, "classes": num_classes}):
+        model = _build_detector(config, body, num_classes)
     if spec.ghostify is not None:
         ghostify_detector(model, spec.ghostify)
     if load_later:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from detection.config import Experiment, Positive, Probability, Section, TrainConfig
 from detection.config_paths import PathText
+from detection.limits import input_too_large
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -68,6 +69,14 @@ class PicturesConfig(Section):
     """Pictures a batch in each process."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 8
     augment: PretrainAugmentConfig = Field(default_factory=PretrainAugmentConfig)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PicturesConfig":
+        # In validation whole pictures are scaled to this before the middle is cut out.
+        side = round(self.size / self.val_crop)
+        if reason := input_too_large(side, side):
+            raise ValueError(f"size: {reason}")
+        return self
 
 
 class ClassifierTrainConfig(TrainConfig):

@@ -21,6 +21,7 @@ from detection.data.loader import iterate
 from detection.device import autocast, pick_device
 from detection.errors import UserError
 from detection.files import write_atomically
+from detection.limits import parameter_limit
 from detection.memory import memory_advice
 from detection.pretraining.config import PretrainConfig
 from detection.pretraining.data import batch_mixing, build_datasets, build_loaders, labels_of
@@ -114,7 +115,8 @@ def build_run(config: PretrainConfig, device: torch.device | None = None) -> Pre
 def _build_network(config: PretrainConfig, num_classes: int) -> nn.Module:
     spec, size = config.model, config.data.size
     try:
-        model = build_classifier(spec.name, num_classes=num_classes, **spec.model_dump(exclude={"name"}))
+        with parameter_limit({"model.name": spec.name, "model.width": spec.width, "classes": num_classes}):
+            model = build_classifier(spec.name, num_classes=num_classes, **spec.model_dump(exclude={"name"}))
     except WeightsError as error:
         raise UserError(f"model.weights: {error}") from error
     except ValueError as error:

@@ -18,6 +18,7 @@ from backbones.watch import evaluation, watched
 from detection.checkpoint import is_classes
 from detection.errors import UserError
 from detection.extras import require
+from detection.limits import parameter_limit
 from detection.pretraining.config import TeacherConfig
 
 log = logging.getLogger("detection")
@@ -76,7 +77,8 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
             network = _torchvision_network(name, spec.weights)
         else:
             state_dict, file = read_weights(spec.weights, spec.name, spec.width)
-            network = build_classifier(spec.name, num_classes=_classes_in(state_dict), width=spec.width)
+            with parameter_limit({"teacher.name": spec.name, "teacher.width": spec.width}):
+                network = build_classifier(spec.name, num_classes=_classes_in(state_dict), width=spec.width)
             load_weights(network, state_dict, file)
     except WeightsError as error:
         raise UserError(f"teacher.weights: {error}") from error
