@@ -86,8 +86,9 @@ def zip_records(file: BinaryIO, size: int, *, largest_compressed: int = 0) -> li
     compressed = [record for record in records if record.compress_type != zipfile.ZIP_STORED]
     expanded = sum(record.file_size for record in compressed)
     if expanded > largest_compressed:
+        largest = max(compressed, key=lambda record: record.file_size)
         raise Unreadable(
-            f"{compressed[0].filename} in it is compressed and expands to {compressed[0].file_size:,} bytes; "
+            f"{largest.filename[:100]} in it is compressed and expands to {largest.file_size:,} bytes; "
             f"{'files of torch.save are not compressed' if largest_compressed == 0 else 'that is too much'}"
         )
     if sum(record.file_size for record in records) - expanded > size:

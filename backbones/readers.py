@@ -203,10 +203,10 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
         if zlib.crc32(content) != expected:
             raise Unreadable("its checksum is wrong: the file is damaged")
     chunks: dict[str, tuple[list[int], str, list[memoryview]]] = {}
-    for number, entry in _fields(content):
+    for number, entry in protobuf_fields(content):
         if number != 1 or isinstance(entry, int):
             raise Unreadable(f"field {number} is no part of a MindSpore checkpoint")
-        parts = {key: part for key, part in _fields(entry) if not isinstance(part, int)}
+        parts = {key: part for key, part in protobuf_fields(entry) if not isinstance(part, int)}
         tag, tensor = _text(parts.get(1, content[:0])), parts.get(2)
         if tensor is None:
             continue
@@ -230,7 +230,7 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
 def _mindspore_tensor(message: memoryview) -> tuple[list[int], str, memoryview]:
     dims: list[int] = []
     kind, data = "", message[:0]
-    for number, value in _fields(message):
+    for number, value in protobuf_fields(message):
         if number == 1 and isinstance(value, int):
             dims.append(value)
         elif number == 2 and not isinstance(value, int):
@@ -249,7 +249,7 @@ def _text(content: memoryview) -> str:
         raise Unreadable("it is no MindSpore checkpoint, or a damaged or encrypted one") from None
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def protobuf_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """The fields of a protocol buffer message in order: (number, integer or bytes)."""
     position = 0
     while position < len(message):

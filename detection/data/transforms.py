@@ -46,7 +46,18 @@ def read_image(
         UserError: absent, not a regular file, not a picture, truncated, of more pixels than
             `detection.data.headers.max_pixels`, or of another size than claimed.
     """
-    content = read_file(path, "image", largest=largest_file())
+    return image_of(read_file(path, "image", largest=largest_file()), path, size, at_least, bgr=bgr)
+
+
+def image_of(
+    content: bytes,
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+    *,
+    bgr: bool = False,
+) -> np.ndarray:
+    """As `read_image`, of a file's content; errors call it `path`."""
     if is_truncated(content[:4], content[-TAIL:]):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
     stored_as = stored_size(content)

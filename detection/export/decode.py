@@ -57,6 +57,8 @@ def decode(
     spec = metadata["anchors"]
     boxes_at = _boxes if "cells" in spec else _boxes_around
     levels = anchors_of(spec, frame) if "cells" in spec else [points_of(spec, frame)]
+    if sum(map(len, levels)) != cls_logits.shape[1]:
+        raise ValueError(f"{cls_logits.shape[1]} rows of logits for {sum(map(len, levels))} anchors")
     found = []
     for logits, regression, (height, width) in zip(cls_logits, bbox_regression, sizes, strict=True):
         anchor, label, score = _candidates(logits, [len(level) for level in levels], spec["candidates"], least)

@@ -17,6 +17,7 @@ from detection.data.transforms import read_image, resize, to_tensor
 from detection.errors import UserError
 from detection.export.graph import STRIDE, RetinaNetDetector, RetinaNetHeads
 from detection.export.metadata import OUTPUTS, Metadata
+from detection.export.options import LARGEST_SIDE
 from detection.export.parity import Parity, compare
 from detection.export.points import GhostDetDetector, GhostDetHeads, point_spec
 from detection.export.torch_export import SMALLEST, export_torch_export
@@ -149,6 +150,8 @@ def prepare(
     else:
         network = FasterRCNNDetector(model, size)  # type: ignore[arg-type]
     short, long = sides_for(config, size)
+    if short > LARGEST_SIDE:
+        raise UserError(f"data.short_side={short} is too large for a file: {LARGEST_SIDE} pixels are the most")
     body: Any = model.backbone.body  # type: ignore[union-attr]
     metadata = Metadata(
         form=form,

@@ -2,13 +2,17 @@
 
 from detection.errors import UserError
 
+LARGEST_SIDE = 8192
+"""Of a frame and of its pictures, in pixels."""
+LARGEST_BATCH = 1024
+
 
 def parse_batch(text: str) -> int | None:
     """'dynamic' -> None; '8' -> 8. Raises UserError."""
     if text == "dynamic":
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--batch {text}: a number of pictures or 'dynamic' is expected")
+    if not _is_number(text) or not 1 <= int(text) <= LARGEST_BATCH:
+        raise UserError(f"--batch {text}: a number of pictures (1 to {LARGEST_BATCH}) or 'dynamic' is expected")
     return int(text)
 
 
@@ -17,6 +21,14 @@ def parse_frame(text: str) -> tuple[int, int] | None:
     if text == "dynamic":
         return None
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+    if len(sides) > 2 or not all(map(_is_number, sides)):
         raise UserError(f"--size {text}: pixels (320), height x width (384x640) or 'dynamic' is expected")
+    if max(map(int, sides)) > LARGEST_SIDE:
+        raise UserError(
+            f"--size {text}: a side may have {LARGEST_SIDE} pixels at most; tools/detect.py --tile is for more"
+        )
     return int(sides[0]), int(sides[-1])
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10

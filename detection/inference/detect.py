@@ -55,7 +55,7 @@ def detect(
     if track:
         load_norfair()
     summary = Summary()
-    sources = [item.source for item in items if item.kind in ("image", "video")]
+    sources = [item.source for item in items if item.kind in ("image", "video") and "://" not in item.source]
     items = items[distributed.rank() :: distributed.world_size()]
     if resume:
         left = [item for item in items if not _is_done(item, out, pictures)]

@@ -1,5 +1,6 @@
 """Exported detectors, whatever runs them, with the calling protocol of the PyTorch model."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from detection.checkpoint import Classes
 from detection.config import Config, parse_config
 from detection.errors import UserError
 from detection.export.decode import decode
-from detection.export.metadata import KEY, Metadata, parse_metadata
-from detection.inference.onnx_session import open_session
+from detection.export.metadata import KEY, OUTPUTS, Metadata, check_graph, parse_metadata
+from detection.files import open_regular_file, shown
+from detection.inference.onnx_session import check_onnx, open_session
+from detection.memory import is_out_of_memory
 
 SUFFIXES = (".onnx", ".xml", ".torchscript", ".pt2")
 """ONNX, OpenVINO, TorchScript, torch.export."""
@@ -62,8 +65,9 @@ def load_exported(
 def open_exported(path: str | Path, device: torch.device, threads: int) -> tuple[Run, Metadata]:
     """The function that a file holds, and what it says about itself. Raises UserError, see `load_exported`."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"exported detector {path} does not exist")
+    if not os.path.lexists(path):
+        raise UserError(f"exported detector {shown(path)} does not exist")
+    open_regular_file(path, "exported detector").close()
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return open_onnx(path, device, threads)
@@ -94,6 +98,8 @@ def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[st
         UserError: an override of what is fixed in the file.
     """
     raw: dict[str, Any] = {**metadata.config}
+    if not all(isinstance(raw.get(name), dict) for name in ("data", "eval")):
+        raise UserError(f"config in {path} has no sections data and eval; export the checkpoint again")
     raw["data"] = {**raw["data"], "short_side": metadata.short_side, "long_side": metadata.long_side}
     told = {name: getattr(metadata, name) for name in ("score_threshold", "nms_threshold", "max_detections")}
     raw["eval"] = {**raw["eval"], **told}
@@ -151,7 +157,18 @@ class ExportedDetector(nn.Module):
         for start in range(0, len(images), chunk):
             pictures = [picture_of(image) for image in images[start : start + chunk]]
             frames, sizes = self.put_into_frames(pictures)
-            found += self.detections(self.run(frames, sizes), frames, sizes)[: len(pictures)]
+            try:
+                detections = self.detections(self.run(frames, sizes), frames, sizes)
+            except Exception as error:
+                # Runtimes have no error in common; a lack of memory is told by who called.
+                if isinstance(error, UserError) or is_out_of_memory(error):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+                raise UserError(
+                    f"{self.path} does not run on {len(frames)} images of {frames.shape[1]}x{frames.shape[2]} pixels: "
+                    f"{type(error).__name__}: {reason}"
+                ) from error
+            found += detections[: len(pictures)]
         return found
 
     def put_into_frames(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,6 +216,12 @@ class ExportedDetector(nn.Module):
             # Unused rows score zero.
             used = outputs["scores"] > max(self.score_threshold, 0)
             found = [{name: outputs[name][i][row] for name in names} for i, row in enumerate(used)]
+            labels = np.concatenate([picture["labels"] for picture in found])
+            if len(labels) and not 1 <= labels.min() <= labels.max() <= len(self.metadata.names):
+                raise UserError(
+                    f"{self.path} gives labels {labels.min()} to {labels.max()}, but its metadata have "
+                    f"{len(self.metadata.names)} class names; export the checkpoint again"
+                )
         return [{name: torch.from_numpy(value) for name, value in picture.items()} for picture in found]
 
 
@@ -211,9 +234,12 @@ def picture_of(image: Tensor) -> np.ndarray:
 
 def open_onnx(path: Path, device: torch.device, threads: int) -> tuple[Run, Metadata]:
     """The function of an ONNX file and its metadata. Raises UserError, see `open_session`."""
+    check_onnx(path)
     session = open_session(path, device, threads)
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
-    outputs = [output.name for output in session.get_outputs()]
+    inputs = {i.name: (i.type.removeprefix("tensor(").removesuffix(")"), i.shape) for i in session.get_inputs()}
+    check_graph(metadata, inputs, {output.name: output.shape for output in session.get_outputs()}, path)
+    outputs = list(OUTPUTS[metadata.form])
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(outputs, session.run(outputs, {"images": images, "sizes": sizes}), strict=True))

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from detection import distributed
-from detection.data.transforms import read_image
 from detection.errors import UserError
 from detection.inference.draw import draw_on
 from detection.inference.predict import Detections, Detector
@@ -19,6 +18,7 @@ from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
 from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
+from detection.inference.web import read_source
 from detection.interrupts import interrupts_at_checks
 from detection.outputs import write_output
 from detection.progress import progress_bar
@@ -60,9 +60,9 @@ def detect_images(
 
     def read(item: Item) -> Picture:
         if len(os.fsencode(Path(item.name).name)) > LONGEST_NAME:
-            raise UserError(f"image {item.source} has too long a name for results beside it: rename it")
+            raise UserError(f"image {item.shown} has too long a name for results beside it: rename it")
         with timing.stage(READ):
-            image = read_image(item.source, bgr=True)
+            image = read_source(item.source, bgr=True)
         with timing.stage(RESIZE):
             return item, image, predictor.prepare(image, bgr=True)
 
@@ -76,7 +76,7 @@ def detect_images(
 
     def write_results(item: Item, image: np.ndarray, detections: Detections) -> None:
         path = out / f"{item.name}.json"
-        head = {"image": item.source, "width": image.shape[1], "height": image.shape[0]}
+        head = {"image": item.shown, "width": image.shape[1], "height": image.shape[0]}
         path.parent.mkdir(parents=True, exist_ok=True)
         if pictures:
             with timing.stage(DRAW):
@@ -146,8 +146,8 @@ def _batches(
 
 def _unforeseen(item: Item, error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return f"image {item.source}: memory ran out; lower --batch-size, or cut the image into tiles"
-    return f"image {item.source}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"image {item.shown}: memory ran out; lower --batch-size, or cut the image into tiles"
+    return f"image {item.shown}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -1,15 +1,51 @@
 """ONNX Runtime's sessions, for detectors, for any file in the benchmark, and for models in memory."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from backbones.file_limits import Unreadable, read_whole
+from backbones.readers import protobuf_fields
 from detection.errors import UserError
 from detection.extras import require
 
 log = logging.getLogger("detection")
+
+
+# Of ONNX's TensorProto.data_type.
+FLOATS = {1: np.float32, 10: np.float16, 11: np.float64}
+
+
+def check_onnx(path: Path) -> None:
+    """Look at a file before it is run.
+
+    Raises:
+        UserError: it cannot be read, is too large, is no ONNX file, or has weights that are NaN.
+    """
+    try:
+        for graph in _parts(memoryview(read_whole(path)), 7):
+            for initializer in _parts(graph, 5):
+                fields = dict(protobuf_fields(initializer))
+                kind, name, data = fields.get(2), fields.get(8), fields.get(9)
+                if not isinstance(kind, int) or kind not in FLOATS or isinstance(data, int | None):
+                    continue
+                if np.isnan(np.frombuffer(data, FLOATS[kind])).any():
+                    called = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
+                    raise UserError(
+                        f"{path} is of no use: its tensor {called} has numbers that are not finite (NaN); export an "
+                        "earlier checkpoint"
+                    )
+    except (OSError, Unreadable, ValueError) as error:
+        raise UserError(f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}") from error
+
+
+def _parts(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The parts of a protocol buffer message that have this field number."""
+    return (part for key, part in protobuf_fields(message) if key == number and not isinstance(part, int))
 
 
 def open_session(model: str | Path | bytes, device: torch.device, threads: int) -> Any:

@@ -9,8 +9,9 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from backbones.file_limits import Unreadable, check_size
 from detection.errors import UserError
-from detection.export.metadata import KEY, Metadata, parse_metadata
+from detection.export.metadata import KEY, Metadata, check_graph, parse_metadata
 from detection.extras import require
 
 if TYPE_CHECKING:
@@ -44,14 +45,25 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple["Run"
         raise UserError(f"{numbers} is missing: an OpenVINO detector is two files, {path.name} and {numbers.name}")
     core = openvino.Core()
     try:
+        check_size(path)
+        check_size(numbers)
         model = core.read_model(path, numbers)
-    except RuntimeError as error:
+    except (RuntimeError, Unreadable) as error:
         raise UserError(
             f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}"
         ) from error
     metadata = parse_metadata(_note(model, KEY), path)
     if _note(model, CHECKSUM) != str(crc32(numbers.read_bytes())):
         raise UserError(f"{numbers} does not belong to {path.name} (truncated, corrupt, or of another export)")
+    inputs = {i.any_name: (str(i.element_type.to_dtype()), _shape(i)) for i in model.inputs}
+    check_graph(metadata, inputs, {output.any_name: _shape(output) for output in model.outputs}, path)
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant" and operation.get_element_type().is_real():
+            if np.isnan(operation.data).any():
+                raise UserError(
+                    f"{path} is of no use: its tensor {operation.get_friendly_name()} has numbers that are not finite "
+                    "(NaN); export an earlier checkpoint"
+                )
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
@@ -70,6 +82,10 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple["Run"
         return {name: found[name] for name in names}
 
     return run, metadata
+
+
+def _shape(port: Any) -> list[int | None]:
+    return [side.get_length() if side.is_static else None for side in port.partial_shape]
 
 
 def _note(model: Any, key: str) -> str | None:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from detection.data.transforms import read_image
 from detection.errors import UserError
 from detection.inference.sources import find_items
+from detection.inference.web import read_source
 
 
 def find_pictures(sources: Sequence[str], count: int) -> list[str]:
-    """Paths of at most `count` pictures, spread evenly over all that the sources (files, folders, globs) hold.
+    """Paths or URLs of at most `count` pictures, spread evenly over all that the sources (files, folders, globs) hold.
 
     Raises:
         UserError: a source does not exist, or there is no picture.
@@ -25,4 +25,4 @@ def find_pictures(sources: Sequence[str], count: int) -> list[str]:
 
 def read_pictures(paths: Sequence[str], size: int) -> list[np.ndarray]:
     """RGB uint8 [size, size, 3] each; the whole picture, squeezed. Raises UserError for one that cannot be read."""
-    return [cv2.resize(read_image(path), (size, size), interpolation=cv2.INTER_AREA) for path in paths]
+    return [cv2.resize(read_source(path), (size, size), interpolation=cv2.INTER_AREA) for path in paths]

@@ -103,14 +103,14 @@ class Predictor:
     Args:
         path: a checkpoint (best.pt or last.pt), or a file that tools/export.py made of one.
         device: "cpu", "cuda", "cuda:N", or None for CUDA where there is one.
-        score_threshold: detections below it are not returned.
+        score_threshold: detections below it are not returned; in [0, 1].
         classes: names to keep; None keeps all.
         lanes: passes of the network that `detect` may be called for at the same time, in threads. They share the CPU's
             threads (`torch.set_num_threads`, for the whole process). Two of one thread each do more pictures per
             second than one of two threads, which is the sooner done with a single picture.
 
     Raises:
-        UserError: unreadable file, absent device, unknown class name.
+        UserError: unreadable file, absent device, unknown class name, a threshold outside of [0, 1].
     """
 
     def __init__(
@@ -122,6 +122,10 @@ class Predictor:
         classes: Iterable[str] | None = None,
         lanes: int = 1,
     ) -> None:
+        if not isinstance(score_threshold, int | float) or not 0 <= score_threshold <= 1:
+            raise UserError(f"score_threshold must be a number between 0 and 1, not {score_threshold!r}")
+        if lanes < 1:
+            raise UserError(f"lanes must be 1 at least, not {lanes}")
         self.lanes = lanes
         if lanes > 1:
             torch.set_num_threads(max(1, torch.get_num_threads() // lanes))
@@ -149,7 +153,7 @@ class Predictor:
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[Any]) -> list[Detections]:
-        """As `predict`, for several pictures of any sizes in one pass of the network."""
+        """As `predict`, for several pictures of any sizes in one pass of the network; none give []."""
         return self.detect([self.prepare(as_rgb(image)) for image in images])
 
     def prepare(self, image: np.ndarray, *, bgr: bool = False) -> Prepared:
@@ -162,6 +166,8 @@ class Predictor:
     @torch.inference_mode()
     def detect(self, pictures: Sequence[Prepared]) -> list[Detections]:
         """One pass of the network over prepared pictures; results are on the host and in pixels of the originals."""
+        if not pictures:
+            return []
         with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
             outputs = self.model([picture.image.to(self.device) for picture in pictures])
         found = []

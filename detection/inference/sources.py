@@ -14,9 +14,10 @@ import cv2
 from detection.data.headers import stored_size
 from detection.errors import UserError
 from detection.files import fault_of, open_regular_file, shown
+from detection.inference.web import IMAGE_SUFFIXES, is_image_url, without_password
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
+LARGEST_CAMERA = 9999
 SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt"})
 
 
@@ -32,7 +33,7 @@ class Item:
     @property
     def shown(self) -> str:
         """The source without the password that a URL may hold, for messages and results."""
-        return re.sub(r"(?<=://)[^/]*@", "", self.source) if self.kind == "stream" else self.source
+        return without_password(self.source)
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:
@@ -56,10 +57,16 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
 
 def _expand(source: str) -> Iterator[tuple[str, str, str]]:
+    # An empty path is the working folder.
+    if not source:
+        raise UserError("an empty name is no source (a picture, folder, glob, video, camera index or URL is expected)")
     path = Path(source).expanduser()
     if "://" in source:
-        yield "stream", source, _stream_name(source)
-    elif source.isdigit() and not path.exists():
+        name = _stream_name(source)
+        yield "image" if is_image_url(source) else "stream", source, name
+    elif source.isascii() and source.isdigit() and not path.exists():
+        if len(source) > len(str(LARGEST_CAMERA)) or int(source) > LARGEST_CAMERA:
+            raise UserError(f"camera {shown(source)} cannot be opened: numbers go to {LARGEST_CAMERA}")
         yield "camera", source, f"camera{source}"
     elif path.is_dir():
         named = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
@@ -106,7 +113,9 @@ def _stream_name(url: str) -> str:
     except ValueError:
         host = None
     if host is None or parts.scheme.lower() not in SCHEMES:
-        raise UserError(f"source {url} is not the URL of a stream ({', '.join(sorted(SCHEMES))}://HOST/…)")
+        raise UserError(
+            f"source {without_password(url)} is not the URL of a stream ({', '.join(sorted(SCHEMES))}://HOST/…)"
+        )
     name = f"{host}_{Path(parts.path.strip('/')).with_suffix('') if parts.path.strip('/') else ''}"
     return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 

@@ -3,6 +3,7 @@
 import logging
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 # Its operators (nms, roi_align) are what the files' graphs call by name.
 import torchvision  # noqa: F401
 
+from backbones.file_limits import Unreadable, check_size, zip_records
+from backbones.weights import first_not_finite
 from detection.errors import UserError
 from detection.export.metadata import KEY, OUTPUTS, Metadata, parse_metadata
 from detection.export.torch_export import SMALLEST
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from detection.inference.exported import Run
 
 log = logging.getLogger("detection")
+
+LARGEST_PROGRAM = 1 << 26
+"""Of the parts that are compressed, the code of TorchScript, in bytes."""
 
 
 def open_torchscript(path: Path, device: torch.device) -> tuple["Run", Metadata]:
@@ -33,6 +39,7 @@ def open_torchscript(path: Path, device: torch.device) -> tuple["Run", Metadata]
             module = torch.jit.load(path, map_location="cpu").eval()
     except Exception as error:
         raise UserError(_unreadable(path, "TorchScript", error)) from error
+    _check_weights(module, path)
     return _runner(module, metadata, torch.device("cpu"), path), metadata
 
 
@@ -51,6 +58,7 @@ def open_torch_export(path: Path, device: torch.device) -> tuple["Run", Metadata
             module = program.module()
     except Exception as error:
         raise UserError(_unreadable(path, "torch.export", error)) from error
+    _check_weights(module, path)
     if metadata.size is None:
         return _padded(_runner(module, metadata, device, path), SMALLEST * metadata.stride), metadata
     return _runner(module, metadata, device, path), metadata
@@ -63,14 +71,24 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
         UserError: no archive, a truncated one, or one without metadata.
     """
     try:
+        with path.open("rb") as file:
+            zip_records(file, check_size(path), largest_compressed=LARGEST_PROGRAM)
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: {damaged} in it has a wrong checksum; export the checkpoint again")
             notes = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
             text = archive.read(notes[0]).decode() if notes else None
-    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, Unreadable, UnicodeDecodeError, EOFError) as error:
         raise UserError(_unreadable(path, kind, error)) from error
     return parse_metadata(text, path)
+
+
+def _check_weights(module: torch.nn.Module, path: Path) -> None:
+    if bad := first_not_finite(module.state_dict()):
+        raise UserError(
+            f"{path} is of no use: its tensor {bad} has numbers that are not finite (NaN or infinite); export an "
+            "earlier checkpoint"
+        )
 
 
 def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -> "Run":

@@ -18,7 +18,9 @@ try {
   const context = createCanvas(picture.width, picture.height).getContext("2d");
   context.drawImage(picture, 0, 0);
   const image = context.getImageData(0, 0, picture.width, picture.height);
-  for (const found of await detect(ort, detector, image)) console.log(JSON.stringify(found));
+  const boxes = await detect(ort, detector, image);
+  for (const found of boxes) console.log(JSON.stringify(found));
+  if (!boxes.length) console.error("nothing found that scores above 0.3");
 } catch (error) {
   console.error(`error: ${error.message}`);
   process.exit(1);

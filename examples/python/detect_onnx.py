@@ -51,7 +51,10 @@ if __name__ == "__main__":
     if picture is None:
         sys.exit(f"{sys.argv[2]} is not a picture that OpenCV can read")
     try:
-        for found in detect(*load(sys.argv[1]), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
+        boxes = detect(*load(sys.argv[1]), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        for found in boxes:
             print(json.dumps(found))
+        if not boxes:
+            print("nothing found that scores above 0.3", file=sys.stderr)
     except Exception as error:  # ONNX Runtime's errors share no other class
         sys.exit(f"error: {error}")
