@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -9,13 +10,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from detection.config import Config
 from detection.data.loader import iterate
+from detection.errors import UserError
+from detection.files import make_folder
 from detection.memory import memory_advice
+from detection.outputs import is_own, note_output
 from detection.training.loop import optimizer_step, train_step
 from detection.training.monitor import start_logging
 from detection.training.state import build_run
 
 log = logging.getLogger("detection")
 PARTS = ("wait for data", "forward and backward", "optimizer and average")
+TRACE = "trace.json"
 WITHIN = ("assignment",)
 """Parts of these that models name (GhostDet: which points find which boxes)."""
 
@@ -25,7 +30,14 @@ def profile_training(config: Config, steps: int = 10) -> str:
 
     Writes `trace.json` into `output_dir` (open it in chrome://tracing or https://ui.perfetto.dev) and returns a table
     of the operations that took longest. The weights are thrown away.
+
+    Raises:
+        UserError: trace.json is there and this toolkit did not write it, or cannot be written; or as `run_training`.
     """
+    trace = Path(config.output_dir) / TRACE
+    if os.path.lexists(trace) and not is_own(trace):
+        raise UserError(f"{trace} would be overwritten and this toolkit did not write it; give another output_dir")
+    make_folder(trace.parent, "output_dir")
     start_logging()
     with memory_advice(config):
         return _profile(config, steps)
@@ -33,8 +45,6 @@ def profile_training(config: Config, steps: int = 10) -> str:
 
 def _profile(config: Config, steps: int) -> str:
     run = build_run(config)
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     run.objective.train()
     batches = itertools.cycle(iterate(run.train_loader))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.device.type == "cuda" else [])]
@@ -52,8 +62,9 @@ def _profile(config: Config, steps: int) -> str:
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             step()
-    trace = folder / "trace.json"
+    trace = Path(config.output_dir) / TRACE
     profiler.export_chrome_trace(str(trace))
+    note_output(trace)
     by = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
     averages = profiler.key_averages()
     totals = {event.key: event.cpu_time_total for event in averages if event.key in (*PARTS, *WITHIN)}

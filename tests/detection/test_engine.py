@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import assert_clear_error
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection.checkpoint import read_checkpoint
@@ -299,6 +300,8 @@ def test_profile(tool, tiny_file):
     assert "convolution_backward" in done.stdout and "wait for data" in done.stdout
     trace = json.loads((tiny_file.parent / "run" / "trace.json").read_text())
     assert len(trace["traceEvents"]) > 1000
+    (tiny_file.parent / "run" / "trace.json").write_text("the user's own")
+    assert_clear_error(tool("train", tiny_file, "--profile"), "trace.json", "this toolkit did not write it")
 
 
 def test_the_largest_batch_is_found_with_few_trials():
