@@ -125,3 +125,21 @@ def test_what_convert_data_prints_is_what_a_config_takes(sets, tmp_path, to, pic
         assert [read_split(config.data, split).format for split in ("train", "val")] == [to, to]
         index = read_split(config.with_overrides(shlex.split(said[2])).data, "val", alone=True)
         assert "test" in index.source and len(index) == 2
+
+
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "output_dir: ~/run\nmodel: {backbone: {weights: ~/w.pth}}\ndata:\n  train: {annotations: ~/a.json}\n"
+    (tmp_path / "config.yaml").write_text(f"{text}  val: {{annotations: ~/b.json, images: ~/c}}\n")
+    overridden = ["output_dir=~/run", "model.backbone.weights=~/w.pth", "data.train.annotations=~/a.json"]
+    overridden += ["data.val.annotations=~/b.json", "data.val.images=~/c"]
+    for config in (load_config(tmp_path / "config.yaml"), load_config(TIMED, overridden)):
+        found = [config.output_dir, config.model.backbone.weights, config.data.train.annotations]
+        found += [config.data.val.annotations, config.data.val.images]
+        assert found == [str(tmp_path / name) for name in ("run", "w.pth", "a.json", "b.json", "c")]
+    assert load_config(TIMED, ["model.backbone.weights=timm"]).model.backbone.weights == "timm"
+    teacher = "teacher={name: a, weights: ~/t.pth}"
+    config = read_config(PretrainConfig, PRETRAIN[0], ["data.train=~/a", "data.val=~/b", "model.weights=~/w", teacher])
+    assert config.teacher is not None
+    found = [config.data.train, config.data.val, config.model.weights, config.teacher.weights]
+    assert found == [str(tmp_path / name) for name in ("a", "b", "w", "t.pth")]
