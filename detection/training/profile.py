@@ -37,7 +37,6 @@ def profile_training(config: Config, steps: int = 10) -> str:
     trace = Path(config.output_dir) / TRACE
     if os.path.lexists(trace) and not is_own(trace):
         raise UserError(f"{trace} would be overwritten and this toolkit did not write it; give another output_dir")
-    make_folder(trace.parent, "output_dir")
     start_logging()
     with memory_advice(config):
         return _profile(config, steps)
@@ -45,6 +44,7 @@ def profile_training(config: Config, steps: int = 10) -> str:
 
 def _profile(config: Config, steps: int) -> str:
     run = build_run(config)
+    make_folder(Path(config.output_dir), "output_dir")
     run.objective.train()
     batches = itertools.cycle(iterate(run.train_loader))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.device.type == "cuda" else [])]
