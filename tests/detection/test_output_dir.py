@@ -27,7 +27,7 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("best.pt", "last.pt", "config.yaml", "metrics.jsonl", "events.out.tfevents.1"):
-        (folder / name).write_text(name)
+        (folder / name).write_text('{"epoch": 1}\n' if name == "metrics.jsonl" else name)
     return folder
 
 
