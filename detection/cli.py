@@ -143,7 +143,7 @@ def _last_resort(error: Exception) -> int:
         where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
         _say(f"error: {where}{reason_of(error, error.filename or '')}")
         return 2
-    kept = _keep_trace(error)
+    kept = keep_trace(error)
     _say(
         f"error: unexpected {type(error).__name__}: {message}. This is a fault of the toolkit, not yours; what was "
         f"written so far is kept. The full trace is in {kept}: please report it with that file and the command"
@@ -151,7 +151,8 @@ def _last_resort(error: Exception) -> int:
     return UNEXPECTED
 
 
-def _keep_trace(error: Exception) -> str:
+def keep_trace(error: Exception) -> str:
+    """Write the trace of an unforeseen exception; returns where, in words."""
     text = f"command: {sys.argv}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
     name = f"trace-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
     for folder in (CACHE_FOLDER / "traces", Path(tempfile.gettempdir())):

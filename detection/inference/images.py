@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from detection import distributed
+from detection.cli import keep_trace
 from detection.errors import UserError
 from detection.inference.draw import draw_on
 from detection.inference.predict import Detections, Detector
@@ -20,6 +21,7 @@ from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.web import read_source
 from detection.interrupts import interrupts_at_checks
+from detection.memory import is_out_of_memory
 from detection.outputs import write_output
 from detection.progress import progress_bar
 
@@ -145,9 +147,10 @@ def _batches(
 
 
 def _unforeseen(item: Item, error: Exception) -> str:
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return f"image {item.shown}: memory ran out; lower --batch-size, or cut the image into tiles"
-    return f"image {item.shown}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reason = " ".join(str(error).split())[:300]
+    return f"image {item.shown}: unexpected {type(error).__name__}: {reason} (the full trace is in {keep_trace(error)})"
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -251,11 +251,13 @@ class Picky:
 
 @pytest.mark.parametrize("stage", ["prepare", "detect"])
 @pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), RuntimeError("tensor sizes"), cv2.error("odd")])
-def test_an_image_that_fails_in_a_new_way_does_not_end_a_folder(stage, error, folder, tmp_path):
+def test_an_image_that_fails_in_a_new_way_does_not_end_a_folder(stage, error, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("detection.cli.CACHE_FOLDER", tmp_path / "cache")
     cv2.imwrite(str(folder / "picture 2b.jpg"), np.zeros((50, 50, 3), np.uint8))
     summary = detect(Picky(stage, error), find_items([str(folder)]), tmp_path / "out", batch_size=3)
     (reason,) = summary.failed
     assert "picture 2b.jpg" in reason and summary.images == 5
+    assert str(tmp_path / "cache") in reason or (isinstance(error, MemoryError) and "memory ran out" in reason)
     assert len(list((tmp_path / "out").glob("*.json"))) == 5
 
 
