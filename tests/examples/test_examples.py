@@ -122,6 +122,12 @@ def test_python_says_what_is_wrong(model, pictures, tmp_path):
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
 
 
+def test_python_says_that_it_found_nothing(model, tmp_path):
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((64, 64, 3), 110, np.uint8))
+    done = python_example(model, tmp_path / "grey.png")
+    assert (done.returncode, done.stdout) == (0, "") and done.stderr == "nothing found that scores above 0.3\n"
+
+
 def test_guide_shows_the_example():
     code = (EXAMPLES / "python" / "detect_onnx.py").read_text()
     shown = code[code.index("def detect(") : code.index("\n\nif __name__")]
