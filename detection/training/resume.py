@@ -50,6 +50,11 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
         message = f"{key}: {one!r} -> {two!r}"
         fixed = _within(key, FIXED) and not _within(key, FREE)
         (refused if fixed or (in_epoch and _within(key, FIXED_IN_EPOCH)) else changed).append(message)
+    if (one := _frozen(before)) != (two := _frozen(after)):
+        refused.append(
+            f"layers that are frozen because of model.backbone.weights: {one} -> {two} (the run began with "
+            f"model.backbone.weights={before.get('model.backbone.weights')}; give it again)"
+        )
     if refused:
         where = " (the run was stopped inside an epoch)" if in_epoch else ""
         raise UserError(
@@ -57,6 +62,14 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
             "Set them back, or start a new run without --resume (another output_dir keeps the old one in place)"
         )
     return changed
+
+
+def _frozen(config: Mapping[str, Any]) -> str:
+    """What is not trained: layers with pretrained weights alone are frozen. The optimizer's state depends on it."""
+    if config.get("model.backbone.weights") is None:
+        return "0 stages"
+    norms = " and batch norms" if config.get("model.backbone.freeze_bn") else ""
+    return f"{config.get('model.backbone.frozen_stages', 0)} stages{norms}"
 
 
 def _within(key: str, sections: tuple[str, ...]) -> bool:

@@ -262,6 +262,11 @@ def test_pretrained_backbone_is_loaded_and_frozen_in_a_run(tiny_config, tmp_path
     own = [k for k in trained if k.startswith("backbone.body.")]
     assert len(own) > 300
     assert all(torch.equal(trained[k], published[k.removeprefix("backbone.body.")]) for k in own)
+    # Without the weights nothing would be frozen, and the optimizer's state would not fit.
+    with pytest.raises(
+        UserError, match=r"frozen .*: 4 stages -> 0 stages .*model\.backbone\.weights=.*w\.pth; give it"
+    ):
+        run_training(tiny_config.with_overrides(["model.backbone.frozen_stages=4"]), resume=True)
 
 
 # ---- what goes wrong
