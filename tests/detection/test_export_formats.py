@@ -30,8 +30,8 @@ slow = pytest.mark.slow
 OPENVINO = pytest.param(
     "openvino",
     marks=pytest.mark.skipif(
-        os.environ.get("ONEDNN_MAX_CPU_ISA") == "SSE41",
-        reason="OpenVINO chooses by the processor what its oneDNN then may not run: 'bad combination'",
+        "ONEDNN_MAX_CPU_ISA" in os.environ,
+        reason="OpenVINO asks the processor, not its oneDNN, what can run, and fails or crashes under this limit",
     ),
 )
 # Below 160 px a program of torch.export has to fill frames up.
