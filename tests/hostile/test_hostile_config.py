@@ -96,7 +96,10 @@ def test_a_yaml_of_100_mb(tmp_path):
         ("model.backbone.weights=/dev/zero", ("model.backbone.weights", "a device")),
     ],
 )
-def test_overrides_that_cannot_be_meant(plain, tmp_path, override, words):
+def test_overrides_that_cannot_be_meant(plain, tmp_path, monkeypatch, override, words):
+    # A working directory whose parent holds no data, wherever the checkout lies.
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
     path = tmp_path / "config.yaml"
     path.write_text(plain)
     outcome = run("train", path, *(override.split(" ") if override.startswith("train.epochs=1 ") else [override]))
