@@ -16,8 +16,10 @@ from torch import Tensor
 
 from backbones.file_limits import Unreadable, check_size, zip_records
 
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of the format before PyTorch 1.6 begin: the pickle of a magic number."""
 LEGACY_PICKLES = 5
-"""The format before PyTorch 1.6 begins with so many pickles: magic number, version, system, content, keys."""
+"""What such files begin with: magic number, version, system, content, keys."""
 LARGEST_PICKLE = 1 << 28
 LARGEST_COUNT = 2_000_000
 """Of instructions in a pickle, and of values that come out of it."""
@@ -40,10 +42,13 @@ def read_torch_file(path: Path) -> Any:
     """
     size = check_size(path)
     with path.open("rb") as file:
-        if file.read(2) == b"PK":
+        begin = file.read(len(LEGACY))
+        if begin.startswith(b"PK"):
             _check_zip(file, size)
-        else:
+        elif begin == LEGACY:
             _check_legacy(file)
+        else:
+            raise Unreadable("it is no file of torch.save")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
