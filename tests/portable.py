@@ -40,7 +40,8 @@ def main() -> int:
     for seed, name, threads in everything if options.all else SETTINGS:
         setting = f"{seed:>4}  {name:<18}{threads:>7}  "
         status, output = run(seed, threads, KERNELS[name], arguments)
-        rows.append(setting + output.splitlines()[-1].strip("= "))
+        # After a crash, as by a segmentation fault, there is no summary.
+        rows.append(setting + (output.splitlines()[-1].strip("= ") if status in (0, 1) else f"exit status {status}"))
         if status:
             failed.append(setting + "\n".join(re.findall("^(?:FAILED|ERROR) .*", output, re.MULTILINE)))
             print(output)
