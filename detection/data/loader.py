@@ -143,6 +143,8 @@ def build_loader(
     join: Callable[[list[torch.Tensor]], Any] = list,
 ) -> DataLoader:
     """A DataLoader of (`join`ed images, list of targets); use `iterate` on it."""
+    # More processes than batches would only take time to start.
+    workers = min(workers, len(batches))
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -53,7 +53,7 @@ class Summary:
         text = f"{' and '.join(done) or 'nothing'} done; found {found}"
         if self.passed_over:
             text += f"; {self.passed_over} were done before"
-        return text + ("; stopped by Ctrl-C, what was done is kept" if self.interrupted else "")
+        return text + ("; stopped, what was done is kept" if self.interrupted else "")
 
 
 def together(summaries: Sequence[Summary]) -> Summary:

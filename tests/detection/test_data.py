@@ -357,3 +357,11 @@ def test_real_annotations(shared_data, name):
             boxes = target["boxes"]
             assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()
             assert (boxes[:, 0::2] <= width + 1e-3).all() and (boxes[:, 1::2] <= height + 1e-3).all()
+
+
+def test_no_more_workers_than_batches(coco_set):
+    index = read_coco(coco_set / "annotations.json")
+    dataset = DetectionDataset(index, coco_set / "images", short_side=96, long_side=96)
+    batches = EvalBatches(index.sizes, 4)
+    for workers, made in ((96, len(batches)), (1, 1), (0, 0)):
+        assert build_loader(dataset, batches, workers=workers, device=torch.device("cpu")).num_workers == made
