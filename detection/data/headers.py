@@ -1,11 +1,10 @@
 """The size of an image from the header of its file, before anything is decoded, and the limit on it."""
 
-import os
 import re
 import struct
 from typing import Any
 
-from detection.errors import UserError
+from detection.limits import limit_of
 
 VARIABLE = "GHOSTNET_MAX_IMAGE_PIXELS"
 """Environment variable that raises or lowers the limit on pixels, for every command."""
@@ -23,12 +22,7 @@ Size = tuple[int, int]
 
 def max_pixels() -> int:
     """The limit on the pixels of an image. Raises UserError where the environment variable is not a whole number."""
-    text = os.environ.get(VARIABLE)
-    if text is None:
-        return MAX_PIXELS
-    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < 1:
-        raise UserError(f"the environment variable {VARIABLE} must be a whole number of pixels above 0, not {text!r}")
-    return int(text)
+    return limit_of(VARIABLE, MAX_PIXELS)
 
 
 def largest_file() -> int:
