@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,10 @@ from processes import ROOT
 from torch import nn
 
 from detection.config import Config, parse_config
+
+# In the background of a script SIGINT is switched off, and all processes that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = ROOT.parent / "shared" / "data"
 RUN_SEED = int(os.environ.get("TEST_SEED", "0"))

@@ -25,7 +25,7 @@ def test_a_few_examples(target, base, tmp_path, monkeypatch):
     warm_up(base, tmp_path / "warm")
 
     @settings(
-        max_examples=10,
+        max_examples=6,
         deadline=None,
         derandomize=True,
         database=None,
