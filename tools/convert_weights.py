@@ -28,13 +28,11 @@ def main() -> int:
     )
     add_force(parser)
     args = parser.parse_args()
-    outputs = [] if args.out is None else [args.out]
-    inputs = [args.file, args.picture, args.val]
     from detection.convert import accuracy, check_out, convert, name_picture, write
 
-    for out in outputs:
-        check_out(out)
-    check_outputs(outputs, inputs, force=args.force)
+    if args.out is not None:
+        check_out(args.out)
+        check_outputs([args.out], [args.file, args.picture, args.val], force=args.force)
     converted = convert(args.file)
     print(converted)
     if args.out is not None:

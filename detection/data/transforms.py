@@ -60,19 +60,22 @@ def image_of(
     """As `read_image`, of a file's content; errors call it `path`."""
     if is_truncated(content[:4], content[-TAIL:]):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
+    foreign = f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)"
     stored_as = stored_size(content)
-    if stored_as is not None and (reason := too_large(stored_as)):
+    if stored_as is None:
+        raise UserError(foreign)
+    if reason := too_large(stored_as):
         raise UserError(f"image {path} has {reason}")
     if size is not None and at_least is not None and (factor := _reduction(content, size, at_least)) > 1:
-        image = decode_image(content, REDUCED[factor], bgr=bgr)
+        image = _decode(content, REDUCED[factor], bgr)
         if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
             return image
         # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
-    image = decode_image(content, bgr=bgr)
+    image = _decode(content, cv2.IMREAD_COLOR, bgr)
     if image is None:
-        raise UserError(f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)")
+        raise UserError(foreign)
     if size is not None and (image.shape[1], image.shape[0]) != tuple(size):
-        stored = decode_image(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr=bgr)
+        stored = _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr)
         if stored is None or (stored.shape[1], stored.shape[0]) != tuple(size):
             raise UserError(
                 f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {size[0]}x{size[1]}"
@@ -90,10 +93,12 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = F
     Raises:
         MemoryError: there is too little for it.
     """
-    # OpenCV takes memory for whatever size a header names.
     size = stored_size(content)
-    if size is None or too_large(size):
-        return None
+    return None if size is None or too_large(size) else _decode(content, flags, bgr)
+
+
+def _decode(content: bytes, flags: int, bgr: bool) -> np.ndarray | None:
+    """`decode_image` of a size that was checked: OpenCV takes memory for whatever a header names."""
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:

@@ -57,7 +57,9 @@ def score_checkpoint(
     require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
     source = _source(annotations, images, config.data.val)
     index = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
-    path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source)
+    # Without overrides the config is the checkpoint's own: large files are not read twice.
+    own = config if not overrides or predictions_file else detector_config(checkpoint)
+    path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source, own.data.val)
     part = path.with_name(f"{path.name}.part{os.environ.get('RANK', '0')}")
     outputs: list[str | Path] = [path, part, *([json_file] if json_file else [])]
     inputs = [checkpoint, Path(checkpoint).with_suffix(".bin"), index.source, source.annotations, index.images]
@@ -89,10 +91,9 @@ def score_checkpoint(
         return evaluation
 
 
-def predictions_path(checkpoint: str | Path, source: SourceConfig) -> Path:
-    """predictions.json beside the checkpoint, for the val set that it was trained with; predictions_DATA.json for
-    other data, so that the detections that the training left stay."""
-    own = detector_config(checkpoint).data.val
+def predictions_path(checkpoint: str | Path, source: SourceConfig, own: SourceConfig) -> Path:
+    """predictions.json beside the checkpoint, for the val set `own` that it was trained with; predictions_DATA.json
+    for other data, so that the detections that the training left stay."""
     names = [(os.path.realpath(one.annotations), one.split or "val") for one in (source, own)]
     if names[0] == names[1]:
         return Path(checkpoint).with_name(RUN_PREDICTIONS)

@@ -147,6 +147,14 @@ def _contradiction(metadata: Metadata) -> str | None:
     return None
 
 
+def not_finite(path: str | Path, tensor: str, what: str = "NaN") -> UserError:
+    """The error of an exported file with such numbers in `tensor`."""
+    return UserError(
+        f"{path} is of no use: its tensor {tensor} has numbers that are not finite ({what}); export an earlier "
+        "checkpoint"
+    )
+
+
 Shape = Sequence[Any]
 """Sides of an array; what is no integer is any."""
 

@@ -11,6 +11,7 @@ import torch
 from backbones.file_limits import Unreadable, read_whole
 from backbones.readers import protobuf_fields
 from detection.errors import UserError
+from detection.export.metadata import not_finite
 from detection.extras import require
 
 log = logging.getLogger("detection")
@@ -35,10 +36,7 @@ def check_onnx(path: Path) -> None:
                     continue
                 if np.isnan(np.frombuffer(data, FLOATS[kind])).any():
                     called = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
-                    raise UserError(
-                        f"{path} is of no use: its tensor {called} has numbers that are not finite (NaN); export an "
-                        "earlier checkpoint"
-                    )
+                    raise not_finite(path, called)
     except (OSError, Unreadable, ValueError) as error:
         raise UserError(f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}") from error
 

@@ -11,7 +11,7 @@ import torch
 
 from backbones.file_limits import Unreadable, check_size
 from detection.errors import UserError
-from detection.export.metadata import KEY, Metadata, check_graph, parse_metadata
+from detection.export.metadata import KEY, Metadata, check_graph, not_finite, parse_metadata
 from detection.extras import require
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple["Run"
     for operation in model.get_ops():
         if operation.get_type_name() == "Constant" and operation.get_element_type().is_real():
             if np.isnan(operation.data).any():
-                raise UserError(
-                    f"{path} is of no use: its tensor {operation.get_friendly_name()} has numbers that are not finite "
-                    "(NaN); export an earlier checkpoint"
-                )
+                raise not_finite(path, operation.get_friendly_name())
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import cv2
 
 from detection.data.headers import stored_size
+from detection.data.picture_files import SUFFIXES as IMAGE_SUFFIXES
 from detection.errors import UserError
 from detection.files import fault_of, open_regular_file, shown
-from detection.inference.web import IMAGE_SUFFIXES, is_image_url, without_password
+from detection.inference.web import is_image_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
 LARGEST_CAMERA = 9999

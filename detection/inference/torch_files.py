@@ -16,7 +16,7 @@ import torchvision  # noqa: F401
 from backbones.file_limits import Unreadable, check_size, zip_records
 from backbones.weights import first_not_finite
 from detection.errors import UserError
-from detection.export.metadata import KEY, OUTPUTS, Metadata, parse_metadata
+from detection.export.metadata import KEY, OUTPUTS, Metadata, not_finite, parse_metadata
 from detection.export.torch_export import SMALLEST
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
 
 def _check_weights(module: torch.nn.Module, path: Path) -> None:
     if bad := first_not_finite(module.state_dict()):
-        raise UserError(
-            f"{path} is of no use: its tensor {bad} has numbers that are not finite (NaN or infinite); export an "
-            "earlier checkpoint"
-        )
+        raise not_finite(path, bad, "NaN or infinite")
 
 
 def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -> "Run":

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import numpy as np
 
 from detection.data.headers import largest_file
+from detection.data.picture_files import SUFFIXES
 from detection.data.transforms import image_of, read_image
 from detection.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
 SECONDS = 10
 """A server that does not answer for so long is given up."""
 
@@ -28,9 +28,7 @@ def is_image_url(url: str) -> bool:
             kind = answer.headers.get_content_maintype()
     except (OSError, ValueError, http.client.HTTPException):
         return False
-    return kind == "image" or (
-        kind in ("application", "text") and PurePosixPath(parts.path).suffix.lower() in IMAGE_SUFFIXES
-    )
+    return kind == "image" or (kind in ("application", "text") and PurePosixPath(parts.path).suffix.lower() in SUFFIXES)
 
 
 def read_source(source: str, *, bgr: bool = False) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Results on disk: pictures, videos, cameras and streams; stopping, resuming, timing."""
 
+import contextlib
 import errno
 import json
 import signal
@@ -287,9 +288,11 @@ def test_a_signal_while_a_video_is_written(numbers, trained, tmp_path):
     video = tmp_path / "out" / "long.mp4"
     process.wait_until(video.exists)
     time.sleep(0.5)
-    for name in numbers:
-        process.send(getattr(signal, name))
-        time.sleep(0.02)
+    process.send(getattr(signal, numbers[0]))
+    with contextlib.suppress(ProcessLookupError):  # a quick machine may have ended after the first one
+        for name in numbers[1:]:
+            time.sleep(0.02)
+            process.send(getattr(signal, name))
     assert process.wait(30)
     done = process.completed()
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
