@@ -27,6 +27,9 @@ from detection.config import Config, parse_config
 # In the background of a script SIGINT is switched off, and all processes that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup switches SIGHUP off. A handler that does nothing protects pytest as well, and is not inherited.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 SHARED = ROOT.parent / "shared" / "data"
 RUN_SEED = int(os.environ.get("TEST_SEED", "0"))

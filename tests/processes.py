@@ -84,8 +84,9 @@ def _run(
 ) -> None:
     os.setsid()
     os.environ.update(environment or {})
-    # Tests may run where it is ignored, as in the background of a script.
+    # Tests may run where they are ignored: in the background of a script, under nohup.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     multiprocessing.set_start_method(start_method, force=True)
     os.chdir(cwd)
     for file, descriptor in ((out, 1), (err, 2)):
