@@ -42,10 +42,11 @@ test-examples: .venv/.dev  ## the examples in Node and in headless Chromium (npm
 	npm --prefix examples/web ci --no-audit --no-fund
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/examples
 
-lint: .venv/.dev  ## ruff (rules and format) and mypy
+lint: .venv/.dev  ## ruff (rules and format), mypy, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy backbones detection tools/*.py --scripts-are-modules
+	$(BIN)/lint-imports setup.cfg --no-logo
 
 tables: .venv/.base  ## make the cost tables of README.md and docs/costs.md anew
 	$(BIN)/python tools/benchmark.py --tables

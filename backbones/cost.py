@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.watch import watched
+from backbones.hooks import watched
 
 
 @dataclass(frozen=True)

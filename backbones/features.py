@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torchvision
 
 from backbones.base import Backbone
-from backbones.chain import ChainFeatures
+from backbones.chain_features import ChainFeatures
 from backbones.ghost_resnet import GhostResNet50Features
 from backbones.ghost_vgg import GhostVGG16Features
 from backbones.ghostnet import GhostNetFeatures

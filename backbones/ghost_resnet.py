@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import Backbone, initialize
-from backbones.convolution import convolution
+from backbones.conv_factory import convolution
 from backbones.ghost import GhostModule
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from backbones.base import Backbone, initialize
-from backbones.convolution import convolution
+from backbones.conv_factory import convolution
 
 # VGG-16 (arXiv 1409.1556, configuration D): output channels of the convolutions, each line ending in a 2x2 pooling.
 BLOCKS = (

@@ -16,8 +16,8 @@ from backbones.cost import Cost, measure_cost
 from backbones.file_limits import Unreadable
 from backbones.ghost import GhostModule
 from backbones.ghost_conv import GhostConv2d, check_arguments
+from backbones.hooks import evaluation
 from backbones.torch_files import read_torch_file
-from backbones.watch import evaluation
 
 PREDICTIONS = ("*cls_logits", "*bbox_reg", "*bbox_pred", "*bbox_ctrness")
 """The last layers of torchvision's detectors. Their outputs are answers, not feature maps: logits of different

@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from backbones.depthwise import fit_filters, map_statistics, pair_errors
+from backbones.filter_fitting import fit_filters, map_statistics, pair_errors
 from backbones.ghost_conv import GhostConv2d
-from backbones.watch import evaluation, watched
+from backbones.hooks import evaluation, watched
 
 # Of each layer's map, over all pictures; more tell a filter of a few dozen weights nothing new, and early layers of
 # a large network would fill the memory.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.depthwise import fit_filters, map_statistics, pair_errors
-from backbones.watch import evaluation, watched
+from backbones.filter_fitting import fit_filters, map_statistics, pair_errors
+from backbones.hooks import evaluation, watched
 
 KERNEL_SIZES = (1, 3, 5, 7)
 

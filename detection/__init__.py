@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from detection.config import Config, load_config
-from detection.errors import UserError
+from detection.config import Config
+from detection.config_io import load_config
+from detection.core.errors import UserError
 
 if TYPE_CHECKING:
-    from detection.inference.predict import Predictor
-    from detection.models import build_model
+    from detection.inference.predictor import Predictor
+    from detection.models.build import build_model
 
 __all__ = ["Config", "Predictor", "UserError", "build_model", "load_config"]
 
@@ -15,11 +16,11 @@ __all__ = ["Config", "Predictor", "UserError", "build_model", "load_config"]
 def __getattr__(name: str) -> Any:
     # These two need torch, which takes seconds to import; a tool's --help or a misspelt key should not wait.
     if name == "Predictor":
-        from detection.inference.predict import Predictor
+        from detection.inference.predictor import Predictor
 
         return Predictor
     if name == "build_model":
-        from detection.models import build_model
+        from detection.models.build import build_model
 
         return build_model
     raise AttributeError(f"module 'detection' has no attribute {name!r}")

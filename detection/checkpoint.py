@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from backbones.file_limits import Unreadable
 from backbones.torch_files import read_torch_file
 from backbones.weights import first_not_finite
-from detection.config import Config, parse_config
-from detection.errors import UserError
-from detection.files import UNFINISHED, open_regular_file, shown, write_atomically
+from detection.config import Config
+from detection.config_io import parse_config
+from detection.core.errors import UserError
+from detection.core.files import UNFINISHED, open_regular_file, shown, write_atomically
 
 FORMAT = "ghostnet-detection/1"
 

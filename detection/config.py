@@ -1,21 +1,14 @@
 """The typed schema of a config file, read from YAML plus `key=value` overrides; unknown keys are refused."""
 
-import difflib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from detection.config_check import check
+from detection.config_overrides import apply_overrides
 from detection.config_paths import PathText
-from detection.errors import UserError
-from detection.files import shown, write_atomically
-from detection.limits import input_too_large
-from detection.overrides import apply_overrides
-from detection.yaml_reader import read_yaml
+from detection.core.limits import input_too_large
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -285,42 +278,5 @@ class Config(Experiment):
 Schema = TypeVar("Schema", bound=Experiment)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a detection config; see `read_config`."""
-    return read_config(Config, path, overrides)
-
-
-def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
-    """Read a YAML file, apply `key.sub=value` overrides (see `apply_overrides`) and check all of it.
-
-    Raises:
-        UserError: no such file, not YAML or beyond its limits (see `read_yaml`), an unknown key (with the nearest valid
-            one), a wrong value; the message names file, line and key.
-    """
-    path = Path(path)
-    if not os.path.exists(path):
-        raise UserError(f"config {shown(path)} does not exist{_nearest_file(path)}")
-    raw, lines = read_yaml(path, "config")
-    if not isinstance(raw, dict):
-        raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")
-    given = apply_overrides(schema, raw, overrides)
-    return check(schema, raw, str(path), lines, given)
-
-
-def parse_config(raw: dict[str, Any], source: str) -> Config:
-    """Check the plain dict of a detection config (of a checkpoint, say). Raises UserError, see `read_config`."""
-    return check(Config, raw, source)
-
-
-def save_config(config: Experiment, path: Path) -> None:
-    """Write the resolved config as YAML that `read_config` reads back to an equal one."""
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _nearest_file(path: Path) -> str:
-    if not os.path.isdir(path.parent):
-        return ""
-    names = [p.name for p in path.parent.glob("*.y*ml")]
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+PUBLISHED = ("timm", "torchvision", "pretrained")
+"""What weights may be besides a file."""

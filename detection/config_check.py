@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from detection.errors import UserError
+from detection.core.errors import UserError
 
 MOST_MESSAGES = 10
 Schema = TypeVar("Schema", bound=BaseModel)

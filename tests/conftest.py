@@ -22,7 +22,8 @@ from filelock import FileLock
 from processes import ROOT
 from torch import nn
 
-from detection.config import Config, parse_config
+from detection.config import Config
+from detection.config_io import parse_config
 
 # In the background of a script SIGINT is switched off, and all processes that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -159,7 +160,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run; its data are in `data` beside it. Not to be changed."""
-    from detection.training.run import run_training
+    from detection.engine.train_detector import run_training
 
     def train(root: Path) -> None:
         write_coco(root / "data")
@@ -173,7 +174,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with best.pt of the tiny run and best.onnx made of it. Not to be changed."""
-    from detection.export.export import export_checkpoint
+    from detection.export.exporter import export_checkpoint
 
     def export(root: Path) -> None:
         shutil.copy(trained / "best.pt", root)
@@ -252,7 +253,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished pre-training. Not to be changed."""
     from class_folders import tiny, write_folders
 
-    from detection.pretraining.run import run_pretraining
+    from detection.pretraining.classification_task import run_pretraining
 
     def train(root: Path) -> None:
         folders = write_folders(root / "pictures")

@@ -4,15 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from detection.benchmark.cost_report import format_rows, parse_size
 from detection.benchmark.latency_report import LatencyReport, parse_aps
-from detection.benchmark.report import format_rows, parse_size
 from detection.benchmark.settings import BACKENDS, Settings
-from detection.cli import existing_file, existing_path, run_tool
-from detection.config import load_config
-from detection.errors import UserError
-from detection.extras import BACKENDS as SCORERS
-from detection.extras import WRITERS, require, require_for_file
-from detection.outputs import add_force, check_outputs, write_output
+from detection.cli.arguments import existing_file, existing_path
+from detection.cli.run_tool import run_tool
+from detection.config_io import load_config
+from detection.core.errors import UserError
+from detection.core.extras import BACKENDS as SCORERS
+from detection.core.extras import WRITERS, require, require_for_file
+from detection.core.outputs import add_force, check_outputs, write_output
 
 NEEDED = {"onnxruntime": WRITERS["onnx"], "openvino": WRITERS["openvino"]}
 """Backend -> the packages that make its files and run them."""
@@ -59,7 +60,7 @@ def main() -> int:
     size = None if args.size is None else parse_size(args.size)
     if args.train is not None:
         config = load_config(args.train[0], args.train[1:])
-        from detection.benchmark.training import compare_training
+        from training_speed import compare_training
 
         print(compare_training(config, max(1, args.steps)))
         return 0
@@ -67,7 +68,7 @@ def main() -> int:
     if args.folder is not None:
         for path in map(existing_path, args.folder):
             require_for_file(path)
-        from detection.benchmark.folder import compare_folder
+        from folder_speed import compare_folder
 
         checkpoint, folder, *exported = args.folder
         print(compare_folder(checkpoint, folder, exported=exported[0] if exported else None, device=args.device))
@@ -75,19 +76,19 @@ def main() -> int:
 
     if args.evaluation is not None:
         require("--evaluation", *(package for packages in SCORERS.values() for package in packages))
-        from detection.benchmark.evaluation import compare_evaluations
+        from evaluation_speed import compare_evaluations
 
         print(compare_evaluations(*args.evaluation, seed=args.seed))
         return 0
 
     if args.index is not None:
-        from detection.benchmark.annotations import compare_reading
+        from annotation_speed import compare_reading
 
         print(compare_reading(args.index))
         return 0
 
     if args.tables is not None:
-        from detection.benchmark.tables import FILES, update_tables
+        from cost_tables import FILES, update_tables
 
         print("\n".join(update_tables(args.tables or FILES)))
         return 0
@@ -112,7 +113,7 @@ def main() -> int:
     report = measure(args, size)
     write(report.format(args.format), args.out, len(report.rows))
     if args.plot is not None:
-        from detection.benchmark.plot import plot_latency
+        from detection.benchmark.latency_plot import plot_latency
 
         plot_latency(report, args.plot)
         print(f"picture written to {args.plot}", file=sys.stderr)
@@ -236,7 +237,7 @@ def measure(args: argparse.Namespace, size: tuple[int, int] | None) -> LatencyRe
         require(f"--backends {backend}", *NEEDED.get(backend, ()))
     # Before minutes are spent on measuring.
     if args.plot is not None:
-        from detection.benchmark.plot import check_plot
+        from detection.benchmark.latency_plot import check_plot
 
         check_plot(args.plot, settings)
     from detection.benchmark.latency import measure_latency

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from detection.cli import ToolParser, existing_path, run_tool
-from detection.config import load_config
-from detection.extras import require_for_file
-from detection.named_files import check_named_files
-from detection.outputs import add_force
+from detection.cli.arguments import ToolParser, existing_path
+from detection.cli.run_tool import run_tool
+from detection.config_io import load_config
+from detection.core.extras import require_for_file
+from detection.core.outputs import add_force
+from detection.data.source_paths import check_source_paths
 
 EXAMPLE = """\
 examples:
@@ -38,12 +39,12 @@ def main() -> None:
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold must be between 0 and 1")
     config = load_config(args.config, args.overrides)
-    check_named_files(config, (args.split,), weights=False)
+    check_source_paths(config, (args.split,), weights=False)
     if args.checkpoint is not None:
         require_for_file(args.checkpoint)
 
-    from detection.training.browse import Browser, Finder, browse
-    from detection.training.browse_server import serve
+    from detection.report.browse import Browser, Finder, browse
+    from detection.report.browse_server import serve
 
     finder = Finder(args.checkpoint, config.device, args.threshold) if args.checkpoint else None
     browser = Browser(config, args.split, finder)

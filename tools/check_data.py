@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from detection.cli import ToolParser, existing_path, run_tool
-from detection.outputs import add_force
+from detection.cli.arguments import ToolParser, existing_path
+from detection.cli.run_tool import run_tool
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -53,7 +54,7 @@ def main() -> int:
     # A config's absence is told with the nearest name.
     target = args.target if Path(args.target).suffix in (".yaml", ".yml") else existing_path(args.target)
 
-    from detection.doctor.run import run_doctor
+    from detection.doctor.diagnose import run_doctor
 
     report = run_doctor(
         target,

@@ -2,7 +2,8 @@
 
 import argparse
 
-from detection.cli import existing_path, run_tool
+from detection.cli.arguments import existing_path
+from detection.cli.run_tool import run_tool
 
 EXAMPLE = """\
 examples:
@@ -42,7 +43,7 @@ def main() -> None:
     )
     args = vars(parser.parse_args())
     # Only now, so that --help is quick.
-    from detection.data.convert_data import convert_data
+    from detection.data.prepare.convert import convert_data
 
     print(convert_data(share=args.pop("split"), **args))
 

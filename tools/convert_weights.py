@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from detection.cli import existing_file, existing_path, run_tool
-from detection.outputs import add_force, check_outputs
+from detection.cli.arguments import existing_file, existing_path
+from detection.cli.run_tool import run_tool
+from detection.core.outputs import add_force, check_outputs
 
 EXAMPLE = """\
 examples:
@@ -28,7 +29,7 @@ def main() -> int:
     )
     add_force(parser)
     args = parser.parse_args()
-    from detection.convert import accuracy, check_out, convert, name_picture, write
+    from detection.pretraining.convert_weights import accuracy, check_out, convert, name_picture, write
 
     if args.out is not None:
         check_out(args.out)

@@ -4,9 +4,10 @@ import argparse
 import glob
 import sys
 
-from detection.cli import existing_file, existing_path, run_tool
-from detection.extras import require, require_for_file
-from detection.outputs import add_force
+from detection.cli.arguments import existing_file, existing_path
+from detection.cli.run_tool import run_tool
+from detection.core.extras import require, require_for_file
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -62,12 +63,12 @@ def main() -> int:
     if args.track:
         require("--track", "norfair")
 
-    from detection import distributed
-    from detection.inference.detect import detect, lanes_for
-    from detection.inference.predict import Predictor
+    from detection.core import distributed
+    from detection.engine.signals import lasting_console
+    from detection.inference.detect_sources import detect, lanes_for
+    from detection.inference.predictor import Predictor
     from detection.inference.sources import find_items
     from detection.inference.tiles import TiledPredictor
-    from detection.training.stop import lasting_console
 
     items = find_items(args.sources)
     with lasting_console(), distributed.session(args.device or "auto") as device:

@@ -2,11 +2,12 @@
 
 import argparse
 
-from detection.cli import existing_file, existing_path, run_tool
+from detection.cli.arguments import existing_file, existing_path
+from detection.cli.run_tool import run_tool
 from detection.config import EVAL_BACKENDS
-from detection.errors import UserError
-from detection.extras import BACKENDS, require, require_for_file
-from detection.outputs import add_force
+from detection.core.errors import UserError
+from detection.core.extras import BACKENDS, require, require_for_file
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:

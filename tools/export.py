@@ -2,10 +2,11 @@
 
 import argparse
 
-from detection.cli import existing_file, run_tool
-from detection.export.options import parse_batch, parse_frame
-from detection.extras import WRITERS, require
-from detection.outputs import add_force
+from detection.cli.arguments import existing_file
+from detection.cli.export_options import parse_batch, parse_frame
+from detection.cli.run_tool import run_tool
+from detection.core.extras import WRITERS, require
+from detection.core.outputs import add_force
 
 FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
 EXAMPLE = """\
@@ -27,7 +28,7 @@ def main() -> int:
         "--form",
         choices=("end_to_end", "raw"),
         default="end_to_end",
-        help="boxes, labels and scores; or the heads' outputs, see detection/export/decode.py (default: %(default)s)",
+        help="boxes, labels and scores; or the heads' outputs, see detection/runtime/decode.py (default: %(default)s)",
     )
     parser.add_argument("--batch", default="dynamic", help="pictures in a batch, or dynamic (default)")
     parser.add_argument(
@@ -46,7 +47,7 @@ def main() -> int:
     require(f"--format {args.format}", *WRITERS.get(args.format, ()))
     batch, size = parse_batch(args.batch), parse_frame(args.size)
 
-    from detection.export.export import export_checkpoint
+    from detection.export.exporter import export_checkpoint
 
     lines = export_checkpoint(
         checkpoint,

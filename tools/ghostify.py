@@ -2,10 +2,11 @@
 
 import argparse
 
-from detection.cli import existing_file, existing_source, existing_weights, run_tool
+from detection.cli.arguments import existing_file, existing_source, existing_weights
+from detection.cli.run_tool import run_tool
 from detection.config import GhostifyConfig
-from detection.extras import require_for_backbone
-from detection.outputs import add_force
+from detection.core.extras import require_for_backbone
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -73,7 +74,7 @@ def main() -> int:
         exclude=args.exclude,
     )
 
-    from detection.inference.ghosting import ghostify_network
+    from detection.ghost.ghostify_detector import ghostify_network
 
     print(
         ghostify_network(

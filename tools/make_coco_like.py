@@ -5,8 +5,9 @@ Pictures, too, if photographs are given that they can be parts of.
 
 import argparse
 
-from detection.cli import existing_path, run_tool
-from detection.outputs import add_force
+from detection.cli.arguments import existing_path
+from detection.cli.run_tool import run_tool
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 example:
@@ -37,7 +38,7 @@ def main() -> None:
     if args.images < 1 or args.boxes < 0:
         parser.error("--images must be 1 or more, --boxes 0 or more")
     # Only now, so that --help is quick.
-    from detection.benchmark.annotations import make_coco_like
+    from detection.data.synthetic.coco_like import make_coco_like
 
     size = make_coco_like(
         args.out,

@@ -2,7 +2,8 @@
 
 import argparse
 
-from detection.cli import existing_path, run_tool
+from detection.cli.arguments import existing_path
+from detection.cli.run_tool import run_tool
 
 EXAMPLE = """\
 example:
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another one, another split (default 0)")
     args = parser.parse_args()
     # Only now, so that --help is quick.
-    from detection.data.crops import make_crops
+    from detection.data.prepare.crops import make_crops
 
     print(make_crops(**vars(args)))
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from detection.cli import run_tool
-from detection.outputs import add_force
+from detection.cli.run_tool import run_tool
+from detection.core.outputs import add_force
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     add_force(parser)
     args = parser.parse_args()
     # Only now, so that --help is quick.
-    from detection.data.demo import make_demo_dataset, summarize
+    from detection.data.synthetic.demo import make_demo_dataset, summarize
 
     paths = make_demo_dataset(args.out, train_images=args.train, val_images=args.val, seed=args.seed, force=args.force)
     print(summarize(paths["train"]))

@@ -1,10 +1,11 @@
 """Pre-train a backbone by classification, on class folders or CIFAR-10."""
 
-from detection.cli import ToolParser, run_tool
-from detection.config import read_config
-from detection.extras import require_for_pretraining
-from detection.named_files import check_named_pretraining_files
-from detection.run_folder import check_output_dir
+from detection.cli.arguments import ToolParser
+from detection.cli.run_tool import run_tool
+from detection.config_io import read_config
+from detection.core.extras import require_for_pretraining
+from detection.engine.run_folder import check_output_dir
+from detection.pretraining.source_folders import check_pretraining_paths
 
 EXAMPLE = """\
 example:
@@ -24,15 +25,15 @@ def main() -> int:
         "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
     )
     args = parser.parse()
-    from detection.pretraining.config import PretrainConfig
+    from detection.pretraining.classification_config import PretrainConfig
 
     config = read_config(PretrainConfig, args.config, args.overrides)
     if not args.dry_run:
         check_output_dir(config, args.resume)
-    check_named_pretraining_files(config)
+    check_pretraining_paths(config)
     require_for_pretraining(config)
     # Only now: torch takes seconds to import, and a misspelt key or path should not wait for it.
-    from detection.pretraining.run import dry_run, run_pretraining
+    from detection.pretraining.classification_task import dry_run, run_pretraining
 
     if args.dry_run:
         print(dry_run(config))

@@ -3,10 +3,11 @@
 import argparse
 import os
 
-from detection.cli import existing_file, existing_source, run_tool
-from detection.errors import UserError
-from detection.extras import require_for_quantization
-from detection.outputs import add_force
+from detection.cli.arguments import existing_file, existing_source
+from detection.cli.run_tool import run_tool
+from detection.core.errors import UserError
+from detection.core.extras import require_for_quantization
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -63,8 +64,8 @@ def main() -> int:
     calibration = list(map(existing_source, args.calibration))
     require_for_quantization(args.format, args.precision)
 
-    from detection.export.options import parse_batch, parse_frame
-    from detection.export.quantize import quantize_checkpoint
+    from detection.cli.export_options import parse_batch, parse_frame
+    from detection.quantization.quantizer import quantize_checkpoint
 
     text = quantize_checkpoint(
         checkpoint,

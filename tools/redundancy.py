@@ -2,9 +2,10 @@
 
 import argparse
 
-from detection.cli import existing_source, existing_weights, run_tool
-from detection.extras import require_for_backbone
-from detection.outputs import add_force
+from detection.cli.arguments import existing_source, existing_weights
+from detection.cli.run_tool import run_tool
+from detection.core.extras import require_for_backbone
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -44,7 +45,7 @@ def main() -> int:
     if not args.list and not args.images:
         parser.error("--images (or --list) is needed")
 
-    from detection.inference.redundancy import explore, layer_table
+    from detection.ghost.redundancy_report import explore, layer_table
 
     if args.list:
         print(layer_table(args.network, width=args.width, size=args.size))

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from detection.cli import existing_file, existing_path, run_tool
-from detection.errors import UserError
-from detection.extras import require_for_file
-from detection.outputs import add_force
+from detection.cli.arguments import existing_file, existing_path
+from detection.cli.run_tool import run_tool
+from detection.core.errors import UserError
+from detection.core.extras import require_for_file
+from detection.core.outputs import add_force
 
 EXAMPLE = """\
 examples:
@@ -65,8 +66,8 @@ def main() -> int:
         require_for_file(run)
 
     from detection.report.compare import write_comparison
-    from detection.report.source import read_file, read_run
-    from detection.report.write import numbers_path, output_path, write_report
+    from detection.report.run_data import read_file, read_run
+    from detection.report.write_report import numbers_path, output_path, write_report
 
     default = Path(named[-1]) if Path(named[-1]).is_dir() else Path(named[-1]).parent
     out = output_path(args.out or default / ("report.html" if len(named) == 1 else "compare.html"))

@@ -1,11 +1,14 @@
 """Train a detector from a config."""
 
-from detection.cli import ToolParser, run_tool
-from detection.config import load_config
-from detection.errors import UserError
-from detection.extras import require_for_config
-from detection.named_files import check_named_files
-from detection.run_folder import check_output_dir
+from pathlib import Path
+
+from detection.cli.arguments import ToolParser
+from detection.cli.run_tool import run_tool
+from detection.config_io import load_config
+from detection.core.errors import UserError
+from detection.core.extras import require_for_config
+from detection.data.source_paths import check_source_paths
+from detection.engine.run_folder import check_output_dir
 
 EXAMPLE = """\
 example:
@@ -29,21 +32,21 @@ def main() -> int:
     config = load_config(args.config, args.overrides)
     if not (args.dry_run or args.profile):
         check_output_dir(config, args.resume)
-    check_named_files(config)
+    check_source_paths(config)
     require_for_config(config)
     # Only now: torch takes seconds to import, and a misspelt key or path should not wait for it.
-    from detection.training.run import dry_run, run_training
+    from detection.engine.train_detector import dry_run, run_training
 
     if args.detect_anomaly:
         import torch
 
         torch.autograd.set_detect_anomaly(True)
     if args.auto_batch:
-        from detection.training.auto_batch import with_largest_batch
+        from detection.engine.auto_batch import with_largest_batch
 
         config = with_largest_batch(config)
     if args.profile:
-        from detection.training.profile import profile_training
+        from detection.engine.profile import profile_training
 
         print(profile_training(config))
         return 0
@@ -51,11 +54,21 @@ def main() -> int:
         print(dry_run(config))
         return 0
     try:
-        return 0 if run_training(config, resume=args.resume) else 130
+        return (
+            0 if run_training(config, resume=args.resume, on_finished=report if config.train.report else None) else 130
+        )
     except RuntimeError as error:
         if not args.detect_anomaly:
             raise
         raise UserError(f"--detect-anomaly: {error} Its forward pass is in the warning above") from error
+
+
+def report(folder: Path) -> None:
+    """Write report.html and report.json of a finished run."""
+    # Plots and timing take a second to import, and are of no use before.
+    from detection.report.write_report import report_on_training
+
+    report_on_training(folder)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from torchvision.models.detection import FasterRCNN
 
 from backbones import build_backbone
 from backbones.cost import Cost, measure_cost, measure_memory
-from detection.benchmark.report import CostRow
+from detection.benchmark.cost_report import CostRow
 from detection.benchmark.settings import DIVISOR
-from detection.config import load_config
-from detection.errors import UserError
-from detection.models import build_model
+from detection.config_io import load_config
+from detection.core.errors import UserError
+from detection.models.build import build_model
 
 PARTS = {"backbone": "pyramid.body", "neck": "pyramid.fpn", "head": "head", "total": ""}
 """Part -> its module in `DetectorParts`."""

@@ -17,26 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from detection.benchmark.contenders import Contender, Run, open_contender
-from detection.benchmark.field import FieldMaker, batch_of, make_pictures
+from detection.benchmark.candidates import Contender, Run, open_contender
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
-from detection.benchmark.memory import Growth, peak_memory
+from detection.benchmark.memory_growth import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.device import pick_device
-from detection.environment import hardware, versions
-from detection.errors import UserError
-from detection.progress import progress_bar
+from detection.benchmark.suite import FieldMaker, batch_of, make_pictures
+from detection.core.device import pick_device
+from detection.core.environment import hardware, versions
+from detection.core.errors import UserError
+from detection.core.interleave import TURN, Clock, take_turns, wall_seconds
+from detection.core.progress import progress_bar
 
 WARM_UP = 3
 """Calls before the first timed one: they prepare kernels, compile, and record graphs."""
-TURN = 5
-"""Timed calls of a turn."""
-PAUSE = 0.05
-"""Seconds before a turn: a runtime's threads spin on for a while after their last call, at the cost of the next one."""
-WARM_CALLS = 3
-"""Calls of a turn that are not timed: caches are full of another network at first."""
-Clock = Callable[[Callable[[], Any]], float]
-"""Makes a call and tells its seconds."""
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
 
 
@@ -154,46 +147,9 @@ def _told(contender: Contender, action: Callable[[], Any]) -> Any:
         raise UserError(f"{contender.network}: torch.compile does not work here (a C++ compiler?): {reason}") from error
 
 
-def take_turns(
-    calls: Sequence[Callable[[], Any]],
-    runs: int,
-    clocks: Sequence[Clock] | None = None,
-    progress: Callable[[int], Any] = lambda calls: None,
-) -> list[list[float]]:
-    """Time each call `runs` times, a turn after the other; the first of a round is another in each round.
-
-    Args:
-        clocks: of each call what times it; default: `wall_seconds`.
-        progress: is told how many calls were timed.
-
-    Returns:
-        Of each call its seconds.
-    """
-    clocks = clocks or [wall_seconds] * len(calls)
-    seconds: list[list[float]] = [[] for _ in calls]
-    done = rounds = 0
-    while done < runs:
-        turn = min(TURN, runs - done)
-        start = rounds % max(1, len(calls))
-        for i in (*range(start, len(calls)), *range(start)):
-            time.sleep(PAUSE)
-            for _ in range(WARM_CALLS):
-                calls[i]()
-            seconds[i] += [clocks[i](calls[i]) for _ in range(turn)]
-            progress(turn)
-        done, rounds = done + turn, rounds + 1
-    return seconds
-
-
 def clock_of(contender: Contender) -> Clock:
     """PyTorch on a GPU is timed by the GPU's own events. Other backends return when all is done, as the CPU does."""
     return cuda_seconds if contender.device != "cpu" and contender.backend in PYTORCH else wall_seconds
-
-
-def wall_seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def cuda_seconds(call: Callable[[], Any]) -> float:

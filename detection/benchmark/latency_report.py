@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.benchmark.report import aligned, markdown
-from detection.errors import UserError
+from detection.core.errors import UserError
+from detection.core.text import aligned, markdown
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LatencyRow:
         size: height and width in pixels of the picture that the network computes on; None where not known.
         seconds: of each timed call, in order; none where it could not be measured, see `reason`.
         boxes: that came out, a picture; None of a foreign file.
-        memory: bytes that the process grew by, at most, see `detection.benchmark.memory`.
+        memory: bytes that the process grew by, at most, see `detection.benchmark.memory_growth`.
         file_bytes: of the file that is run.
         parameters, macs: learned numbers, and multiply-adds of a picture; None of a foreign file.
         ap: COCO AP in [0, 1].

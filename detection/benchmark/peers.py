@@ -16,9 +16,9 @@ from torchvision.models.detection import (
 )
 
 from detection.benchmark.untrained import like_trained
-from detection.errors import UserError
-from detection.extras import require
-from detection.inference.onnx_session import open_session
+from detection.core.errors import UserError
+from detection.core.extras import require
+from detection.runtime.onnx import open_session
 
 SSD_SIDE = 320
 """torchvision's SSDlite resizes every picture to this."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detection.config import load_config
-from detection.errors import UserError
+from detection.config_io import load_config
+from detection.core.errors import UserError
 
 DIVISOR = 32
 """Detectors pad pictures to multiples of this (`NormalizeAndBatch`)."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from detection.data.index import AnnotationIndex
-from detection.errors import UserError
+from detection.core.errors import UserError
+from detection.data.annotations import AnnotationIndex
 
 Chosen = Sequence[str] | Mapping[str, Sequence[str]]
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from detection.files import open_regular_file, write_atomically
+from detection.core.files import open_regular_file, write_atomically
 
 MAGIC = b"GNDCOL\x00\x01"
 START = len(MAGIC) + 16 + 8

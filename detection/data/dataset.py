@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from detection.config import Config
-from detection.data.cache import PictureCache
-from detection.data.index import AnnotationIndex
+from detection.core.errors import UserError
+from detection.data.annotations import AnnotationIndex
+from detection.data.image_cache import PictureCache
+from detection.data.image_io import read_image
+from detection.data.load_split import read_split
 from detection.data.mixing import Piece, copy_paste, mixup, mosaic
-from detection.data.sources import read_split
-from detection.data.transforms import Augmentation, read_image, resize_to, resized_shape, to_tensor
-from detection.errors import UserError
+from detection.data.transforms import Augmentation, resize_to, resized_shape, to_tensor
 
 MAX_WORKERS = 256
 Sample = tuple[Tensor, dict[str, Any]]

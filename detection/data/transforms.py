@@ -1,7 +1,6 @@
 """Pictures on their way to the network: reading, resizing (the same for all uses), augmentation (training)."""
 
 import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,10 +8,6 @@ import torch
 from torch import Tensor
 
 from detection.config import AugmentConfig
-from detection.data.ends import TAIL, is_truncated
-from detection.data.headers import largest_file, stored_size, too_large
-from detection.errors import UserError
-from detection.files import read_file
 
 # albumentations otherwise asks a server for its newest version at import, which hangs without a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -23,97 +18,6 @@ FILL = (124, 116, 104)
 
 Piece = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image uint8 [H, W, 3] RGB, boxes float32 [n, 4] xyxy in its pixels, labels int64 [n]."""
-REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-
-
-def read_image(
-    path: str | Path,
-    size: tuple[int, int] | None = None,
-    at_least: tuple[int, int] | None = None,
-    *,
-    bgr: bool = False,
-) -> np.ndarray:
-    """RGB uint8 [H, W, 3], upright according to its EXIF orientation.
-
-    Args:
-        size: (width, height) that an annotation claims. Some tools annotate the picture as stored: where
-            only the stored orientation has this size, that one is returned.
-        at_least: (height, width) that is enough, of a picture whose `size` is given: a JPEG may then be
-            decoded to 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time.
-        bgr: OpenCV's own order instead, for a picture that OpenCV is to write again.
-
-    Raises:
-        UserError: absent, not a regular file, not a picture, truncated, of more pixels than
-            `detection.data.headers.max_pixels`, or of another size than claimed.
-    """
-    return image_of(read_file(path, "image", largest=largest_file()), path, size, at_least, bgr=bgr)
-
-
-def image_of(
-    content: bytes,
-    path: str | Path,
-    size: tuple[int, int] | None = None,
-    at_least: tuple[int, int] | None = None,
-    *,
-    bgr: bool = False,
-) -> np.ndarray:
-    """As `read_image`, of a file's content; errors call it `path`."""
-    if is_truncated(content[:4], content[-TAIL:]):
-        raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
-    foreign = f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)"
-    stored_as = stored_size(content)
-    if stored_as is None:
-        raise UserError(foreign)
-    if reason := too_large(stored_as):
-        raise UserError(f"image {path} has {reason}")
-    if size is not None and at_least is not None and (factor := _reduction(content, size, at_least)) > 1:
-        image = _decode(content, REDUCED[factor], bgr)
-        if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
-            return image
-        # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
-    image = _decode(content, cv2.IMREAD_COLOR, bgr)
-    if image is None:
-        raise UserError(foreign)
-    if size is not None and (image.shape[1], image.shape[0]) != tuple(size):
-        stored = _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr)
-        if stored is None or (stored.shape[1], stored.shape[0]) != tuple(size):
-            raise UserError(
-                f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {size[0]}x{size[1]}"
-            )
-        image = stored
-    return image
-
-
-def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = False) -> np.ndarray | None:
-    """Bytes of a picture file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted).
-
-    Returns:
-        None for what is no picture, and for one whose size `detection.data.headers` does not know or refuses.
-
-    Raises:
-        MemoryError: there is too little for it.
-    """
-    size = stored_size(content)
-    return None if size is None or too_large(size) else _decode(content, flags, bgr)
-
-
-def _decode(content: bytes, flags: int, bgr: bool) -> np.ndarray | None:
-    """`decode_image` of a size that was checked: OpenCV takes memory for whatever a header names."""
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from None
-        return None
-    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _reduction(content: bytes, size: tuple[int, int], at_least: tuple[int, int]) -> int:
-    """By how much a JPEG can be reduced and still have `at_least` (height, width) pixels; 1 for other files."""
-    if content[:2] != b"\xff\xd8":
-        return 1
-    room = min(size[0] / at_least[1], size[1] / at_least[0])
-    return max((factor for factor in REDUCED if factor <= room), default=1)
 
 
 def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarray, tuple[float, float]]:

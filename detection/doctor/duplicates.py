@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detection.doctor.alike import look_alikes, parts_of
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding
-from detection.doctor.pictures import Looks
+from detection.doctor.image_checks import Looks
+from detection.doctor.near_duplicates import look_alikes, parts_of
 
 
 def same_files(looks: Looks, paths: Sequence[str]) -> np.ndarray:

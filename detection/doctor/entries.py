@@ -1,6 +1,6 @@
 """`Entries`: annotations as they stand in a file, faults and all, in arrays parallel to the lists of the file.
 
-`detection.data.coco.read_coco` refuses a faulty file with its first fault; here all of them are to be found.
+`detection.data.formats.coco.read_coco` refuses a faulty file with its first fault; here all of them are to be found.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.picture_files import names_outside
-from detection.data.raw import printable
+from detection.core.errors import UserError
+from detection.data.formats.raw import printable
+from detection.data.image_io import names_outside
 from detection.doctor.findings import Example, Finding, finding
-from detection.errors import UserError
 
 Describe = Callable[[int], str]
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from detection.config import Config
+from detection.core.errors import UserError
 from detection.data.classes import Chosen
-from detection.doctor.boxes import check_boxes
-from detection.doctor.classes import check_both, check_classes, chosen_classes
+from detection.doctor.box_checks import check_boxes
+from detection.doctor.class_checks import check_both, check_classes, chosen_classes
 from detection.doctor.duplicates import check_duplicates
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding, in_order
-from detection.doctor.pictures import UNSEEN, Looks, check_pictures, look_at, picture_files
+from detection.doctor.image_checks import UNSEEN, Looks, check_pictures, look_at, picture_files
 from detection.doctor.structure import check_categories, check_structure
 from detection.doctor.suitability import (
     DEFAULT,
@@ -26,7 +27,6 @@ from detection.doctor.suitability import (
     predicted_memory,
     setting_of,
 )
-from detection.errors import UserError
 
 
 @dataclass(frozen=True)

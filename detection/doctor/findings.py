@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from detection.doctor.kinds import KINDS, SEVERITIES, Severity
+from detection.doctor.rules import KINDS, SEVERITIES, Severity
 
 MOST_EXAMPLES = 24
 """Kept of each finding: enough for a contact sheet."""

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from detection.doctor import boxes as box_checks
+from detection.core.outputs import write_output
+from detection.doctor import box_checks
 from detection.doctor.duplicates import same_files
 from detection.doctor.entries import Entries, coco_entries
 from detection.doctor.examine import Checked, Report, check_set
 from detection.doctor.findings import Finding
 from detection.doctor.fix_images import ImagePlan, plan_images
-from detection.doctor.pictures import UNSEEN, Looks
-from detection.doctor.read import read_json
-from detection.outputs import write_output
+from detection.doctor.image_checks import UNSEEN, Looks
+from detection.doctor.read_sets import read_json
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.doctor.boxes import clipped
+from detection.doctor.box_checks import clipped
 from detection.doctor.examine import Checked
-from detection.doctor.pictures import BAD, similar_names, size_rows
+from detection.doctor.image_checks import BAD, similar_names, size_rows
 
 ImageChange = tuple[str, str]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from detection.doctor.boxes import box_sizes, clipped
-from detection.doctor.classes import boxes_per_image, class_counts
+from detection.doctor.box_checks import box_sizes, clipped
+from detection.doctor.class_checks import boxes_per_image, class_counts
 from detection.doctor.entries import Entries
 from detection.doctor.suitability import Setting, resize
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from detection.config import Config
-from detection.doctor.boxes import box_sizes, clipped
+from detection.core.errors import UserError
+from detection.core.memory import available_memory
+from detection.doctor.box_checks import box_sizes, clipped
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding, finding
-from detection.errors import UserError
-from detection.memory import available_memory
 
 RATIOS = (0.5, 1.0, 2.0)
 FIRST_STRIDE = {"retinanet": 8, "faster_rcnn": 4}
@@ -213,7 +213,7 @@ def predicted_memory(config: Config, num_classes: int) -> dict[str, float]:
     import torch
 
     from detection.benchmark.cost import detector_costs
-    from detection.models import build_model
+    from detection.models.build import build_model
 
     config = config.model_copy(deep=True)
     config.model.backbone.weights = None
@@ -245,7 +245,7 @@ def free_memory(device: str) -> float | None:
     """Bytes that training on `device` could use now; None where that is not known."""
     import torch
 
-    from detection.device import pick_device
+    from detection.core.device import pick_device
 
     try:
         picked = pick_device(device)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.index import AnnotationIndex
+from detection.data.annotations import AnnotationIndex
 from detection.evaluation.breakdown import Breakdown, break_down
-from detection.evaluation.coco import Result
+from detection.evaluation.coco_evaluator import Result
 from detection.evaluation.curves import (
     Calibration,
     ImageScores,

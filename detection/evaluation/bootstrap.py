@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.errors import UserError
+from detection.core.errors import UserError
 from detection.evaluation.matches import Matches, average_precision
 
 LEVEL = 0.95

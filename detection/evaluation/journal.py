@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from detection.errors import UserError
-from detection.evaluation.coco import Result
-from detection.outputs import begin_output
+from detection.core.errors import UserError
+from detection.core.outputs import begin_output
+from detection.evaluation.coco_evaluator import Result
 
 
 class Journal:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from detection.data.index import AnnotationIndex
-from detection.evaluation.coco import Evaluation, Result, run_cocoeval, summarize
+from detection.data.annotations import AnnotationIndex
+from detection.evaluation.coco_evaluator import Evaluation, Result, run_cocoeval, summarize
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """COCO's recall thresholds, at which precision is read and averaged."""

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detection import distributed
 from detection.checkpoint import Classes
 from detection.config import EVAL_BACKENDS, Config, SourceConfig
+from detection.core import distributed
+from detection.core.errors import UserError
+from detection.core.extras import BACKENDS, require, require_for_file
+from detection.core.memory import memory_advice
+from detection.core.outputs import check_outputs, write_output
+from detection.data.annotations import AnnotationIndex
 from detection.data.dataset import DetectionDataset
-from detection.data.formats import read_annotations
-from detection.data.index import AnnotationIndex
-from detection.data.sources import read_split
-from detection.errors import UserError
-from detection.evaluation.coco import Evaluation, check_results, evaluate_results, read_results, write_results
-from detection.evaluation.evaluate import detect_batches, eval_loader
+from detection.data.formats.detect_format import read_annotations
+from detection.data.load_split import read_split
+from detection.evaluation.coco_evaluator import Evaluation, check_results, evaluate_results, read_results, write_results
+from detection.evaluation.detect_dataset import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
-from detection.extras import BACKENDS, require, require_for_file
-from detection.inference.predict import detector_config, load_detector
-from detection.memory import memory_advice
-from detection.outputs import check_outputs, write_output
+from detection.runtime.pytorch import detector_config, load_detector
 
 RUN_PREDICTIONS = "predictions.json"
 """Of the last evaluation on the run's own val set, beside its checkpoint."""

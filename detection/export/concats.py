@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.export.blocks import map_channels
+from detection.export.channel_blocks import map_channels
 
 ALIGNED = 4
 """ONNX Runtime convolves in its own layout what has a multiple of so many channels; a part of 18 would leave it, where

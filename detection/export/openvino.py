@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from detection.errors import UserError
-from detection.export.metadata import KEY
-from detection.inference.openvino import CHECKSUM, import_openvino
-from detection.outputs import write_output
+from detection.core.errors import UserError
+from detection.core.outputs import write_output
+from detection.runtime.metadata import KEY
+from detection.runtime.openvino import CHECKSUM, import_openvino
 
 if TYPE_CHECKING:
-    from detection.export.export import Prepared
+    from detection.export.spec import Prepared
 
 
 def export_openvino(prepared: "Prepared", path: Path) -> list[str]:
@@ -38,7 +38,7 @@ def export_openvino(prepared: "Prepared", path: Path) -> list[str]:
 
 def openvino_model(prepared: "Prepared") -> Any:
     """The detector as an `openvino.Model`, all of it in memory."""
-    from detection.export.onnx_file import export_onnx
+    from detection.export.onnx import export_onnx
 
     openvino = import_openvino("the export")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,18 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones.watch import watched
-from detection.errors import UserError
-from detection.export.metadata import KEY
-from detection.outputs import write_output
+from backbones.hooks import watched
+from detection.core.errors import UserError
+from detection.core.outputs import write_output
+from detection.runtime.metadata import KEY, SMALLEST
 
 if TYPE_CHECKING:
-    from detection.export.export import Prepared
-
-SMALLEST = 5
-"""Sides of a frame, in strides of 32 pixels, below which a program of any size does not run: the coarsest map, of
-stride 128, would have a single row or column, and memory laid out in another way, for which PyTorch would have to write
-another program. `detection.inference.torch_files` puts smaller pictures into frames of this size."""
+    from detection.export.spec import Prepared
 
 
 def export_torch_export(prepared: "Prepared", path: Path) -> list[str]:
@@ -86,7 +81,7 @@ def dynamic_shapes(prepared: "Prepared") -> dict[str, dict[int, Any]]:
 
 
 def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
-    """`detection.export.graph.keep_mask` without a loop, for which torch.export wants to know the number of rounds.
+    """`detection.export.retinanet.keep_mask` without a loop, for which torch.export wants to know the number of rounds.
 
     One call suppresses in all pictures and groups: each is moved to a place of its own, as torchvision's `batched_nms`
     does with classes; in float64, so that the coordinates keep their digits however far they are moved.

@@ -12,11 +12,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection.export.metadata import KEY
-from detection.outputs import write_output
+from detection.core.outputs import write_output
+from detection.runtime.metadata import KEY
 
 if TYPE_CHECKING:
-    from detection.export.export import Prepared
+    from detection.export.spec import Prepared
 
 
 def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
@@ -47,8 +47,8 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
 
 
 def keep_by_picture(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
-    """`detection.export.graph.keep_mask` in the part of Python that TorchScript compiles: a trace alone would keep the
-    example's number of pictures."""
+    """`detection.export.retinanet.keep_mask` in the part of Python that TorchScript compiles: a trace alone would keep
+    the example's number of pictures."""
     mask = torch.zeros_like(scores)
     for picture in range(boxes.shape[0]):
         found = torch.nonzero(scores[picture] > score_threshold)

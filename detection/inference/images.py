@@ -10,20 +10,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detection import distributed
-from detection.cli import keep_trace
-from detection.errors import UserError
+from detection.core import distributed
+from detection.core.crash_report import keep_trace
+from detection.core.errors import UserError
+from detection.core.interrupts import interrupts_at_checks
+from detection.core.memory import is_out_of_memory
+from detection.core.outputs import write_output
+from detection.core.progress import progress_bar
 from detection.inference.draw import draw_on
-from detection.inference.predict import Detections, Detector
+from detection.inference.image_urls import read_source
+from detection.inference.predictor import Detections, Detector
+from detection.inference.prefetch import WriteBehind, ahead
 from detection.inference.results import Summary, picture_json
 from detection.inference.sources import Item
-from detection.inference.threads import WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
-from detection.inference.web import read_source
-from detection.interrupts import interrupts_at_checks
-from detection.memory import is_out_of_memory
-from detection.outputs import write_output
-from detection.progress import progress_bar
 
 JPEG_QUALITY = 92
 JPEG_SIDE = 65_500
@@ -31,7 +31,7 @@ JPEG_SIDE = 65_500
 LONGEST_NAME = 230
 """Bytes of a name, without suffix, that result files can have in any usual file system."""
 READERS = min(4, os.cpu_count() or 1)
-# Also more than cores: most of the time they wait until the disk has the file (detection.files.write_atomically).
+# Also more than cores: most of the time they wait until the disk has the file (detection.core.files.write_atomically).
 WRITERS = 4
 Picture = tuple[Item, np.ndarray, Any]
 

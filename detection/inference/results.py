@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detection.inference.predict import Detections
+from detection.inference.predictor import Detections
 from detection.inference.timing import Timing, at_once
 
 # Of the module: a Summary goes from process to process, which a lock cannot.

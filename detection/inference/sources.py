@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import cv2
 
-from detection.data.headers import stored_size
-from detection.data.picture_files import SUFFIXES as IMAGE_SUFFIXES
-from detection.errors import UserError
-from detection.files import fault_of, open_regular_file, shown
-from detection.inference.web import is_image_url, without_password
+from detection.core.errors import UserError
+from detection.core.files import fault_of, open_regular_file, shown
+from detection.data.image_headers import stored_size
+from detection.data.image_io import SUFFIXES as IMAGE_SUFFIXES
+from detection.inference.image_urls import is_image_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
 LARGEST_CAMERA = 9999

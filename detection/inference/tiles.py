@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from detection.errors import UserError
-from detection.inference.predict import Detections, Predictor, Prepared, as_rgb
+from detection.core.errors import UserError
+from detection.inference.predictor import Detections, Predictor, Prepared, as_rgb
 
 Tile = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the picture."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from detection.extras import require
-from detection.inference.predict import Detections
+from detection.core.extras import require
+from detection.inference.predictor import Detections
 
 # An object is matched with a box that has at least this IoU with where it is expected.
 MIN_IOU = 0.2

@@ -14,18 +14,18 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
-from detection.errors import UserError
-from detection.files import open_regular_file
+from detection.core.errors import UserError
+from detection.core.files import open_regular_file
+from detection.core.interrupts import interrupts_at_checks
+from detection.core.outputs import begin_output, note_output
+from detection.core.progress import progress_bar
 from detection.inference.draw import draw_on, draw_rate
-from detection.inference.predict import Detections, Detector
+from detection.inference.predictor import Detections, Detector
+from detection.inference.prefetch import Newest, WriteBehind, ahead
 from detection.inference.results import Summary, to_json
 from detection.inference.sources import Item
-from detection.inference.threads import Newest, WriteBehind, ahead
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
-from detection.interrupts import interrupts_at_checks
-from detection.outputs import begin_output, note_output
-from detection.progress import progress_bar
 
 # The end of a video's JSON when all of it was read; stopped by Ctrl-C, it lacks the mark, and `resume` does it again.
 COMPLETE = b'\n], "complete": true}\n'

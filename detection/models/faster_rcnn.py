@@ -9,7 +9,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from detection.models.neck import PyramidBackbone
+from detection.models.fpn import PyramidBackbone
 from detection.models.transform import NormalizeAndBatch
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import clip_boxes_to_image
 
-from detection.models.aligned import aligned_losses, assign, pad_targets
 from detection.models.ghost_pan import STRIDES, DepthwiseSeparable, GhostPyramid
 from detection.models.retinanet import best_of_classes, lowest_logit
+from detection.models.task_aligned import aligned_losses, assign, pad_targets
 from detection.models.transform import NormalizeAndBatch
 
 BINS = 8

@@ -18,8 +18,8 @@ from torchvision.models.detection.retinanet import (
 from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.ops.misc import Conv2dNormActivation
 
-from detection.models.neck import PyramidBackbone
-from detection.models.retina_loss import retina_losses
+from detection.models.fpn import PyramidBackbone
+from detection.models.losses import retina_losses
 from detection.models.transform import NormalizeAndBatch
 
 Norm = Callable[[int], nn.Module]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from backbones import WeightsError, load_weights, read_weights
 from backbones.classifier import HEADS, build_classifier, normalize
 from backbones.file_limits import Unreadable
+from backbones.hooks import evaluation, watched
 from backbones.torch_files import read_torch_file
-from backbones.watch import evaluation, watched
 from detection.checkpoint import is_classes
-from detection.errors import UserError
-from detection.extras import require
-from detection.limits import parameter_limit
-from detection.pretraining.config import TeacherConfig
+from detection.core.errors import UserError
+from detection.core.extras import require
+from detection.core.limits import parameter_limit
+from detection.pretraining.classification_config import TeacherConfig
 
 log = logging.getLogger("detection")
 

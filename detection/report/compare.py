@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from detection import html
-from detection.environment import describe_environment
+from detection.core import html
+from detection.core.environment import describe_environment
+from detection.core.html import Album, Section
 from detection.evaluation.bootstrap import LEVEL, Difference, check_same, compare
 from detection.evaluation.breakdown import KINDS
-from detection.evaluation.coco import METRICS
-from detection.html import Album, Section
-from detection.report import pictures, plots
-from detection.report.source import Source
-from detection.report.write import FORMAT, footer, output_path, write_json
+from detection.evaluation.coco_evaluator import METRICS
+from detection.report import image_gallery as pictures
+from detection.report import plots
+from detection.report.run_data import Source
+from detection.report.write_report import FORMAT, footer, output_path, write_json
 
 IMAGES = 8
 ROWS = 300
@@ -214,7 +215,7 @@ def _configs(first: Source, second: Source, names: tuple[str, str]) -> Section:
     if first.config is None or second.config is None:
         rows = [[name, run.came_from] for name, run in zip(names, (first, second), strict=True)]
         return Section("Made of", [html.table(["", "detections"], rows, left=2)])
-    from detection.training.resume import flat
+    from detection.engine.resume import flat
 
     one, two = flat(first.config.model_dump()), flat(second.config.model_dump())
     rows = [[key, str(one.get(key)), str(two.get(key))] for key in sorted({*one, *two}) if one.get(key) != two.get(key)]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from detection import html
+from detection.core import html
 from detection.evaluation.analyze import Analysis
 from detection.evaluation.breakdown import KINDS
 from detection.evaluation.curves import BINS
 from detection.evaluation.matches import RECALLS
-from detection.report.source import Source
+from detection.report.run_data import Source
 
 SIZE = (4.3, 2.9)
 CLASSES = 10

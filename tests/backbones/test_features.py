@@ -11,7 +11,7 @@ from conftest import run_seed
 from torch import nn
 
 from backbones import build_backbone
-from backbones.chain import ChainFeatures
+from backbones.chain_features import ChainFeatures
 from backbones.features import torchvision_names
 
 QUICK = [

@@ -18,8 +18,8 @@ from conftest import run_seed
 from foreign.twins import PaddleGhostNet, mindcv_entries, unsettle, write_mindspore, write_pdparams
 
 from backbones import GhostNet, WeightsError, build_backbone, load_weights, read_weights
-from backbones.foreign import to_published, width_of
-from backbones.readers import Unreadable, read_mindspore, read_pdparams
+from backbones.weight_layouts import to_published, width_of
+from backbones.weight_readers import Unreadable, read_mindspore, read_pdparams
 
 SAMPLES = Path(__file__).parents[1] / "foreign" / "samples"
 NUMBERS = [[1.5, -2, 3], [4, 5, 6]]

@@ -9,7 +9,7 @@ import torchvision
 from conftest import run_seed
 from torch import nn
 
-from backbones.depthwise import fit_filters, pair_errors
+from backbones.filter_fitting import fit_filters, pair_errors
 from backbones.ghostify import ghostify
 from backbones.ghostify_init import RelativeError, choose_groups, output_errors, record
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from backbones import build_backbone
 from backbones.redundancy import default_layer, find_pairs, layer_maps, list_layers
-from backbones.redundancy_picture import draw_pairs
+from backbones.redundancy_plot import draw_pairs
 
 pytestmark = pytest.mark.numeric
 

@@ -10,8 +10,8 @@ import torch
 
 from detection import UserError
 from detection.checkpoint import keep_previous, read_checkpoint, save_checkpoint
-from detection.files import remove_unfinished, write_atomically
-from detection.training.run import run_training
+from detection.core.files import remove_unfinished, write_atomically
+from detection.engine.train_detector import run_training
 
 
 def test_an_interrupt_inside_a_save_is_no_full_disk(tmp_path):

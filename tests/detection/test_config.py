@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from detection import UserError, build_model, load_config
-from detection.config import Config, parse_config, save_config
+from detection.config import Config
 from detection.config_check import valid_keys
+from detection.config_io import parse_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 GOOD = "output_dir: runs/x\ndata:\n  train: {images: i, annotations: a}\n  val: {images: i, annotations: a}\n"

@@ -9,10 +9,11 @@ from conftest import ROOT, tiny_raw, write_coco
 from small_sets import write_voc, write_yolo
 
 from detection import UserError, load_config
-from detection.config import Config, read_config
-from detection.data.convert_data import convert_data
-from detection.data.sources import read_split
-from detection.pretraining.config import PretrainConfig
+from detection.config import Config
+from detection.config_io import read_config
+from detection.data.load_split import read_split
+from detection.data.prepare.convert import convert_data
+from detection.pretraining.classification_config import PretrainConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PRETRAIN = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))

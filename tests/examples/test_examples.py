@@ -17,7 +17,8 @@ from PIL import Image, ImageCms
 from processes import ROOT
 
 from detection import Predictor
-from detection.data.transforms import read_image, resize
+from detection.data.image_io import read_image
+from detection.data.transforms import resize
 
 EXAMPLES = ROOT / "examples"
 THRESHOLD = 0.3

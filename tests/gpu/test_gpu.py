@@ -11,10 +11,10 @@ import yaml
 from conftest import ROOT, tiny_raw, write_coco
 
 from detection.checkpoint import read_checkpoint
-from detection.config import parse_config
-from detection.training.loop import optimizer_step, train_step
-from detection.training.run import run_training
-from detection.training.state import build_run
+from detection.config_io import parse_config
+from detection.engine.detection_task import build_run
+from detection.engine.loop import optimizer_step, train_step
+from detection.engine.train_detector import run_training
 
 pytestmark = [
     pytest.mark.gpu,

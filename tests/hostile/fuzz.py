@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("hostile", "helpers", "")] + [str(ROOT)]
 
 import yaml  # noqa: E402
 from mutate import VALUES, mutate, mutate_bytes  # noqa: E402

@@ -11,10 +11,10 @@ import pytest
 from run_tool import Outcome, run
 from test_cli import dangling, fifo, loop, unix_socket
 
-from detection.data.formats import read_annotations
-from detection.data.index_cache import places_of
-from detection.data.picture_files import names_outside
-from detection.errors import UserError
+from detection.core.errors import UserError
+from detection.data.formats.detect_format import read_annotations
+from detection.data.formats.index_cache import places_of
+from detection.data.image_io import names_outside
 
 pytestmark = pytest.mark.timeout(60)
 IMAGE = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))[1].tobytes()
@@ -125,7 +125,7 @@ def test_names_that_stay_inside(tmp_path):
 
 def test_an_index_is_not_a_way_out(tmp_path, monkeypatch):
     """The index of a file was kept with an images folder that holds the image, and is opened with another."""
-    monkeypatch.setattr("detection.data.index_cache.FROM_BYTES", 0)
+    monkeypatch.setattr("detection.data.formats.index_cache.FROM_BYTES", 0)
     secret(tmp_path)
     (tmp_path / "set").mkdir()
     path = coco(tmp_path / "set", file_name=str(tmp_path / "secret.jpg"))
@@ -312,7 +312,7 @@ def test_an_impossible_date_in_yaml(tmp_path):
 
 
 def test_odd_files_in_the_place_of_the_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("detection.data.index_cache.FROM_BYTES", 0)
+    monkeypatch.setattr("detection.data.formats.index_cache.FROM_BYTES", 0)
     path = coco(tmp_path)
     place = places_of(path)[0]
     for make in (fifo, loop, dangling):

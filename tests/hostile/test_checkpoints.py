@@ -17,8 +17,8 @@ from torch import nn
 
 from backbones import WeightsError, build_backbone, load_weights, read_weights, torch_files
 from backbones.file_limits import LARGEST_FILE_VARIABLE, Unreadable
-from backbones.readers import read_pdparams
 from backbones.torch_files import read_torch_file
+from backbones.weight_readers import read_pdparams
 from detection import Predictor, UserError
 from detection.checkpoint import read_checkpoint, save_checkpoint
 
@@ -389,8 +389,8 @@ def test_pretrained_weights_that_are_not_finite(suffix, tmp_path):
 
 
 def test_etc_passwd_as_pretrained_weights(tmp_path):
-    from detection.config import load_config
-    from detection.models import build_model
+    from detection.config_io import load_config
+    from detection.models.build import build_model
 
     config = load_config("configs/retina_ghost_320.yaml", ["model.backbone.weights=/etc/passwd"])
     with pytest.raises(UserError, match=r"model\.backbone\.weights: weights file /etc/passwd cannot be read: it is no"):

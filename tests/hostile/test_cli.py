@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-from detection import cli
-from detection.errors import UserError
-from detection.files import open_regular_file, read_file
-from detection.outputs import check_outputs, is_own, write_output
-from detection.progress import LINE_EVERY
+from detection.cli import run_tool as cli
+from detection.core import crash_report
+from detection.core.errors import UserError
+from detection.core.files import open_regular_file, read_file
+from detection.core.outputs import check_outputs, is_own, write_output
+from detection.core.progress import LINE_EVERY
 
 
 def fifo(folder: Path) -> Path:
@@ -82,7 +83,7 @@ def test_a_size_limit_holds_for_files_without_a_size(tmp_path):
 
 
 def end_of(main, capsys, monkeypatch, tmp_path) -> tuple[int, str]:
-    monkeypatch.setattr(cli, "CACHE_FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(crash_report, "CACHE_FOLDER", tmp_path / "cache")
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as end:
         cli.run_tool(main)
@@ -103,7 +104,7 @@ def test_an_unforeseen_exception_is_one_line_and_its_trace_a_file(capsys, monkey
 
 
 def test_a_trace_that_cannot_be_kept_is_no_second_fault(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path / "cache" / "file"))
+    monkeypatch.setattr(crash_report.tempfile, "gettempdir", lambda: str(tmp_path / "cache" / "file"))
     (tmp_path / "cache").write_text("in the way of the folder")
     code, err = end_of(lambda: [][1], capsys, monkeypatch, tmp_path)
     assert code == cli.UNEXPECTED and "no file" in err
@@ -130,7 +131,7 @@ def test_signals_end_a_command_in_order(numbers):
     """One, or several together: the second does not cut the closing in the middle."""
     script = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from detection.cli import run_tool\n"
+        "from detection.cli.run_tool import run_tool\n"
         "def main():\n"
         "    try:\n"
         "        print('ready', flush=True)\n"
@@ -153,7 +154,7 @@ def test_nohup_stays_in_force():
     script = (
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from detection.cli import run_tool\n"
+        "from detection.cli.run_tool import run_tool\n"
         "run_tool(lambda: os.kill(os.getpid(), signal.SIGHUP))"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == 0
@@ -225,7 +226,7 @@ def test_a_folder_that_cannot_be_is_told_before_any_work(tmp_path):
 def test_a_log_file_gets_lines_without_cursor_codes(tmp_path):
     script = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import detection.progress as progress\n"
+        "import detection.core.progress as progress\n"
         "for _ in progress.progress_bar(range(3), 'short'): pass\n"
         "progress.LINE_EVERY = 0.05\n"
         "for _ in progress.progress_bar(range(8), 'long'): time.sleep(0.1)\n"

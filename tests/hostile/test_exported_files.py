@@ -11,9 +11,9 @@ import torch
 from run_tool import run
 
 from detection import Predictor, UserError
-from detection.export.metadata import KEY
-from detection.inference.exported import load_exported
-from detection.inference.torch_files import archived_metadata
+from detection.runtime.exported import load_exported
+from detection.runtime.metadata import KEY
+from detection.runtime.torch_archives import archived_metadata
 
 MiB = 1 << 20
 

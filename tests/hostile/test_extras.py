@@ -154,7 +154,9 @@ def test_a_mistyped_path_is_told_before_torch_is_imported(tmp_path):
         (tmp_path / name).write_text("nothing")
     names = {"FILE": "a", "DIR": str(tmp_path), "FILE.pt": "a.pt"}
     commands = [[names.get(word, word.replace("{}", "no/such")) for word in row] for row in PATHS]
-    script = SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"), hostile=str(ROOT / "tests" / "hostile"))
+    script = SCRIPT.format(
+        root=str(ROOT), tests=str(ROOT / "tests" / "helpers"), hostile=str(ROOT / "tests" / "hostile")
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         input=json.dumps(commands),

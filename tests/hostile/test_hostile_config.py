@@ -178,7 +178,7 @@ def test_a_mistaken_config_is_refused_before_torch_is_imported(plain, tmp_path):
             rows.append(
                 (tool, [config, "model.backbone.weights=no.pth"], ("model.backbone.weights: weights file no.pth",))
             )
-    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "hostile")]
+    paths = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "hostile")]
     done = subprocess.run(
         [sys.executable, "-c", NO_TORCH.format(paths=paths, rows=rows)], capture_output=True, text=True, timeout=120
     )

@@ -17,12 +17,12 @@ from test_cli import dangling, fifo, loop, unix_socket
 
 from detection import build_model
 from detection.checkpoint import save_checkpoint
-from detection.config import parse_config
-from detection.data.headers import stored_size
-from detection.data.transforms import decode_image, read_image
-from detection.errors import UserError
-from detection.inference.detect import detect
-from detection.inference.predict import as_rgb
+from detection.config_io import parse_config
+from detection.core.errors import UserError
+from detection.data.image_headers import stored_size
+from detection.data.image_io import decode_image, read_image
+from detection.inference.detect_sources import detect
+from detection.inference.predictor import as_rgb
 from detection.inference.sources import find_items
 
 pytestmark = pytest.mark.timeout(60)
@@ -252,7 +252,7 @@ class Picky:
 @pytest.mark.parametrize("stage", ["prepare", "detect"])
 @pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), RuntimeError("tensor sizes"), cv2.error("odd")])
 def test_an_image_that_fails_in_a_new_way_does_not_end_a_folder(stage, error, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("detection.cli.CACHE_FOLDER", tmp_path / "cache")
+    monkeypatch.setattr("detection.core.crash_report.CACHE_FOLDER", tmp_path / "cache")
     cv2.imwrite(str(folder / "picture 2b.jpg"), np.zeros((50, 50, 3), np.uint8))
     summary = detect(Picky(stage, error), find_items([str(folder)]), tmp_path / "out", batch_size=3)
     (reason,) = summary.failed

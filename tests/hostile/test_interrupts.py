@@ -16,8 +16,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from detection.cli import run_tool
-from detection.doctor import pictures
+from detection.cli.run_tool import run_tool
+from detection.doctor import image_checks as pictures
 
 def main():
     print("ready", flush=True)

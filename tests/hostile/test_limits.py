@@ -11,8 +11,8 @@ from run_tool import run
 from torch import nn
 
 from detection import UserError
-from detection.limits import INPUT_PIXELS, MAX_TENSORS, PARAMETERS, parameter_limit
-from detection.models import build_model
+from detection.core.limits import INPUT_PIXELS, MAX_TENSORS, PARAMETERS, parameter_limit
+from detection.models.build import build_model
 
 HUGE = 2**31 - 1
 NETWORKS = {

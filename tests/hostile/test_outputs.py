@@ -9,12 +9,12 @@ import pytest
 from conftest import write_coco
 from run_tool import run
 
-from detection.data.picture_files import pictures_below
-from detection.errors import UserError
+from detection.core.errors import UserError
+from detection.core.outputs import NOTES, begin_output, is_own, note_output, write_output
+from detection.data.image_io import pictures_below
+from detection.engine.run_folder import foreign_entries
 from detection.evaluation.journal import Journal
 from detection.inference.sources import find_items
-from detection.outputs import NOTES, begin_output, is_own, note_output, write_output
-from detection.run_folder import foreign_entries
 
 USERS = b"the user's own"
 PHOTO = "set/images/picture 3.jpg"

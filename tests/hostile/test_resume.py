@@ -10,13 +10,13 @@ from run_tool import run
 
 from detection import checkpoint
 from detection.checkpoint import save_checkpoint
-from detection.config import parse_config
+from detection.config_io import parse_config
+from detection.core.errors import UserError
 from detection.data.loader import iterate
-from detection.errors import UserError
-from detection.run_folder import read_metrics
-from detection.training.loop import optimizer_step, train_step
-from detection.training.pending import Pending
-from detection.training.state import build_run
+from detection.engine.deferred_evaluation import Pending
+from detection.engine.detection_task import build_run
+from detection.engine.loop import optimizer_step, train_step
+from detection.engine.run_folder import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from run_tool import run
 
 from detection import Predictor, UserError
+from detection.inference.image_urls import without_password
 from detection.inference.sources import find_items
-from detection.inference.web import without_password
 
 SOURCES = {
     "empty": ("", "empty name"),

@@ -25,6 +25,7 @@ COMMON = [
     "seed=0", "device=cpu", "data.batch_size=4", "data.workers=1", "train.epochs=3", "train.report=false",
     "model.backbone.width=0.5", "data.train.annotations=data/train.json", "data.val.annotations=data/val.json",
     "data.short_side=96", "data.long_side=128", "train.eval_every=1", "optim.warmup_steps=2",
+    "eval.score_threshold=0.001",
 ]  # fmt: skip
 RUNS = {
     "retinanet": ("retina_ghost_320", []),

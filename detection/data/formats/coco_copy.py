@@ -1,0 +1,68 @@
+"""Some of the images of a COCO file in a new one, with all that stands in their entries: polygons, licences, …"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from detection.core.files import open_regular_file, write_atomically
+from detection.data.annotations import AnnotationIndex
+from detection.data.formats.coco import LISTS
+from detection.data.formats.json_stream import top_level_lists
+
+
+class _Ids(msgspec.Struct, gc=False):
+    """Of whichever list an entry is; numbers may be written 1.0."""
+
+    id: int | float | str | None = None
+    image_id: int | float | None = None
+    category_id: int | float | None = None
+
+
+def copy_entries(index: AnnotationIndex, out: Path, names: Mapping[int, str]) -> bool:
+    """Write to `out` what `index.source`, the COCO file that `index` is a part of, says of its images and classes.
+
+    Entries stay as they are, byte for byte, but for the file names of images whose ids are in `names`. The file is
+    read in windows, so that memory does not grow with it.
+
+    Returns:
+        False, and nothing is written, where entries hold what is no JSON (NaN, say).
+    """
+    images, categories = set(index.image_ids.tolist()), set(index.category_ids.tolist())
+    entries = msgspec.json.Decoder(list[msgspec.Raw])
+    ids = msgspec.json.Decoder(_Ids)
+
+    def wanted(key: str, entry: msgspec.Raw) -> bool:
+        of = ids.decode(entry)
+        if key == "annotations":
+            return of.image_id in images and of.category_id in categories
+        return of.id in (images if key == "images" else categories)
+
+    def write(file: BinaryIO, source: BinaryIO) -> None:
+        before = b"{"
+        for key in ("licenses", *LISTS):  # in this order, whatever that of the source: one pass for each
+            source.seek(0)
+            file.write(before + b'"' + key.encode() + b'": [')
+            comma = b""
+            for chunk in top_level_lists(source, (key,)):
+                for entry in entries.decode(chunk.text):
+                    if key != "licenses" and not wanted(key, entry):
+                        continue
+                    text = bytes(entry)
+                    if key == "images":
+                        content = msgspec.json.decode(text)
+                        if content["id"] in names:
+                            text = msgspec.json.encode({**content, "file_name": names[content["id"]]})
+                    file.write(comma + text)
+                    comma = b",\n"
+            file.write(b"]")
+            before = b",\n"
+        file.write(b"}\n")
+
+    try:
+        with open_regular_file(index.source, "annotation file") as source:
+            write_atomically(out, lambda file: write(file, source))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True

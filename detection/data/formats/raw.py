@@ -1,0 +1,205 @@
+"""What the files of a data set say, before anything is refused: the layer between the formats and `AnnotationIndex`.
+
+Each format has a parser (`coco.parse_coco`, `voc.parse_voc`, `yolo.parse_yolo`; `formats.read_raw` picks one) that
+gives a `RawSet`: everything that can be held in arrays, and a list of `Problem`s for what cannot or looks wrong.
+Training and evaluation go on with `to_index(raw)`, which turns the first fatal problem into a UserError; the doctor
+goes through `raw.problems` and `checks(raw)` and lists them all. Only a file that cannot be taken for its format
+at all (absent, not JSON, no list "images") is a UserError from the parser itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from detection.core.errors import UserError
+from detection.data.annotations import AnnotationIndex
+from detection.data.image_io import leads_out, names_outside
+
+MOST_PROBLEMS = 10_000
+"""More are counted and not kept: a file whose every entry is wrong says so in ten thousand ways, too."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with the files."""
+
+    kind: str
+    """A stable word: missing_key, bad_value, bad_box, unknown_image, unknown_category, duplicate_id, duplicate_name,
+    bad_class, bad_line, bad_size, no_size, not_readable, no_labels, …"""
+    message: str
+    """Names file and entry and says what is expected; what `to_index` raises."""
+    fatal: bool = True
+    """Whether `to_index` refuses the set for it; else it is only told."""
+    image: str | None = None
+    """File name of the picture that it is about, where there is one."""
+
+
+class Problems:
+    """A list that stops growing; `count` goes on."""
+
+    def __init__(self) -> None:
+        self.items: list[Problem] = []
+        self.count = 0
+
+    def add(self, kind: str, message: str, *, fatal: bool = True, image: str | None = None) -> None:
+        self.count += 1
+        if len(self.items) < MOST_PROBLEMS:
+            self.items.append(Problem(kind, message, fatal, image))
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.items)
+
+
+@dataclass
+class RawSet:
+    """A data set as it stands in its files. n images, m boxes, in the order of the files.
+
+    Nothing is resolved or checked: ids may be unknown or repeated, numbers negative or NaN. An entry that has no
+    place in these arrays (a bbox of three numbers) is left out and has a fatal problem.
+    """
+
+    source: str
+    """For people: the annotation file or folder."""
+    format: str
+    """coco, voc or yolo"""
+    images: Path
+    """Folder that `file_names` are relative to."""
+    categories: list[tuple[int, str]]
+    """(id, name) in the order of the file."""
+    image_ids: np.ndarray
+    """int64 [n]; VOC and YOLO: 1…n by file name"""
+    file_names: np.ndarray
+    """str [n]"""
+    sizes: np.ndarray
+    """int64 [n, 2], width and height; 0 where nobody knows"""
+    box_images: np.ndarray
+    """int64 [m], the image id that each annotation names"""
+    box_categories: np.ndarray
+    """int64 [m], category id"""
+    boxes: np.ndarray
+    """float64 [m, 4], xywh in pixels, 0-based"""
+    areas: np.ndarray
+    """float64 [m]; NaN where the file gives none"""
+    crowd: np.ndarray
+    """int8 [m]: 1, 0, or -1 where the file does not say"""
+    box_numbers: np.ndarray
+    """int64 [m]: COCO, the annotation's own id, or -1, -2, … for number 1, 2, … of the file where it has none; VOC,
+    the number of the object in its file; YOLO, the line. See `place`."""
+    label_files: np.ndarray | None = None
+    """str [n]: VOC and YOLO, the file that the boxes of each image stand in."""
+    problems: Problems = field(default_factory=Problems)
+    notes: list[str] = field(default_factory=list)
+    """What was read in a way that should be known."""
+
+    def place(self, row: int) -> str:
+        """Where box `row` stands, in words: "annotation 7", "labels/a.txt, line 3"."""
+        number = int(self.box_numbers[row])
+        if self.label_files is None:
+            return f"annotation {number}" if number >= 0 else f"annotation number {-number}"
+        # Formats with a file for each image have the image ids 1…n.
+        return f"{self.label_files[self.box_images[row] - 1]}, {'line' if self.format == 'yolo' else 'object'} {number}"
+
+
+def checks(raw: RawSet) -> Problems:
+    """What can be seen in the arrays alone and would make `to_index` refuse them; all fatal."""
+    found = Problems()
+    for kind, ids in (("category", [i for i, _ in raw.categories]), ("image", raw.image_ids)):
+        values, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
+        for value in values[counts > 1].tolist():
+            found.add("duplicate_id", f"{kind} id {value} is there more than once")
+    ids_of: dict[str, list[int]] = {}
+    for number, name in raw.categories:
+        ids_of.setdefault(name, []).append(number)
+    for name, numbers in ids_of.items():
+        if len(numbers) > 1:
+            # Classes are matched by name: of two, one would get all detections and the other none.
+            message = f"categories {', '.join(map(str, numbers))} have the same name {name!r}: rename all but one"
+            found.add("duplicate_name", message)
+    names = raw.file_names.tolist()
+    # Of YOLO sets the folders are named one by one and need not lie below one another.
+    for row in names_outside(names, raw.images) if raw.format != "yolo" else []:
+        found.add("outside", leads_out(names[row], raw.images), image=names[row])
+    for row in np.flatnonzero(~np.isin(raw.box_images, raw.image_ids)).tolist():
+        message = f"{raw.place(row)} names image {raw.box_images[row]}, which the file does not have"
+        found.add("unknown_image", message)
+    category_ids = np.array([i for i, _ in raw.categories], np.int64)
+    for row in np.flatnonzero(~np.isin(raw.box_categories, category_ids)).tolist():
+        message = f"{raw.place(row)} names category {raw.box_categories[row]}, which the file does not have"
+        found.add("unknown_category", message)
+    for row in np.flatnonzero(~np.isfinite(raw.boxes).all(axis=1)).tolist():
+        found.add("bad_box", f"{raw.place(row)} has a bbox that is not finite: {raw.boxes[row].tolist()}")
+    for i in np.flatnonzero((raw.sizes < 1).any(axis=1)).tolist():
+        name = str(raw.file_names[i])
+        key = "width" if raw.sizes[i, 0] < 1 else "height"
+        message = f"image {name} has {key} {raw.sizes[i].min()}; expected are its pixels"
+        found.add("bad_size", message, image=name)
+    return found
+
+
+def to_index(raw: RawSet) -> AnnotationIndex:
+    """The set in the form that training and evaluation read.
+
+    Raises:
+        UserError: the first fatal problem of `raw.problems` and `checks(raw)`, and how many there are.
+    """
+    fatal = [problem for problem in raw.problems if problem.fatal]
+    count = len(fatal) + max(0, raw.problems.count - len(raw.problems.items))
+    if not fatal:
+        found = checks(raw)
+        fatal, count = found.items, found.count
+    if fatal:
+        more = f" (and {count - 1} more such problems; tools/check_data.py lists them)" if count > 1 else ""
+        raise UserError(f"{raw.source}: {fatal[0].message}{more}")
+    if not len(raw.image_ids):
+        raise UserError(f"annotation file {raw.source} has no images")
+    if not raw.categories and raw.format != "voc":  # whose classes are those of the boxes, of which there may be none
+        raise UserError(f"annotation file {raw.source} has no categories")
+
+    order_of_images = np.argsort(raw.image_ids, kind="stable")
+    image_rows = order_of_images[np.searchsorted(raw.image_ids[order_of_images], raw.box_images)]
+    categories = sorted(raw.categories)
+    category_ids = np.array([i for i, _ in categories], np.int64)
+    labels = np.searchsorted(category_ids, raw.box_categories) + 1
+    areas = raw.areas
+    missing = np.isnan(areas)
+    if missing.any():
+        areas = np.where(missing, raw.boxes[:, 2] * raw.boxes[:, 3], areas)
+    order = np.argsort(image_rows, kind="stable")
+    return AnnotationIndex(
+        source=raw.source,
+        format=raw.format,
+        images=str(raw.images),
+        class_names=tuple(name for _, name in categories),
+        category_ids=category_ids,
+        image_ids=raw.image_ids,
+        file_names=raw.file_names,
+        sizes=raw.sizes,
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(image_rows, minlength=len(raw.image_ids)))]),
+        boxes=raw.boxes[order],
+        labels=labels[order],
+        areas=areas[order],
+        crowd=raw.crowd[order] == 1,
+        notes=tuple(_notes(raw)),
+    )
+
+
+def _notes(raw: RawSet) -> list[str]:
+    notes = []
+    if raw.format == "coco":
+        no_area, no_crowd = int(np.isnan(raw.areas).sum()), int((raw.crowd < 0).sum())
+        if no_area:
+            notes.append(f"{no_area} annotations without area: width x height is taken")
+        if no_crowd:
+            notes.append(f"{no_crowd} annotations without iscrowd: taken as 0")
+    told = [problem for problem in raw.problems if not problem.fatal]
+    for kind in dict.fromkeys(problem.kind for problem in told):
+        same = [problem.message for problem in told if problem.kind == kind]
+        notes.append(same[0] + (f" (and {len(same) - 1} more like it)" if len(same) > 1 else ""))
+    return [*raw.notes, *notes]
+
+
+def printable(text: str) -> str:
+    """Half a character (JSON's \\ud800) can be neither printed nor drawn: a question mark in its place."""
+    return text.encode("utf-8", "replace").decode()

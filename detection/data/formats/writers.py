@@ -1,0 +1,223 @@
+"""An annotation index written in each of the formats; what a format has no place for is left out and told."""
+
+import os
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import yaml
+
+from detection.core.errors import UserError
+from detection.core.files import make_folder, open_regular_file, write_atomically
+from detection.data.annotations import AnnotationIndex
+from detection.data.formats.coco_copy import copy_entries
+
+Parts = Mapping[str, AnnotationIndex]
+"""Split ("train", "val", …) -> its annotations."""
+
+
+def write_coco(parts: Parts, out: Path, pictures: str) -> list[str]:
+    """OUT/train.json, … and OUT/images/. Returns what to know about it."""
+    taken = _Names()
+    notes = []
+    for split, index in parts.items():
+        new = {}
+        if pictures != "none":  # those that stay where they are keep their names
+            free = [taken.free(_short(name, split), source) for name, source in _files(index)]
+            new = dict(zip(index.image_ids.tolist(), free, strict=True))
+        path = out / f"{split}.json"
+        if index.format == "coco" and copy_entries(index, path, new):
+            continue
+        if index.format == "coco":
+            notes.append(f"{index.source} holds more than JSON has (NaN?): polygons and the like are lost")
+        content = index.to_coco()
+        for entry in content["images"]:
+            entry["file_name"] = new.get(entry["id"], entry["file_name"])
+        data = msgspec.json.encode(content)
+        write_atomically(path, lambda file, data=data: file.write(data))
+    _place(taken.files, out / "images", pictures)
+    return notes
+
+
+def write_voc(parts: Parts, out: Path, pictures: str) -> list[str]:
+    """OUT/Annotations, OUT/ImageSets/Main/train.txt, …, OUT/JPEGImages. Returns what to know about it."""
+    for folder in ("Annotations", "ImageSets/Main"):
+        make_folder(out / folder, "output folder")
+    taken = _Names(by_stem=True)
+    sets: dict[str, list[str]] = {}
+    for split, index in parts.items():
+        sets[split] = []
+        for i, (name, source) in enumerate(_files(index)):
+            own = taken.free(_short(name, split).replace("/", "_"), source)
+            stem = os.path.splitext(own)[0]
+            if stem in sets[split]:
+                raise UserError(f"{index.source} has the picture {name} twice, which VOC cannot tell apart")
+            if pictures == "none" and own != name:
+                raise UserError(f"VOC needs another name for {name} ({own}): --pictures must be copy or link")
+            sets[split].append(stem)
+            _write(out / "Annotations" / f"{stem}.xml", ET.tostring(_voc_tree(index, i, own), encoding="utf-8"))
+        _write(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in sets[split]).encode())
+    _place(taken.files, out / "JPEGImages", pictures)
+    notes = []
+    both = sum(map(len, sets.values())) - len(taken.files)
+    if both:
+        notes.append(f"{both} pictures are in more than one part; VOC has one annotation of each, the last one counts")
+    crowd = sum(int(index.crowd.sum()) for index in parts.values())
+    if crowd:
+        notes.append(f"{crowd} crowd regions are written as difficult objects")
+    used = {label for index in parts.values() for label in np.unique(index.labels).tolist()}
+    names = next(iter(parts.values())).class_names
+    unused = [name for label, name in enumerate(names, 1) if label not in used]
+    if unused:
+        notes.append(f"{len(unused)} classes without a box are lost, since VOC has no list of classes: {_some(unused)}")
+    return [*notes, *_areas_lost(parts)]
+
+
+def write_yolo(parts: Parts, out: Path, pictures: str) -> list[str]:
+    """OUT/data.yaml, OUT/images/train, OUT/labels/train, …. Returns what to know about it."""
+    notes = []
+    clipped = dropped = 0
+    for split, index in parts.items():
+        taken = _Names(by_stem=True)
+        for i, (name, source) in enumerate(_files(index)):
+            own = taken.free(_short(name, split), source)
+            lines, changed, lost = _yolo_lines(index, i)
+            clipped, dropped = clipped + changed, dropped + lost
+            path = out / "labels" / split / f"{os.path.splitext(own)[0]}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, "".join(lines).encode())
+        _place(taken.files, out / "images" / split, pictures)
+    names = dict(enumerate(next(iter(parts.values())).class_names))
+    content = {**{split: f"images/{split}" for split in parts}, "names": names}
+    _write(out / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    crowd = sum(int(index.crowd.sum()) for index in parts.values())
+    if crowd:
+        notes.append(f"{crowd} crowd regions are lost: YOLO has no place for them, and they are no single objects")
+    if clipped:
+        notes.append(f"{clipped} boxes are clipped to their pictures, since YOLO's readers refuse what reaches out")
+    if dropped:
+        notes.append(f"{dropped} boxes without any area in their pictures are left out")
+    return [*notes, *_areas_lost(parts)]
+
+
+WRITERS: dict[str, Callable[[Parts, Path, str], list[str]]] = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
+
+
+class _Names:
+    """The new names of pictures, no two alike, also where the file system knows no upper and lower case.
+
+    Args:
+        by_stem: a.jpg and a.png are alike, too, since they would share a label file.
+    """
+
+    def __init__(self, *, by_stem: bool = False) -> None:
+        self.by_stem = by_stem
+        self.files: dict[str, Path] = {}
+        """New name -> the picture."""
+        self._have: dict[str, str] = {}
+
+    def free(self, name: str, source: Path) -> str:
+        """`name`, or one like it where another picture has it already."""
+        stem, suffix = os.path.splitext(name)
+        number = 1
+        while True:
+            own = f"{stem}_{number}{suffix}" if number > 1 else name
+            other = self._have.setdefault(os.path.splitext(own)[0].lower() if self.by_stem else own.lower(), own)
+            if self.files.setdefault(other, source) == source:
+                return other
+            number += 1
+
+
+def _yolo_lines(index: AnnotationIndex, i: int) -> tuple[list[str], int, int]:
+    """Lines of a label file, and how many boxes were clipped and left out."""
+    rows = np.arange(index.offsets[i], index.offsets[i + 1])
+    rows = rows[~index.crowd[rows]]
+    width, height = index.sizes[i].tolist()
+    lines, clipped, dropped = [], 0, 0
+    for row in rows.tolist():
+        x, y, w, h = index.boxes[row].tolist()
+        x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+        if x2 <= x1 or y2 <= y1:
+            dropped += 1
+            continue
+        # What is left of rounding is no reason to speak of it.
+        clipped += max(x1 - x, y1 - y, x + w - x2, y + h - y2) > 1e-3
+        shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+        lines.append(f"{index.labels[row] - 1} {' '.join(f'{share:.10g}' for share in shares)}\n")
+    return lines, clipped, dropped
+
+
+def _voc_tree(index: AnnotationIndex, i: int, file_name: str) -> ET.Element:
+    root = ET.Element("annotation")
+    _add(root, "folder", "JPEGImages")
+    _add(root, "filename", file_name)
+    size = ET.SubElement(root, "size")
+    for key, value in zip(("width", "height", "depth"), (*index.sizes[i].tolist(), 3), strict=True):
+        _add(size, key, str(value))
+    for row in range(index.offsets[i], index.offsets[i + 1]):
+        item = ET.SubElement(root, "object")
+        _add(item, "name", index.class_names[index.labels[row] - 1])
+        _add(item, "difficult", str(int(index.crowd[row])))
+        box = ET.SubElement(item, "bndbox")
+        x, y, w, h = index.boxes[row].tolist()
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True):
+            # Whole where it is whole: many readers of VOC know no others.
+            _add(box, key, f"{value:.4f}".rstrip("0").rstrip("."))
+    ET.indent(root)
+    return root
+
+
+def _add(parent: ET.Element, key: str, text: str) -> None:
+    ET.SubElement(parent, key).text = text
+
+
+def _files(index: AnnotationIndex) -> list[tuple[str, Path]]:
+    return [(str(name), Path(index.images) / str(name)) for name in index.file_names]
+
+
+def _short(name: str, split: str) -> str:
+    """Without the folders that say nothing: images/train/a/b.jpg of the split train -> a/b.jpg; no way out of OUT."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    if name.startswith("/"):
+        parts = parts[-1:]
+    if "images" in parts[:-1]:
+        parts = parts[len(parts) - parts[::-1].index("images") :]
+    return "/".join(parts[1:] if len(parts) > 1 and parts[0] == split else parts)
+
+
+def _place(taken: Mapping[str, Path], folder: Path, how: str) -> None:
+    """The pictures under their new names: "copy", "link" (symbolic), or "none"."""
+    if how == "none":
+        return
+    try:
+        for name, source in taken.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if how == "link":
+                path.symlink_to(os.path.abspath(source))
+                continue
+            with open_regular_file(source, "image") as old, path.open("xb") as new:
+                shutil.copyfileobj(old, new, 1 << 20)
+    except OSError as error:
+        raise UserError(f"picture {error.filename} -> {folder}: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}") from None
+
+
+def _areas_lost(parts: Parts) -> list[str]:
+    different = sum(int((np.abs(i.areas - i.boxes[:, 2] * i.boxes[:, 3]) > 1).sum()) for i in parts.values())
+    if not different:
+        return []
+    return [f"the areas of {different} boxes (of their polygons, say) are lost: they will be width x height"]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,265 @@
+"""Picture files in folders: which there are, how large the pictures are without decoding any, and writing many."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from detection.core.errors import UserError
+from detection.core.files import fault_of, open_regular_file, read_file, shown
+from detection.data.image_headers import TAIL, is_truncated, largest_file, stored_size, too_large
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
+"""Of files that are taken for pictures."""
+LARGEST_LIST = 1 << 28
+"""A text file of more bytes lists no pictures."""
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""Orientations in EXIF that exchange width and height."""
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Names, relative to `folder` and with "/", of all files in it and below, sorted within each folder.
+
+    Links to folders are followed, a folder that was there already (a loop of links) is not gone into again.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def walk(path: str, prefix: str) -> Iterator[str]:
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"folder {path} cannot be read: {error.strerror}") from None
+        for entry in found:
+            try:
+                below = entry.is_dir()
+            except OSError:  # a link to itself; as a file it is told when it is opened
+                below = False
+            if below:
+                yield from walk(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name
+
+    yield from walk(str(folder), "")
+
+
+def names_outside(names: Sequence[str], folder: str | Path) -> list[int]:
+    """Numbers of the names, relative to `folder` or absolute, that lead out of it.
+
+    The spelling decides: a link inside the folder may point anywhere.
+    """
+    suspects = [i for i, name in enumerate(names) if ".." in name or os.path.isabs(name)]
+    if not suspects:
+        return []
+    # An absolute name may be spelled with or without the links on the way to the folder.
+    places = {os.path.abspath(folder), os.path.realpath(folder)}
+
+    def inside(name: str) -> bool:
+        return any(os.path.normpath(os.path.join(p, name)).startswith(p.rstrip(os.sep) + os.sep) for p in places)
+
+    return [i for i in suspects if not inside(names[i])]
+
+
+def leads_out(name: str, folder: str | Path) -> str:
+    """What to say of a name that `names_outside` found."""
+    return f"image {shown(name)!r} leads out of the images folder {folder}: names must stay below it"
+
+
+def regular_files(folder: Path) -> list[str]:
+    """Names of the regular files in a folder, links to such included. Raises UserError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            # Of what is no link the folder itself tells the kind: no file is looked at.
+            return [e.name for e in entries if (fault_of(e.path) is None if e.is_symlink() else e.is_file())]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """As `files_below`, of pictures only (by their suffix, hidden files left out), all sorted."""
+    return sorted(
+        name
+        for name in files_below(folder)
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not os.path.basename(name).startswith(".")
+    )
+
+
+def listed(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a text file that lists pictures, with their numbers from 1, without empty ones.
+
+    Raises:
+        UserError: absent, not a regular file, empty, not UTF-8, or too large; the message calls it `what`.
+    """
+    try:
+        lines = enumerate(read_file(path, what, largest=LARGEST_LIST).decode("utf-8-sig").splitlines(), 1)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    found = [(number, line.strip()) for number, line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{what} {path} is empty")
+    return found
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, as `read_image` gives it, out of the file's header.
+
+    Pictures that Pillow refuses or does not know are decoded.
+
+    Raises:
+        UserError: absent, not a regular file, not a picture, or of too many pixels.
+    """
+    try:
+        with open_regular_file(path, "image") as file, Image.open(file) as image:
+            # Pillow decodes a whole PNG in search of what may stand behind the pixels, where OpenCV does not look.
+            known = image.format != "PNG" or "exif" in image.info
+            turned = known and image.getexif().get(_ORIENTATION) in _LYING
+            # Of a TIFF some versions of Pillow have turned the size already.
+            if not (turned and image.format == "TIFF"):
+                return image.size[::-1] if turned else image.size
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for damaged headers; OpenCV has the last word
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+    # Only now: it brings torch and more with it, for which reading annotations need not wait.
+    from detection.data.image_io import read_image
+
+    height, width = read_image(path).shape[:2]
+    return width, height
+
+
+def picture_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
+    """`picture_size` of each, or the error that it raised; threads wait for the disk together."""
+
+    def some(start: int) -> list[tuple[int, int] | UserError]:
+        sizes: list[tuple[int, int] | UserError] = []
+        for path in paths[start : start + 256]:
+            try:
+                sizes.append(picture_size(path))
+            except UserError as error:
+                sizes.append(error)
+        return sizes
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        # Large pictures are no danger to who reads their headers only.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return [size for sizes in pool.map(some, range(0, len(paths), 256)) for size in sizes]
+
+
+def write_jpeg(path: Path, bgr: np.ndarray, quality: int) -> None:
+    """One of thousands of pictures, uint8 [H, W, 3] in OpenCV's order: not waited for until it is on the disk.
+
+    Raises:
+        UserError: it, or its folder, cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}") from None
+
+
+REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def read_image(
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+    *,
+    bgr: bool = False,
+) -> np.ndarray:
+    """RGB uint8 [H, W, 3], upright according to its EXIF orientation.
+
+    Args:
+        size: (width, height) that an annotation claims. Some tools annotate the picture as stored: where
+            only the stored orientation has this size, that one is returned.
+        at_least: (height, width) that is enough, of a picture whose `size` is given: a JPEG may then be
+            decoded to 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time.
+        bgr: OpenCV's own order instead, for a picture that OpenCV is to write again.
+
+    Raises:
+        UserError: absent, not a regular file, not a picture, truncated, of more pixels than
+            `detection.data.image_headers.max_pixels`, or of another size than claimed.
+    """
+    return image_of(read_file(path, "image", largest=largest_file()), path, size, at_least, bgr=bgr)
+
+
+def image_of(
+    content: bytes,
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+    *,
+    bgr: bool = False,
+) -> np.ndarray:
+    """As `read_image`, of a file's content; errors call it `path`."""
+    if is_truncated(content[:4], content[-TAIL:]):
+        raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
+    foreign = f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)"
+    stored_as = stored_size(content)
+    if stored_as is None:
+        raise UserError(foreign)
+    if reason := too_large(stored_as):
+        raise UserError(f"image {path} has {reason}")
+    if size is not None and at_least is not None and (factor := _reduction(content, size, at_least)) > 1:
+        image = _decode(content, REDUCED[factor], bgr)
+        if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
+            return image
+        # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
+    image = _decode(content, cv2.IMREAD_COLOR, bgr)
+    if image is None:
+        raise UserError(foreign)
+    if size is not None and (image.shape[1], image.shape[0]) != tuple(size):
+        stored = _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, bgr)
+        if stored is None or (stored.shape[1], stored.shape[0]) != tuple(size):
+            raise UserError(
+                f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {size[0]}x{size[1]}"
+            )
+        image = stored
+    return image
+
+
+def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = False) -> np.ndarray | None:
+    """Bytes of a picture file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted).
+
+    Returns:
+        None for what is no picture, and for one whose size `detection.data.image_headers` does not know or refuses.
+
+    Raises:
+        MemoryError: there is too little for it.
+    """
+    size = stored_size(content)
+    return None if size is None or too_large(size) else _decode(content, flags, bgr)
+
+
+def _decode(content: bytes, flags: int, bgr: bool) -> np.ndarray | None:
+    """`decode_image` of a size that was checked: OpenCV takes memory for whatever a header names."""
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
+        return None
+    return image if image is None or bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _reduction(content: bytes, size: tuple[int, int], at_least: tuple[int, int]) -> int:
+    """By how much a JPEG can be reduced and still have `at_least` (height, width) pixels; 1 for other files."""
+    if content[:2] != b"\xff\xd8":
+        return 1
+    room = min(size[0] / at_least[1], size[1] / at_least[0])
+    return max((factor for factor in REDUCED if factor <= room), default=1)

@@ -1,0 +1,67 @@
+"""What tools/check_data.py does: read, examine, tell, write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detection.core.errors import UserError
+from detection.core.outputs import check_outputs
+from detection.doctor.examine import Report, examine
+from detection.doctor.fix import copies_of, fix_report
+from detection.doctor.image_checks import default_workers
+from detection.doctor.read_sets import read_sets
+from detection.doctor.text_report import console, write_json
+
+
+def run_doctor(
+    target: str,
+    *,
+    overrides: Sequence[str] = (),
+    images: str | None = None,
+    val: str | None = None,
+    val_images: str | None = None,
+    json_file: Path | None = None,
+    html_file: Path | None = None,
+    fix_file: Path | None = None,
+    pictures: str = "all",
+    workers: int | None = None,
+    force: bool = False,
+) -> Report:
+    """Examine, print the summary, and write what is asked for; see `read_sets` and `examine`.
+
+    Args:
+        force: overwrite files that this toolkit did not write.
+
+    Raises:
+        UserError: what cannot be read at all, or written.
+    """
+    if fix_file is not None and fix_file.suffix.lower() != ".json":
+        raise UserError(f"--fix {fix_file}: the name must end in .json, it becomes a COCO file")
+    sets, config = read_sets(target, images=images, val=val, val_images=val_images, overrides=overrides)
+    outputs = [file for file in (json_file, html_file) if file is not None]
+    if fix_file is not None:
+        outputs += [file for number, raw in enumerate(sets) for file in copies_of(fix_file, number, raw.split)]
+    inputs = [path for raw in sets for path in (raw.source, raw.folder)]
+    check_outputs(outputs, [*inputs, *([target] if config is not None else [])], force=force)
+    report = examine(
+        sets,
+        config,
+        config_name=target if config is not None else None,
+        pictures=pictures,
+        workers=workers or default_workers(),
+    )
+    print(console(report), flush=True)
+    if json_file is not None:
+        write_json(report, json_file)
+        print(f"findings: {json_file}")
+    if html_file is not None:
+        # matplotlib takes a second to import.
+        from detection.doctor.doctor_page import write_doctor_page
+
+        write_doctor_page(report, html_file)
+        print(f"page: {html_file}")
+    if fix_file is not None:
+        for (path, mended), checked in zip(fix_report(report, fix_file), report.sets, strict=True):
+            print(f"\nmended copy of {checked.raw.source}: {path} (pictures: {checked.raw.folder}); changes:")
+            print(mended.summary())
+            print(f"  all of them: {path.with_suffix('.changes.json')}")
+    return report

@@ -1,0 +1,305 @@
+"""The folder of a run (`output_dir`): which files a run writes into it, and which process trains in it."""
+
+import contextlib
+import fnmatch
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from detection.config import Experiment
+from detection.core.errors import UserError
+from detection.core.files import UNFINISHED, make_folder, read_file
+from detection.core.outputs import NOTES, is_own
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks.
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("detection")
+
+LOCK = ".lock"
+"""Exists, and is locked, while a training runs; it holds the process id and the host name."""
+LARGEST_METRICS = 1 << 30
+RESULTS = ("last.pt", "best.pt", "metrics.jsonl")
+"""A folder with one of these holds a run that is worth keeping."""
+WRITTEN_BY_TRAINING = (
+    *RESULTS,
+    "previous.pt",
+    "pending-*.pt",
+    "backbone.pth",
+    "config.yaml",
+    "environment.json",
+    "train.log",
+    "predictions.json",
+    "best_predictions.json",
+    "train_batch.jpg",
+    "val_detections.jpg",
+    "report.html",
+    "report.json",
+)
+"""Patterns of the files that a training replaces, in this folder."""
+WRITTEN_BY_TOOLS = (
+    LOCK,
+    NOTES,
+    f".*{UNFINISHED}",
+    "events.out.tfevents.*",
+    "wandb",
+    "trace.json",
+    "predictions_*.json",
+    "predictions*.json.part*",
+    "evaluation.json",
+    "compare.html",
+    "compare.json",
+    # tools/export.py and tools/quantize.py write beside the checkpoint.
+    *(
+        f"{checkpoint}{precision}.{suffix}"
+        for checkpoint in ("best", "last", "previous")
+        for precision in ("", ".float32", ".fp16", ".int8")
+        for suffix in ("onnx", "xml", "bin", "torchscript", "pt2")
+    ),
+    *(f"{checkpoint}.quantized.md" for checkpoint in ("best", "last", "previous")),
+)
+"""Patterns of what the tools write into the folder besides, unless a user names another place."""
+DETECTIONS = ("pictures", "detections")
+"""Folders of tools/detect.py within a run's, as its messages and the Makefile propose them."""
+INPUTS = (
+    "data.train",
+    "data.train.images",
+    "data.train.annotations",
+    "data.val",
+    "data.val.images",
+    "data.val.annotations",
+    "model.weights",
+    "model.backbone.weights",
+    "teacher.weights",
+)
+"""Keys of configs that name files and folders which a run reads."""
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is something of an earlier training to keep."""
+    return any((folder / name).exists() for name in RESULTS)
+
+
+def foreign_entries(folder: Path) -> list[str]:
+    """Sorted names of what neither a training nor a tool wrote into `folder`; [] where there is no such folder."""
+    return [path.name for path in _entries(folder) if not _is_ours(path)]
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one for each evaluation; [] where there is none.
+
+    Raises:
+        UserError: a line is not the record of an evaluation; the message names it.
+    """
+    path = folder / "metrics.jsonl"
+    if not os.path.lexists(path):
+        return []
+    records = []
+    for number, line in enumerate(read_file(path, "metrics", largest=LARGEST_METRICS).splitlines(), 1):
+        wrong = "the record of an evaluation: it has no epoch"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record, wrong = None, "JSON (cut off, or edited)"
+        if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+            raise UserError(f"{path}, line {number} is not {wrong}; mend or remove that line")
+        records.append(record)
+    return records
+
+
+def check_output_dir(config: Experiment, resume: bool = False) -> None:
+    """See whether a training can begin in `config.output_dir`; changes nothing, and does not need torch.
+
+    Raises:
+        UserError: another process trains there; `resume` without a last.pt or with a torn metrics.jsonl; or else data,
+            weights or files of the user's are in there, which the training would move away or overwrite.
+    """
+    # torchrun's other processes leave the folder to the first one.
+    if os.environ.get("RANK", "0") != "0":
+        return
+    folder = Path(config.output_dir)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            folder.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"output_dir {str(folder)!r} cannot be a folder: {error}") from None
+    if (folder / LOCK).exists():
+        os.close(_lock(folder))
+    if resume:
+        if not (folder / "last.pt").is_file():
+            raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
+        read_metrics(folder)
+        return
+    refuse_inputs(folder, {key: _value(config, key) for key in INPUTS})
+    _refuse_shared(folder)
+    _refuse_foreign(folder)
+
+
+def _refuse_shared(folder: Path) -> None:
+    """Raise UserError where `folder` cannot be a run's alone: what it holds belongs to other work, too."""
+    place, here = folder.resolve(), Path.cwd()
+    home = Path(os.path.expanduser("~")).resolve()
+    if home.is_relative_to(place) or here.is_relative_to(place):
+        raise UserError(
+            f"output_dir {folder} is or contains the working directory or the home folder; give a folder for this run "
+            "alone, like output_dir=runs/mine"
+        )
+
+
+def refuse_inputs(folder: Path, inputs: dict[str, Any]) -> None:
+    """Raise UserError where one of `inputs` (config key -> path; anything else is passed over) is `folder` or in it."""
+    for key, value in inputs.items():
+        if not isinstance(value, (str, Path)) or not os.path.exists(value):
+            continue
+        if Path(value).resolve().is_relative_to(folder.resolve()):
+            relation = "is" if Path(value).resolve() == folder.resolve() else "contains"
+            raise UserError(
+                f"output_dir {folder} {relation} {key} ({value}): a training needs a folder of its own, "
+                "give another output_dir"
+            )
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Move a folder that holds a run to the first free name beside it; returns that, or None without a run.
+
+    To be called by the process that holds the lock, which stays behind in the folder that was moved.
+
+    Raises:
+        UserError: there is something else in the folder, or it cannot be moved.
+    """
+    _refuse_foreign(folder)
+    if not holds_run(folder):
+        return None
+    # Not a link's own name: the new run is written where the link points, too.
+    place = folder.resolve()
+    number = 1
+    while (aside := place.with_name(f"{place.name}.old{number}")).exists():
+        number += 1
+    try:
+        place.rename(aside)
+    except OSError as error:
+        raise UserError(f"the earlier run in {folder} could not be moved to {aside}: {error.strerror}") from None
+    (aside / LOCK).unlink(missing_ok=True)
+    return aside
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder`, if it is not there, and hold its lock; what is still empty at the end is removed again.
+
+    The lock is a POSIX one on `folder`/.lock: the system releases it when this process ends, however it does. Unlike
+    a lock by `flock` it is not inherited, so that DataLoader workers that outlive a killed training for a moment do
+    not keep the folder locked.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written to.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        make_folder(folder, "output_dir")
+        file = _lock(folder)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if _is_at(folder / LOCK, file):
+                    (folder / LOCK).unlink()
+            os.close(file)
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _lock(folder: Path) -> int:
+    """Lock `folder`/.lock; returns its file descriptor. On a file system without locks there is a warning instead."""
+    path = folder / LOCK
+    attempts = 0
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+        if fcntl is None:
+            return file
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            attempts += 1
+            # The first ones may meet a process that only looks (check_output_dir).
+            if attempts == 5:
+                raise UserError(_in_use(folder, os.pread(file, 500, 0).decode(errors="replace").split())) from None
+            os.close(file)
+            time.sleep(0.05)
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no second training in this folder", path, error.strerror)
+            return file
+        else:
+            # Its last holder may have removed the file meanwhile: then a lock on it keeps nobody out.
+            if _is_at(path, file):
+                return file
+            os.close(file)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    return False
+
+
+def _in_use(folder: Path, holder: list[str]) -> str:
+    who = f"process {holder[0]} on host {holder[1]}" if len(holder) == 2 else "another process"
+    return f"output_dir {folder} is in use: {who} trains there; wait for it, stop it, or give another output_dir"
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if holds_run(folder):
+        foreign = foreign_entries(folder)
+        what = "a run, which a new one would move away, and besides it"
+        way = "Move these to another place, go on with the run by --resume, or give another output_dir"
+    else:
+        # A run that ended before its first checkpoint leaves these, and is not worth a folder of its own.
+        foreign = [] if (folder / "environment.json").is_file() else _would_be_overwritten(folder)
+        what = "what a training would overwrite, and is of no run:"
+        way = "Move it to another place, or give another output_dir"
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise UserError(f"output_dir {folder} holds {what} {', '.join(foreign[:3])}{more}. {way}")
+
+
+def _would_be_overwritten(folder: Path) -> list[str]:
+    return [path.name for path in _entries(folder) if _matches(path.name, WRITTEN_BY_TRAINING)]
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name in DETECTIONS and path.is_dir():
+        # tools/detect.py writes a JSON file beside each image and video.
+        files = (file for file in path.rglob("*") if not file.is_dir() and not file.name.endswith((UNFINISHED, NOTES)))
+        return all(file.suffix == ".json" or file.with_suffix(".json").is_file() for file in files)
+    return _matches(path.name, (*WRITTEN_BY_TRAINING, *WRITTEN_BY_TOOLS)) or is_own(path)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"output_dir {folder} cannot be read: {error.strerror}") from None
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config

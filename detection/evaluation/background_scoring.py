@@ -1,0 +1,45 @@
+"""Scoring in a process of its own, while this one does something else."""
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+from detection.data.annotations import AnnotationIndex
+from detection.evaluation.coco_evaluator import Evaluation, Result, evaluate_results
+
+log = logging.getLogger("detection")
+
+
+class BackgroundScoring:
+    """Starts to score at once; `wait` gives the evaluation.
+
+    The process ends with this one, unless this one is killed: then it is done in a minute, and nobody hears of it.
+    """
+
+    def __init__(self, index: AnnotationIndex, results: Sequence[Result], backend: str) -> None:
+        self.arguments = index, results, backend
+        # Not forked: CUDA and the threads of this process do not survive that.
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_score, args=(theirs, *self.arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def wait(self) -> Evaluation:
+        """The evaluation, once it is done; one whose process died is made here."""
+        try:
+            evaluation = self._ours.recv()
+        except (EOFError, OSError):
+            log.warning("the process that scored the evaluation died (out of memory?): it is scored here instead")
+            evaluation = evaluate_results(*self.arguments)
+        self._process.join()
+        self._ours.close()
+        return evaluation
+
+
+def _score(out: Connection, index: AnnotationIndex, results: Sequence[Result], backend: str) -> None:
+    # Ctrl-C goes to all processes of a terminal; what becomes of this one is the training's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out.send(evaluate_results(index, results, backend))

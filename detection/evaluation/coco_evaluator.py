@@ -1,0 +1,200 @@
+"""From detections to pycocotools' numbers, with its traps dealt with in one place."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection.config import EVAL_BACKENDS
+from detection.core.errors import UserError, brief
+from detection.core.extras import BACKENDS, require
+from detection.core.files import read_file
+from detection.core.outputs import write_output
+from detection.data.annotations import AnnotationIndex
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""
+
+LARGEST = 1e9
+"""Numbers of a detection above it are refused: areas and overlaps must stay finite."""
+LARGEST_FILE = 1 << 30
+"""A results file of more bytes is refused: in memory it takes ten times as much."""
+Result = dict[str, Any]
+"""A detection in COCO's results format: image_id, category_id (original ids), bbox [x, y, w, h], score."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The twelve numbers, and per class (name, AP, AP50, ground-truth boxes without crowd)."""
+
+    numbers: dict[str, float]
+    per_class: list[tuple[str, float, float, int]]
+
+    def table(self) -> str:
+        """Both as text for the console."""
+        rows = [
+            "  ".join(f"{name} {_text(value)}" for name, value in list(self.numbers.items())[i : i + 6]) for i in (0, 6)
+        ]
+        width = max([5, *(len(name) for name, *_ in self.per_class)])
+        rows += ["", f"{'class':<{width}}     AP   AP50   boxes"]
+        rows += [f"{n:<{width}}  {_text(ap)}  {_text(ap50)}  {boxes:6d}" for n, ap, ap50, boxes in self.per_class]
+        return "\n".join(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """NaN becomes null, which JSON has."""
+
+        def clean(value: float) -> float | None:
+            return None if math.isnan(value) else value
+
+        return {
+            **{name: clean(value) for name, value in self.numbers.items()},
+            "per_class": {
+                name: {"AP": clean(ap), "AP50": clean(ap50), "boxes": boxes} for name, ap, ap50, boxes in self.per_class
+            },
+        }
+
+
+def evaluate_results(index: AnnotationIndex, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
+    """Score detections against every image of `index`, those without a detection included.
+
+    No detections but ground truth is AP 0; no ground truth is NaN (pycocotools' -1), which must never be averaged
+    nor win as "best".
+
+    Args:
+        backend: of `EVAL_BACKENDS`.
+
+    Raises:
+        UserError: a result of an image or category that the annotations do not have, or a malformed one; a backend
+            that is not installed.
+    """
+    return summarize(index, run_cocoeval(index, results, backend))
+
+
+def run_cocoeval(index: AnnotationIndex, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Any:
+    """The evaluator (COCOeval, or its faster twin) after `accumulate` and `summarize`; see `evaluate_results`.
+
+    Ids of its ground truth are rows of `index` plus 1, those of its detections places in `results` plus 1.
+    """
+    check_results(index, results)
+    coco_class, evaluator_class = _backend(backend)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco_class()
+        truth.dataset = index.to_coco()
+        truth.createIndex()
+        if results:
+            # loadRes writes into the dicts that it is given.
+            found = truth.loadRes([dict(result) for result in results])
+        else:
+            # loadRes([]) raises IndexError.
+            found = coco_class()
+            found.dataset = {**truth.dataset, "annotations": []}
+            found.createIndex()
+        # The default iouType is segm. Params take every image of the ground truth, also those without detections.
+        coco = evaluator_class(truth, found, iouType="bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    return coco
+
+
+def summarize(index: AnnotationIndex, coco: Any) -> Evaluation:
+    """The numbers of an evaluator that `run_cocoeval` gave."""
+    numbers = {name: _nan(value) for name, value in zip(METRICS, coco.stats, strict=True)}
+    # precision is [IoU, recall, class, area, maxDets]; classes follow the sorted category ids.
+    precision = coco.eval["precision"][:, :, :, 0, -1]
+    per_class = []
+    for k, name in enumerate(index.class_names):
+        boxes = int(((index.labels == k + 1) & ~index.crowd).sum())
+        per_class.append((name, _mean(precision[:, :, k]), _mean(precision[0, :, k]), boxes))
+    return Evaluation(numbers, per_class)
+
+
+def _backend(name: str) -> tuple[Any, Any]:
+    """The classes COCO and COCOeval of a backend."""
+    if name == EVAL_BACKENDS[0]:
+        return COCO, COCOeval
+    if name != EVAL_BACKENDS[1]:
+        raise UserError(f"unknown evaluation backend {name!r}; known: {', '.join(EVAL_BACKENDS)}")
+    require(f"eval.backend={name}", *BACKENDS[name])
+    from faster_coco_eval import COCO as FasterCOCO
+    from faster_coco_eval import COCOeval_faster
+
+    return FasterCOCO, COCOeval_faster
+
+
+def check_results(index: AnnotationIndex, results: Any, source: str = "predictions") -> None:
+    """Raises UserError naming the first entry that is not a detection of these images and categories.
+
+    pycocotools sniffs only the first entry, and fails on the rest with an assertion or in silence.
+    """
+    if not isinstance(results, list | tuple):
+        raise UserError(f"{source}: expected is a list of detections (COCO results format)")
+    images, categories = set(index.image_ids.tolist()), set(index.category_ids.tolist())
+    for i, result in enumerate(results):
+        where = f"{source}: entry {i + 1}"
+        if not isinstance(result, dict):
+            raise UserError(f"{where} is not an object with image_id, category_id, bbox and score")
+        for key in ("image_id", "category_id", "bbox", "score"):
+            if key not in result:
+                raise UserError(f"{where} has no {key!r}; expected are image_id, category_id, bbox and score")
+        for key in ("image_id", "category_id"):
+            if not isinstance(result[key], int | float) or isinstance(result[key], bool):
+                raise UserError(f"{where}: {key} {brief(result[key])} is not a number")
+        if result["image_id"] not in images:
+            raise UserError(f"{where}: image_id {brief(result['image_id'])} is not in {index.source}")
+        if result["category_id"] not in categories:
+            raise UserError(
+                f"{where}: category_id {brief(result['category_id'])} is not in {index.source}; "
+                "detections carry the original category ids of the annotation file"
+            )
+        box = result["bbox"]
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_number(v) for v in box):
+            raise UserError(
+                f"{where}: bbox {brief(box)} is not [x, y, width, height] in pixels, each a number up to {LARGEST:.0e}"
+            )
+        if not _is_number(result["score"]):
+            raise UserError(f"{where}: score {brief(result['score'])} is not a number up to {LARGEST:.0e}")
+
+
+def read_results(path: str | Path) -> Any:
+    """The content of a COCO results file, for `check_results`. Raises UserError where it is absent or not JSON."""
+    data = read_file(path, "predictions file", largest=LARGEST_FILE)
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"predictions file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except ValueError as error:
+        raise UserError(f"predictions file {path} is not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"predictions file {path} is not a list of detections: it is nested too deeply") from None
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write a COCO results file, atomically. Raises UserError where it cannot be written."""
+    write_output(path, lambda file: file.write(json.dumps(list(results)).encode()))
+
+
+def _is_number(value: Any) -> bool:
+    # NaN and infinity are not below any limit either.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _nan(value: float) -> float:
+    return math.nan if value < 0 else float(value)
+
+
+def _text(value: float) -> str:
+    return "  n/a" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,127 @@
+"""Faster R-CNN as a function of tensors alone (see detection/export/retinanet.py)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import roi_align
+
+from detection.export.retinanet import (
+    Anchors,
+    Keep,
+    Normalize,
+    best_per_level,
+    clip_boxes,
+    decode_boxes,
+    final_detections,
+    keep_mask,
+    map_shapes,
+    pyramid,
+    rows_of,
+    take,
+)
+
+SMALLEST_PROPOSAL, SMALLEST_BOX = 1e-3, 1e-2
+"""Sides in pixels below which torchvision drops proposals and detections."""
+
+
+class FasterRCNNDetector(nn.Module):
+    """The end-to-end form. -> boxes float32 [N, D, 4], labels int64 [N, D], scores float32 [N, D].
+
+    What torchvision does picture by picture, done for all at once, with as many proposals for each: where there are
+    fewer, the rest are empty boxes whose scores are set to zero.
+
+    Args:
+        size: (height, width) of all frames, or None.
+    """
+
+    def __init__(self, model: FasterRCNN, size: tuple[int, int] | None, keep: Keep = keep_mask) -> None:
+        super().__init__()
+        self.normalize = Normalize(model.transform)
+        self.backbone: Any = model.backbone
+        self.rpn, self.heads = model.rpn, model.roi_heads
+        self.fixed = size is not None
+        self.anchors = Anchors(model.rpn.anchor_generator.cell_anchors, size, map_shapes(model, size))
+        self.keep = keep
+        levels = [int(name[1:]) for name in model.roi_heads.box_roi_pool.featmap_names]
+        self.lowest, self.highest = min(levels), max(levels)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = pyramid(self.backbone, self.normalize(images, sizes))
+        proposals, valid = self.propose(maps, images.shape[1], images.shape[2], sizes)
+        return self.classify(maps, proposals, valid, sizes)
+
+    def propose(self, maps: list[Tensor], height: Any, width: Any, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """-> proposals [N, R, 4], the best first, and which of them are some [N, R]."""
+        rpn = self.rpn
+        objectness, codes = rpn.head(maps)
+        best, places, counts = best_per_level([rows_of(x) for x in objectness], rpn.pre_nms_top_n(), self.fixed)
+        codes = torch.cat([rows_of(x) for x in codes], dim=1).reshape(maps[0].shape[0], -1, 4)
+        anchors = self.anchors(height, width, maps)[places]
+        boxes = decode_boxes(take(codes, places), anchors, rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip)
+        boxes = clip_boxes(boxes, sizes)
+        scores = best.sigmoid() * large(boxes, SMALLEST_PROPOSAL)
+        # Levels do not suppress each other.
+        level = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=boxes.device)
+        own = level == torch.arange(len(counts), device=boxes.device)[:, None]
+        most = rpn.post_nms_top_n()
+        kept = self.keep(boxes, scores[:, None, :] * own, rpn.nms_thresh, rpn.score_thresh, most)
+        scores, order = (scores * kept.amax(1)).topk(min(most, sum(counts)))
+        valid = scores > 0
+        return take(boxes, order) * valid[:, :, None], valid
+
+    def classify(
+        self, maps: list[Tensor], proposals: Tensor, valid: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.heads
+        count, rows = proposals.shape[0], proposals.shape[1]
+        logits, codes = heads.box_predictor(heads.box_head(self.cut_out(maps, proposals)))
+        classes = logits.shape[1] - 1
+        scores = logits.softmax(-1)[:, 1:].reshape(count, rows, classes) * valid[:, :, None]
+        codes = codes.reshape(count, rows, classes + 1, 4)[:, :, 1:]
+        extent = proposals[..., 2:] - proposals[..., :2]
+        regions = torch.cat([proposals[..., :2] + 0.5 * extent, extent], dim=-1)[:, :, None]
+        boxes = decode_boxes(codes, regions, heads.box_coder.weights, heads.box_coder.bbox_xform_clip)
+        boxes = clip_boxes(boxes, sizes)
+        scores = scores * large(boxes, SMALLEST_BOX)
+        # Each class has boxes of its own: classes of a picture are to the suppression what pictures are.
+        boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
+        most = heads.detections_per_img
+        kept = self.keep(
+            boxes.reshape(-1, rows, 4), scores.reshape(-1, 1, rows), heads.nms_thresh, heads.score_thresh, most
+        )
+        scores = (scores * kept.reshape(count, classes, rows)).flatten(1)
+        labels = torch.arange(1, classes + 1, device=scores.device)[:, None].expand(classes, rows).flatten()
+        labels = labels[None].expand(count, -1)
+        return final_detections(boxes.flatten(1, 2), labels, scores, most)
+
+    def cut_out(self, maps: list[Tensor], proposals: Tensor) -> Tensor:
+        """RoIAlign, each proposal from the level of its size (`MultiScaleRoIAlign`): [N, R, 4] -> [N·R, C, S, S]."""
+        pool = self.heads.box_roi_pool
+        count, rows = proposals.shape[0], proposals.shape[1]
+        picture = torch.arange(count, device=proposals.device, dtype=proposals.dtype)[:, None, None]
+        regions = torch.cat([picture.expand(-1, rows, 1), proposals], dim=-1).reshape(-1, 5)
+        side = torch.sqrt((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2]))
+        level = torch.floor(pool.canonical_level + torch.log2(side / pool.canonical_scale) + 1e-6)
+        level = level.clamp(self.lowest, self.highest)
+        pieces, places = [], []
+        for k in range(self.lowest, self.highest + 1):
+            of_level = torch.where(level == k)[0]
+            piece = roi_align(
+                maps[k - self.lowest], regions[of_level], pool.output_size, 2.0**-k, pool.sampling_ratio, aligned=False
+            )
+            pieces.append(piece)
+            places.append(of_level)
+        # Back into the order of the proposals.
+        order = torch.cat(places)
+        back = torch.zeros_like(level, dtype=torch.int64).scatter(
+            0, order, torch.arange(count * rows, device=order.device)
+        )
+        return torch.cat(pieces)[back]
+
+
+def large(boxes: Tensor, side: float) -> Tensor:
+    """Boxes [..., 4] -> whether both sides have at least so many pixels [...]."""
+    extent = boxes[..., 2:] - boxes[..., :2]
+    return (extent >= side).all(-1)

@@ -1,0 +1,183 @@
+"""ONNX: translate, simplify, check, write with metadata."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detection.core.errors import UserError
+from detection.core.extras import require
+from detection.core.outputs import write_output
+from detection.export.channel_blocks import in_blocks, map_channels
+from detection.export.concats import without_concats
+from detection.export.retinanet import keep_mask
+from detection.export.spec import Prepared
+from detection.runtime.metadata import KEY, Metadata
+
+OPSET = 17
+"""Of 2022: ONNX Runtime 1.12, its web build, OpenVINO 2022.3 and TensorRT 8.6 have it."""
+LIMIT = 2 * 1024**3
+"""What a protobuf message may weigh."""
+
+
+class OnnxKeepMask(torch.autograd.Function):
+    """`detection.export.retinanet.keep_mask`; in the file one NonMaxSuppression, its choice scattered into a mask."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
+    ) -> Tensor:
+        return keep_mask(boxes, scores, nms_threshold, score_threshold, most)
+
+    @staticmethod
+    def symbolic(g: Any, boxes: Any, scores: Any, nms_threshold: float, score_threshold: float, most: int) -> Any:
+        def constant(value: Any, dtype: torch.dtype) -> Any:
+            return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))
+
+        # Rows of (picture, group, place).
+        selected = g.op(
+            "NonMaxSuppression",
+            boxes,
+            scores,
+            constant([most], torch.int64),
+            constant([nms_threshold], torch.float32),
+            constant([score_threshold], torch.float32),
+        )
+        count = g.op("Shape", selected, start_i=0, end_i=1)
+        ones = g.op("ConstantOfShape", count, value_t=torch.ones(1))
+        nothing = g.op("ConstantOfShape", g.op("Shape", scores), value_t=torch.zeros(1))
+        return g.op("ScatterND", nothing, selected, ones).setType(scores.type())
+
+
+def export_onnx(prepared: Prepared, path: Path) -> list[str]:
+    """Write a detector as ONNX.
+
+    Returns:
+        A line that tells of the file.
+
+    Raises:
+        UserError: the libraries are not installed, the network has what ONNX cannot say, or the path cannot be
+            written to.
+    """
+    require("ONNX export", "onnx", "onnxslim")
+    import onnx
+    import onnxslim
+
+    model = onnxslim.slim(tidied(onnx.load_from_string(translate(prepared))))
+    model = in_blocks(onnx.shape_inference.infer_shapes(model))
+    model = without_concats(model)
+    del model.graph.value_info[:]
+    _tell_shapes(model, prepared.metadata)
+    versions = {**prepared.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}
+    metadata = dataclasses.replace(prepared.metadata, versions=versions)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    model.producer_name = "ghostnet-detection"
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise UserError(f"the ONNX file would be invalid: {str(error).splitlines()[0]}") from error
+    data = model.SerializeToString()
+    write_output(path, lambda file: file.write(data))
+    return [f"{path}  {len(data) / 1e6:.1f} MB, {metadata.form}, ONNX opset {OPSET}, {len(model.graph.node)} operators"]
+
+
+def translate(prepared: Prepared) -> bytes:
+    """The network as an ONNX model, as PyTorch's exporter writes it.
+
+    Raises:
+        UserError: the network has an operation that ONNX lacks.
+    """
+    metadata = prepared.metadata
+    if hasattr(prepared.network, "keep"):
+        prepared.network.keep = OnnxKeepMask.apply
+    frame = {} if metadata.size else {1: "height", 2: "width"}
+    pictures = {} if metadata.batch else {0: "batch"}
+    axes = {"images": {**pictures, **frame}, "sizes": pictures, **{name: dict(pictures) for name in prepared.outputs}}
+    if metadata.form == "raw" and not metadata.size:
+        for name in prepared.outputs:
+            axes[name][1] = "anchors"
+    buffer: Any = io.BytesIO()
+    try:
+        with torch.no_grad(), _silence():
+            torch.onnx.export(
+                prepared.network,
+                prepared.example,
+                buffer,
+                input_names=["images", "sizes"],
+                output_names=list(prepared.outputs),
+                dynamic_axes={name: named for name, named in axes.items() if named},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(f"the network cannot be written as ONNX: {str(error).splitlines()[0]}") from error
+    return buffer.getvalue()
+
+
+def tidied(model: Any) -> Any:
+    """What keeps runtimes from working in their own layout of maps, and simplifiers leave: slices that take all
+    channels (ghost modules have them), and means over a map that are no pooling."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    channels = map_channels(graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+
+    def constant(name: str) -> list[int] | None:
+        return onnx.numpy_helper.to_array(constants[name]).tolist() if name in constants else None
+
+    passed_on: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = passed_on.get(name, name)
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type == "Slice":
+            starts, ends, axes, *steps = (constant(name) for name in node.input[1:])
+            whole = channels.get(node.input[0], 0)
+            if (starts, axes, steps or [[1]]) == ([0], [1], [[1]]) and ends and 0 < whole <= ends[0]:
+                passed_on[node.output[0]] = node.input[0]
+                continue
+        if node.op_type == "ReduceMean" and attributes.get("keepdims", 1) and node.input[0] in channels:
+            if sorted(axis % 4 for axis in attributes.get("axes", ())) == [2, 3]:
+                node = onnx.helper.make_node("GlobalAveragePool", node.input, node.output, name=node.name)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
+def _tell_shapes(model: Any, metadata: Metadata) -> None:
+    """Sizes of the outputs that the exporter could not know."""
+    most, classes = metadata.max_detections, len(metadata.names)
+    known = {"boxes": (None, most, 4), "labels": (None, most), "scores": (None, most)}
+    known |= {"cls_logits": (None, None, classes), "bbox_regression": (None, None, 4)}
+    for value in model.graph.output:
+        for dim, size in zip(value.type.tensor_type.shape.dim, known[value.name], strict=True):
+            if size is not None:
+                dim.dim_value = size
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporter's warnings on what it always does; what goes wrong is an error, or seen when the file is
+    compared with PyTorch."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,229 @@
+"""What tools/ghostify.py does: ghost a backbone or a detector, and tell what it saves and what it costs in error."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones import build_backbone
+from backbones.classifier import normalize
+from backbones.ghostify import GhostReport
+from backbones.ghostify_init import output_errors
+from detection.checkpoint import (
+    Classes,
+    classes_of,
+    config_of,
+    load_model_state,
+    read_checkpoint,
+    save_checkpoint,
+    weights_of,
+)
+from detection.config import GhostifyConfig
+from detection.config_io import load_config
+from detection.core.device import pick_device
+from detection.core.errors import UserError
+from detection.core.outputs import check_outputs, note_output, write_output
+from detection.data.transforms import to_tensor
+from detection.inference.sample_images import find_pictures, read_pictures
+from detection.models.build import build_model
+from detection.models.ghost_recipe import ghostify_by, ghostify_detector, raw_outputs, recipe_config
+
+# A YAML does not say how many classes there are; only the prediction layers, which are kept, depend on it.
+CLASSES_OF_A_CONFIG = 80
+BATCH = 4
+
+
+@dataclass
+class Subject:
+    """A network to be ghosted, and how it is dealt with.
+
+    Attributes:
+        pack: list of uint8 pictures [3, H, W] -> an input of the model.
+        apply: (model, example, calibration) -> report; ghosts the model in place.
+        forward: what `output_errors` compares; None is the model's output.
+        content: (ghosted model, report) -> what is written to a file; None where nothing can be.
+    """
+
+    model: nn.Module
+    pack: Callable[[list[Tensor]], Any]
+    apply: Callable[[nn.Module, Any, Any], GhostReport]
+    forward: Callable[[nn.Module, Any], Any] | None
+    content: Callable[[nn.Module, GhostReport], dict[str, Any]] | None
+
+
+def ghostify_network(
+    network: str,
+    spec: GhostifyConfig,
+    *,
+    width: float = 1.0,
+    weights: str | None = None,
+    images: Sequence[str] = (),
+    size: int = 224,
+    count: int = 32,
+    init: str = "fit",
+    out: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> str:
+    """Ghost a network, compare it with the original on pictures, and write it.
+
+    Args:
+        network: name of a backbone, a checkpoint (.pt) or a config (.yaml) of a detector.
+        width, weights: of a backbone.
+        images: pictures, folders or globs; none: only the report of costs.
+        size: side in pixels that the pictures are squeezed to (a square, so that they make batches).
+        count: at most this many pictures, spread evenly over what is found. Every fourth is kept from the fit,
+            for the errors.
+        init: what is written: "fit" or "random" weights. Both are compared.
+        force: overwrite a file that this toolkit did not write.
+        out: file to write: for a backbone a state dict for `model.backbone.weights`, for a checkpoint a checkpoint.
+
+    Returns:
+        The text to print.
+
+    Raises:
+        UserError: anything wrong with network, weights, pictures or patterns; see the message.
+    """
+    if init == "fit" and out is not None and not images:
+        raise UserError("--init fit needs pictures to fit on: give --images, or --init random")
+    if out is not None:
+        if not Path(out).parent.is_dir():
+            raise UserError(f"--out {out}: folder {Path(out).parent} does not exist")
+        check_outputs([out], [network, weights, *images], force=force)
+    place = pick_device(device)
+    subject = _subject(network, spec, width, weights)
+    subject.model.to(place).eval()
+    if out is not None and subject.content is None:
+        raise UserError(
+            f"{network} is a config and has no weights to write; train with model.ghostify, or give a checkpoint"
+        )
+
+    def batches(pictures: list[Tensor]) -> list[Any]:
+        return [_to(subject.pack(pictures[i : i + BATCH]), place) for i in range(0, len(pictures), BATCH)]
+
+    example = _to(subject.pack([torch.zeros(3, size, size, dtype=torch.uint8)]), place)
+    random = copy.deepcopy(subject.model)
+    report = subject.apply(random, example, None)
+    text = [str(report)]
+    ghosted = random
+    if images:
+        pictures = [to_tensor(picture) for picture in read_pictures(find_pictures(images, count), size)]
+        fitting = [p for i, p in enumerate(pictures) if i % 4 != 3]
+        held_out = pictures[3::4] or fitting
+        fitted = copy.deepcopy(subject.model)
+        fitted_report = subject.apply(fitted, None, batches(fitting))
+        layers = [layer.name for layer in report.replaced]
+        errors = [
+            output_errors(subject.model, model, layers, batches(held_out), subject.forward)
+            for model in (random, fitted)
+        ]
+        text.append(_error_table(layers, errors[0], errors[1], len(fitting), len(pictures[3::4])))
+        if init == "fit":
+            ghosted, report = fitted, fitted_report
+    if out is not None and subject.content is not None:
+        text.append(_write(Path(out), subject.content(ghosted.cpu(), report), network, width))
+    return "\n\n".join(text)
+
+
+def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | None) -> Subject:
+    path = Path(network)
+    if path.suffix in (".yaml", ".yml"):
+        config = load_config(path)
+        config.model.ghostify = None
+        return _detector_subject(build_model(config, CLASSES_OF_A_CONFIG), spec, None)
+    if path.suffix in (".pt", ".pth") or path.is_file():
+        checkpoint = read_checkpoint(path)
+        config, classes = config_of(checkpoint, path), classes_of(checkpoint, path)
+        if config.model.ghostify is not None:
+            raise UserError(f"{path} is ghosted already (model.ghostify in its config)")
+        config.model.backbone.weights = None
+        model = build_model(config, len(classes.names))
+        load_model_state(model, weights_of(checkpoint, path), path)
+        return _detector_subject(model, spec, (config, classes))
+    try:
+        backbone = build_backbone(network, width=width, weights=weights)
+    except ValueError as error:
+        raise UserError(f"{network}: {error}" if network not in str(error) else str(error)) from error
+
+    def apply(model: nn.Module, example: Any, calibration: Any) -> GhostReport:
+        try:
+            report = ghostify_by(spec, model, example=example, calibration=calibration)
+        except ValueError as error:
+            raise UserError(f"{network}: {error}") from error
+        if not report.replaced:
+            raise UserError(f"{network}: no convolution is left to replace:\n{report}")
+        return report
+
+    def content(model: nn.Module, report: GhostReport) -> dict[str, Any]:
+        return {"network": network, "width": width, "ghostify": report.recipe, "state_dict": model.state_dict()}
+
+    return Subject(backbone, lambda pictures: normalize(torch.stack(pictures) / 255, backbone), apply, None, content)
+
+
+def _detector_subject(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any, Classes] | None) -> Subject:
+    def content(ghosted: nn.Module, report: GhostReport) -> dict[str, Any]:
+        assert trained is not None
+        config, classes = trained
+        section = recipe_config(report, spec.parts)
+        ghosted_config = config.model_copy(update={"model": config.model.model_copy(update={"ghostify": section})})
+        return {
+            "config": ghosted_config.model_dump(),
+            "classes": {"names": list(classes.names), "ids": list(classes.ids)},
+            "model": ghosted.state_dict(),
+            "numbers": None,
+        }
+
+    return Subject(
+        model,
+        lambda pictures: (pictures,),
+        lambda model, example, calibration: ghostify_detector(model, spec, example=example, calibration=calibration),
+        raw_outputs,
+        content if trained is not None else None,
+    )
+
+
+def _error_table(
+    layers: Sequence[str],
+    random: tuple[dict[str, float], float],
+    fitted: tuple[dict[str, float], float],
+    used: int,
+    held_out: int,
+) -> str:
+    on = f"on {held_out} pictures that were kept from the fit" if held_out else "on the pictures of the fit themselves"
+    width = max(len(layer) for layer in [*layers, "mean of layers", "network output"])
+    rows = [
+        f"error against the original: squared difference / variance; 0 equal, 1 as far off as a constant.\n"
+        f"Fitted to {used} pictures, measured {on}. Layers by themselves, given the original's input.",
+        f"{'layer':<{width}}  {'random':>8}  {'fitted':>8}",
+    ]
+    rows += [f"{layer:<{width}}  {random[0][layer]:>8.3f}  {fitted[0][layer]:>8.3f}" for layer in layers]
+    means = [sum(errors[0].values()) / len(layers) for errors in (random, fitted)]
+    rows.append(f"{'mean of layers':<{width}}  {means[0]:>8.3f}  {means[1]:>8.3f}")
+    rows.append(f"{'network output':<{width}}  {random[1]:>8.3f}  {fitted[1]:>8.3f}")
+    return "\n".join(rows)
+
+
+def _write(path: Path, content: dict[str, Any], network: str, width: float) -> str:
+    if "config" in content:
+        save_checkpoint(path, content)
+        note_output(path)
+        return f"written: {path}, a checkpoint for tools/evaluate.py and tools/detect.py"
+    write_output(path, lambda file: torch.save(content, file))
+    recipe = content["ghostify"]
+    return (
+        f"written: {path}. In a detector:\n"
+        f"  model.backbone.name={network} model.backbone.width={width:g} model.backbone.weights={path}\n"
+        f"  model.ghostify.ratio={recipe['ratio']} model.ghostify.kernel_size={recipe['kernel_size']} "
+        "(and the same include, exclude and min_channels, if other than by default)\n"
+        f"In Python: model = build_backbone({network!r}, width={width:g}); load_ghosted(model, {str(path)!r})"
+    )
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    return tuple([image.to(device) for image in part] for part in batch)

@@ -1,0 +1,232 @@
+"""Labelled pictures: an ImageFolder or CIFAR-10, augmented by torchvision, in batches."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.transforms import v2
+
+from detection.core import distributed
+from detection.core.errors import UserError
+from detection.core.files import open_regular_file
+from detection.data.dataset import Draw
+from detection.data.image_headers import too_large
+from detection.data.loader import build_loader
+from detection.data.sampler import EvalBatches, TrainBatches
+from detection.pretraining.classification_config import PretrainAugmentConfig, PretrainConfig
+
+Sample = tuple[Tensor, dict[str, Any]]
+Batch = tuple[Tensor, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class FolderPictures:
+    """An ImageFolder's contents. Paths are bytes in an array: a million strings would be copied into each worker."""
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: np.ndarray
+    labels: np.ndarray
+
+    def name(self, i: int) -> str:
+        return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
+
+    def read(self, i: int) -> Image.Image:
+        try:
+            with open_regular_file(self.name(i), "image") as file, Image.open(file) as image:
+                if reason := too_large(image.size):
+                    raise UserError(f"image {self.name(i)} has {reason}")
+                return image.convert("RGB")
+        # Pillow raises each of these for damaged files of one format or another.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"image {self.name(i)} cannot be read: {reason}; mend or remove it") from error
+
+
+@dataclass(frozen=True)
+class CifarPictures:
+    """CIFAR-10's training or test set, in memory."""
+
+    root: Path
+    classes: tuple[str, ...]
+    pictures: np.ndarray
+    """uint8 [n, 32, 32, 3]"""
+    labels: np.ndarray
+
+    def name(self, i: int) -> str:
+        return f"picture {i} of {self.root}"
+
+    def read(self, i: int) -> Image.Image:
+        return Image.fromarray(self.pictures[i])
+
+
+Pictures = FolderPictures | CifarPictures
+
+
+class ClassificationDataset(Dataset):
+    """Keys are `Draw`s: the augmentation of picture i is seeded by (seed, epoch, i), as in detection.
+
+    A sample is (picture uint8 [3, size, size], {label: int, name: of the picture}).
+    """
+
+    def __init__(self, pictures: Pictures, transform: v2.Transform, seed: int) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures.labels)
+
+    def __getitem__(self, draw: Draw) -> Sample | UserError:
+        """A bad picture is *returned* as its error: raised in a worker, it would reach the user as a traceback."""
+        try:
+            return self.load(draw.epoch, draw.image)
+        except UserError as error:
+            return error
+
+    def load(self, epoch: int, i: int) -> Sample:
+        """The sample; raises UserError for a picture that cannot be read."""
+        picture = self.pictures.read(i)
+        seed = int(np.random.SeedSequence([self.seed, epoch, i]).generate_state(1)[0])
+        # torchvision draws from torch's generator, which is the training's own where there are no workers.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            tensor = self.transform(picture)
+        return tensor, {"label": int(self.pictures.labels[i]), "name": self.pictures.name(i)}
+
+
+def build_datasets(config: PretrainConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
+    """Training and validation set.
+
+    Raises:
+        UserError: folders that are absent, empty, or not of the format; classes that differ or have no picture.
+    """
+    spec = config.data
+    train: Pictures
+    val: Pictures
+    if spec.format == "cifar10":
+        train, val = (read_cifar10(getattr(spec, key), key) for key in ("train", "val"))
+    else:
+        train, val = (read_folder(getattr(spec, key), key) for key in ("train", "val"))
+        _check_same_classes(train, val)
+    if len(train.classes) < 2:
+        raise UserError(f"data.train: {spec.train} has one class alone ({train.classes[0]}): there is nothing to tell")
+    size = (spec.size, spec.val_crop)
+    return (
+        ClassificationDataset(train, train_transform(spec.augment, *size), config.seed),
+        ClassificationDataset(val, val_transform(*size), config.seed),
+    )
+
+
+def read_folder(root: str | Path, split: str) -> FolderPictures:
+    """List ROOT/class/…/picture; classes are the folders' names in order. Raises UserError, see `build_datasets`."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data.{split}: folder {root} does not exist")
+    if not any(entry.is_dir() for entry in root.iterdir()):
+        raise UserError(f"data.{split}: {root} has no class folders; expected is {root}/CLASS/PICTURE.jpg")
+    folder = ImageFolder(str(root), allow_empty=True)
+    labels = np.array([label for _, label in folder.samples], np.int64)
+    counts = np.bincount(labels, minlength=len(folder.classes))
+    empty = [name for name, count in zip(folder.classes, counts, strict=True) if not count]
+    if len(empty) == len(folder.classes):
+        raise UserError(f"data.{split}: no images in the {len(empty)} class folders of {root}")
+    if empty:
+        raise UserError(
+            f"data.{split}: {len(empty)} of the {len(folder.classes)} class folders of {root} hold no image: "
+            f"{_some(empty)}; fill or remove them"
+        )
+    paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples])
+    return FolderPictures(root, tuple(folder.classes), paths, labels)
+
+
+def read_cifar10(root: str | Path, split: str) -> CifarPictures:
+    """CIFAR-10's training or test set as published, its files checked by torchvision. Raises UserError."""
+    root = Path(root)
+    try:
+        data = CIFAR10(str(root), train=split == "train", download=False)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"data.{split}: {root} holds no whole CIFAR-10: expected is {root}/cifar-10-batches-py, unpacked from "
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+        ) from error
+    return CifarPictures(root, tuple(data.classes), data.data, np.array(data.targets, np.int64))
+
+
+def _check_same_classes(train: Pictures, val: Pictures) -> None:
+    """Labels are positions in the sorted list of folders: one that is missing in val would shift all after it."""
+    only = [sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train))]
+    if any(only):
+        parts = [
+            f"{_some(names)} only in {pictures.root}"
+            for names, pictures in zip(only, (train, val), strict=True)
+            if names
+        ]
+        raise UserError(f"data.train and data.val have different class folders: {'; '.join(parts)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
+
+
+def val_transform(size: int, crop: float) -> v2.Transform:
+    """PIL -> uint8 [3, size, size], the middle of the picture."""
+    return v2.Compose([v2.Resize(round(size / crop)), v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def train_transform(spec: PretrainAugmentConfig, size: int, crop: float) -> v2.Transform:
+    """PIL -> uint8 [3, size, size], augmented."""
+    steps: list[v2.Transform] = []
+    if spec.random_resized_crop is not None:
+        steps.append(v2.RandomResizedCrop(size, scale=tuple(spec.random_resized_crop)))
+    else:
+        steps += [v2.Resize(round(size / crop)), v2.CenterCrop(size)]
+    if spec.pad_crop:
+        steps.append(v2.RandomCrop(size, padding=spec.pad_crop))
+    if spec.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip(spec.horizontal_flip))
+    if spec.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(spec.vertical_flip))
+    if spec.brightness or spec.contrast or spec.saturation or spec.hue:
+        steps.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue))
+    if spec.rand_augment:
+        steps.append(v2.RandAugment(spec.rand_augment, spec.rand_augment_magnitude))
+    steps.append(v2.PILToTensor())
+    if spec.erasing:
+        steps.append(v2.RandomErasing(spec.erasing))
+    return v2.Compose(steps)
+
+
+def batch_mixing(spec: PretrainAugmentConfig, num_classes: int) -> v2.Transform | None:
+    """(images float [N, 3, H, W], labels int64 [N]) -> (mixed, labels float [N, num_classes]); None for no mixing."""
+    choices: list[v2.Transform] = []
+    if spec.mixup:
+        choices.append(v2.MixUp(alpha=spec.mixup, num_classes=num_classes))
+    if spec.cutmix:
+        choices.append(v2.CutMix(alpha=spec.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(choices) if choices else None
+
+
+def build_loaders(
+    config: PretrainConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
+) -> tuple[TrainBatches, DataLoader, DataLoader]:
+    """Of (images uint8 [N, 3, H, W], list of {label, name}); each process has its share."""
+    spec = config.data
+    rank, processes = distributed.rank(), distributed.world_size()
+    # All pictures reach the network in one size.
+    train_sizes, val_sizes = (np.full((len(data), 2), spec.size) for data in (train, val))
+    batches = TrainBatches(train_sizes, spec.batch_size, config.seed, rank=rank, world_size=processes)
+    val_batches = EvalBatches(val_sizes, spec.batch_size, rank=rank, world_size=processes)
+    train_loader = build_loader(train, batches, workers=spec.workers, device=device, join=torch.stack)
+    return batches, train_loader, build_loader(val, val_batches, workers=spec.workers, device=device, join=torch.stack)
+
+
+def labels_of(targets: list[dict[str, Any]], device: torch.device) -> Tensor:
+    """int64 [N], of a batch."""
+    return torch.tensor([target["label"] for target in targets], device=device)

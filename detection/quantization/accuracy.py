@@ -1,0 +1,126 @@
+"""What smaller files of a detector are judged by: AP on pictures of the val set, and time, all files by turns."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from detection.checkpoint import Classes
+from detection.config import Config
+from detection.core.device import cpu_fields, processor_name
+from detection.core.interleave import take_turns
+from detection.core.progress import progress_bar
+from detection.core.text import markdown
+from detection.data.dataset import DetectionDataset
+from detection.data.load_split import read_split
+from detection.evaluation.coco_evaluator import Evaluation, evaluate_results
+from detection.evaluation.detect_dataset import detect_dataset, eval_loader
+from detection.evaluation.score import category_ids_of
+from detection.quantization.onnx import Frames
+from detection.runtime.exported import ExportedDetector, open_exported
+from detection.runtime.metadata import Metadata
+
+CPU = torch.device("cpu")
+HEADER = ("file", "MB", "of float32", "AP", "change", "AP50", "ms", "times as fast", "layers left in float32")
+
+
+@dataclass
+class Row:
+    """A file and what was measured of it.
+
+    Attributes:
+        precision: float32, fp16 or int8.
+        size: bytes, of OpenVINO both files.
+        left: how many of the layers are not int8, and how many there are; None where that was not asked for.
+        milliseconds: median time of a batch.
+    """
+
+    path: Path
+    file_format: str
+    precision: str
+    size: int
+    numbers: dict[str, float]
+    left: tuple[int, int] | None = None
+    milliseconds: float = 0.0
+
+
+class Exam:
+    """The pictures of `data.val`, or some of them, on which files are scored."""
+
+    def __init__(self, config: Config, metadata: Metadata, count: int, threads: int) -> None:
+        index = read_split(config.data, "val", alone=True)
+        self.index = index.part(spread(len(index), count))
+        self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
+        self.metadata, self.threads = metadata, threads
+        dataset = DetectionDataset(
+            self.index, index.images, short_side=metadata.short_side, long_side=metadata.long_side
+        )
+        self.loader = eval_loader(dataset, metadata.batch or 1, config.data.workers, CPU)
+
+    def score(self, path: Path) -> Evaluation:
+        """Detect with a file and score what it finds."""
+        run, metadata = open_exported(path, CPU, self.threads)
+        detector = ExportedDetector(run, metadata, path)
+        return evaluate_results(self.index, detect_dataset(detector, self.loader, self.category_ids, CPU))
+
+    def frame(self) -> Frames:
+        """The first pictures, as a file takes them."""
+        images, _ = next(iter(self.loader))
+        detector = ExportedDetector(lambda images, sizes: {}, self.metadata)
+        return detector.put_into_frames([image.permute(1, 2, 0).numpy() for image in images])
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of the first `total` numbers, spread evenly."""
+    chosen = min(count, total)
+    return [i * total // chosen for i in range(chosen)]
+
+
+def latencies(paths: Sequence[Path], frame: Frames, threads: int, runs: int = 30) -> list[float]:
+    """Median milliseconds of each file for the same pictures, by turns."""
+    calls = [partial(open_exported(path, CPU, threads)[0], *frame) for path in paths]
+    with progress_bar(None, "timing", len(paths) * runs) as bar:
+        return [1000 * statistics.median(own) for own in take_turns(calls, runs, progress=bar.update)]
+
+
+def report(rows: Sequence[Row], pictures: int, shape: Sequence[int], threads: int) -> str:
+    """The table, and what it was measured on."""
+    plain = {row.file_format: row for row in rows if row.precision == "float32"}
+    cells = []
+    for row in rows:
+        other = plain[row.file_format]
+        cells.append(
+            (
+                row.path.name,
+                f"{row.size / 1e6:.1f}",
+                f"{row.size / other.size:.0%}",
+                f"{row.numbers['AP']:.4f}",
+                "" if row is other else f"{row.numbers['AP'] - other.numbers['AP']:+.4f}",
+                f"{row.numbers['AP50']:.4f}",
+                f"{row.milliseconds:.1f}",
+                f"{other.milliseconds / row.milliseconds:.2f}",
+                "" if row.left is None else f"{row.left[0]} of {row.left[1]}",
+            )
+        )
+    lines = [
+        markdown(HEADER, cells, left=1),
+        "",
+        f"AP on {pictures} pictures of data.val. Time: median of batches of {shape[0]} in frames of "
+        f"{shape[1]}x{shape[2]}, {threads} thread{'s' if threads > 1 else ''}, the files by turns.",
+        int8_support(),
+    ]
+    return "\n".join(lines)
+
+
+def int8_support() -> str:
+    """Whether this processor adds up products of 8 bits in one instruction, on which the speed of int8 hangs."""
+    fields = cpu_fields()
+    if not fields:
+        return f"Processor: {processor_name()}."
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    found = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+    has = f"has {', '.join(found)}" if found else "has no instructions for int8 (VNNI): int8 gains little speed on it"
+    return f"Processor: {processor_name()}; {has}."

@@ -1,0 +1,80 @@
+"""ONNX Runtime's sessions, for detectors, for any file in the benchmark, and for models in memory."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones.file_limits import Unreadable, read_whole
+from backbones.weight_readers import protobuf_fields
+from detection.core.errors import UserError
+from detection.core.extras import require
+from detection.runtime.metadata import not_finite
+
+log = logging.getLogger("detection")
+
+
+# Of ONNX's TensorProto.data_type.
+FLOATS = {1: np.float32, 10: np.float16, 11: np.float64}
+
+
+def check_onnx(path: Path) -> None:
+    """Look at a file before it is run.
+
+    Raises:
+        UserError: it cannot be read, is too large, is no ONNX file, or has weights that are NaN.
+    """
+    try:
+        for graph in _parts(memoryview(read_whole(path)), 7):
+            for initializer in _parts(graph, 5):
+                fields = dict(protobuf_fields(initializer))
+                kind, name, data = fields.get(2), fields.get(8), fields.get(9)
+                if not isinstance(kind, int) or kind not in FLOATS or isinstance(data, int | None):
+                    continue
+                if np.isnan(np.frombuffer(data, FLOATS[kind])).any():
+                    called = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
+                    raise not_finite(path, called)
+    except (OSError, Unreadable, ValueError) as error:
+        raise UserError(f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}") from error
+
+
+def _parts(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The parts of a protocol buffer message that have this field number."""
+    return (part for key, part in protobuf_fields(message) if key == number and not isinstance(part, int))
+
+
+def open_session(model: str | Path | bytes, device: torch.device, threads: int) -> Any:
+    """An `onnxruntime.InferenceSession`: on CUDA where the device says so and the installed build has it, else on the
+    CPU, with a warning.
+
+    Args:
+        model: a file, or one's content.
+        threads: that one operator may use.
+
+    Raises:
+        UserError: ONNX Runtime is not installed, or cannot run the file.
+    """
+    name = "the model" if isinstance(model, bytes) else str(model)
+    require(name, "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        else:
+            log.warning("%s runs on the CPU: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)", name)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    # Its errors share no class but Exception.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {reason[:300]}"
+        ) from error

@@ -1,0 +1,54 @@
+"""Opens a checkpoint or an exported file as a detector in PyTorch's calling protocol."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint, weights_of
+from detection.config import Config
+from detection.models.build import build_model
+from detection.models.fpn import PyramidBackbone
+from detection.runtime.exported import exported_config, is_exported, load_exported, read_metadata
+
+
+def load_detector(
+    path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
+) -> tuple[torch.nn.Module, Config, Classes]:
+    """The model of a checkpoint (averaged weights where it has them) or of an exported file, ready for inference.
+
+    A backbone that re-parameterises is fused: the model cannot be trained. Exported files are ONNX (`.onnx`), OpenVINO
+    (`.xml`), TorchScript (`.torchscript`) and torch.export (`.pt2`); see `detection.runtime.exported`.
+
+    Args:
+        score_threshold: in place of the checkpoint's `eval.score_threshold`.
+        overrides: `key=value` for its config, e.g. eval.nms_threshold=0.6.
+
+    Raises:
+        UserError: an unreadable file; of an exported one also overrides of what it cannot change any more.
+    """
+    if is_exported(path):
+        return load_exported(path, device, score_threshold=score_threshold, overrides=overrides)
+    content = read_checkpoint(path)
+    classes = classes_of(content, path)
+    config = config_of(content, path).with_overrides(overrides)
+    build = config.model_copy(deep=True)
+    # Everything comes from the checkpoint: the file of pretrained weights need not be there any more.
+    build.model.backbone.weights = None
+    if score_threshold is not None:
+        build.eval.score_threshold = score_threshold
+    model = build_model(build, len(classes.names))
+    load_model_state(model, weights_of(content, path), path)
+    neck: PyramidBackbone = model.backbone  # type: ignore[assignment]
+    neck.body.fuse()
+    model = model.to(device).eval()
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model, config, classes
+
+
+def detector_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a checkpoint or an exported file, without its model. Raises UserError, see `load_detector`."""
+    if is_exported(path):
+        return exported_config(read_metadata(path), path, overrides)
+    return config_of(read_checkpoint(path), path).with_overrides(overrides)

@@ -1,0 +1,124 @@
+"""Runs the exported detectors of PyTorch's own formats: TorchScript and torch.export."""
+
+import logging
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# Its operators (nms, roi_align) are what the files' graphs call by name.
+import torchvision  # noqa: F401
+
+from backbones.file_limits import Unreadable, check_size, zip_records
+from backbones.weights import first_not_finite
+from detection.core.errors import UserError
+from detection.runtime.inference_fn import InferenceFn
+from detection.runtime.metadata import KEY, OUTPUTS, SMALLEST, Metadata, not_finite, parse_metadata
+
+log = logging.getLogger("detection")
+
+LARGEST_PROGRAM = 1 << 26
+"""Of the parts that are compressed, the code of TorchScript, in bytes."""
+
+
+def open_torchscript(path: Path, device: torch.device) -> tuple[InferenceFn, Metadata]:
+    """The function of a TorchScript file, on the CPU, and its metadata. Raises UserError: corrupt or foreign file."""
+    metadata = archived_metadata(path, "TorchScript")
+    if device.type != "cpu":
+        log.warning("%s runs on the CPU, for which it was traced; use --format torch_export or onnx", path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the format is deprecated
+            module = torch.jit.load(path, map_location="cpu").eval()
+    except Exception as error:
+        raise UserError(_unreadable(path, "TorchScript", error)) from error
+    _check_weights(module, path)
+    return _runner(module, metadata, torch.device("cpu"), path), metadata
+
+
+def open_torch_export(path: Path, device: torch.device) -> tuple[InferenceFn, Metadata]:
+    """The function of a torch.export file, on the device, and its metadata. Raises UserError: corrupt or foreign
+    file."""
+    metadata = archived_metadata(path, "torch.export")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+            if device.type != "cpu":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, device)
+            module = program.module()
+    except Exception as error:
+        raise UserError(_unreadable(path, "torch.export", error)) from error
+    _check_weights(module, path)
+    if metadata.size is None:
+        return _padded(_runner(module, metadata, device, path), SMALLEST * metadata.stride), metadata
+    return _runner(module, metadata, device, path), metadata
+
+
+def archived_metadata(path: Path, kind: str) -> Metadata:
+    """The extra file `KEY` of PyTorch's archives, which are zip files, before anything in them is executed.
+
+    Raises:
+        UserError: no archive, a truncated one, or one without metadata.
+    """
+    try:
+        with path.open("rb") as file:
+            zip_records(file, check_size(path), largest_compressed=LARGEST_PROGRAM)
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise UserError(f"{path} is damaged: {damaged} in it has a wrong checksum; export the checkpoint again")
+            notes = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
+            text = archive.read(notes[0]).decode() if notes else None
+    except (zipfile.BadZipFile, zlib.error, OSError, Unreadable, UnicodeDecodeError, EOFError) as error:
+        raise UserError(_unreadable(path, kind, error)) from error
+    return parse_metadata(text, path)
+
+
+def _check_weights(module: torch.nn.Module, path: Path) -> None:
+    if bad := first_not_finite(module.state_dict()):
+        raise not_finite(path, bad, "NaN or infinite")
+
+
+def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -> InferenceFn:
+    names = OUTPUTS[metadata.form]
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            with torch.inference_mode():
+                found = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
+        except RuntimeError as error:
+            if "assertion" not in str(error):
+                raise
+            # What torch.export could not prove when it wrote the file, it checks now.
+            raise UserError(
+                f"{path} cannot take {len(images)} pictures in frames of {images.shape[1]}x{images.shape[2]}; export "
+                f"it with a fixed --size and --batch, or --format onnx ({str(error).splitlines()[0]})"
+            ) from error
+        return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}
+
+    return run
+
+
+def _padded(run: InferenceFn, least: int) -> InferenceFn:
+    """Frames with a side below `least` are put into larger ones; what is found in them stays where it is."""
+
+    def padded(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        missing = [max(0, least - side) for side in images.shape[1:3]]
+        if any(missing):
+            images = np.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+        return run(images, sizes)
+
+    return padded
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return (
+        f"{path} is no {kind} file that PyTorch {torch.__version__} can read (truncated or corrupt?): {lines[0][:200]}"
+    )

@@ -1,0 +1,206 @@
+"""tools/report.py: the pages in a browser, their numbers, and what is said of bad input."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import assert_whole
+from conftest import assert_clear_error, run_seed
+from test_evaluation import random_results, truth_as_results
+
+from detection.checkpoint import read_checkpoint
+from detection.core.errors import UserError
+from detection.data.formats.coco import read_coco
+from detection.evaluation.coco_evaluator import evaluate_results, write_results
+from detection.report.run_data import read_file, read_run
+from detection.report.write_report import report_on_training, write_report
+
+
+@pytest.fixture(scope="module")
+def detections(trained, tmp_path_factory):
+    """A folder with good.json and bad.json, detections of the trained run's data."""
+    folder = tmp_path_factory.mktemp("detections")
+    index = read_coco(trained.parent / "data" / "annotations.json")
+    rng = np.random.default_rng(run_seed())
+    truth = [r | {"score": float(rng.uniform(0.6, 1))} for r in truth_as_results(index)]
+    write_results(folder / "good.json", truth[:-3] + random_results(index, rng, 3)[-9:])
+    write_results(folder / "bad.json", random_results(index, rng))
+    return folder
+
+
+@pytest.fixture()
+def run(trained, tmp_path):
+    """A copy of the trained run, the test's own to break."""
+    names = ("best.pt", "config.yaml", "metrics.jsonl", "best_predictions.json", "predictions.json")
+    (tmp_path / "run").mkdir()
+    for name in names:
+        shutil.copy(trained / name, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_report_of_a_run(tool, trained, tmp_path):
+    out = tmp_path / "a report.html"
+    done = tool("report", trained, "--out", out, "--no-latency")
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout
+    seen = assert_whole(out)
+    for title in ("Numbers", "Training", "What the mistakes cost", "Calibration", "Worst images", "Made with"):
+        assert title in seen.text
+    assert "best_predictions.json" in seen.text and seen.plots >= 8 and seen.images
+    numbers = json.loads((tmp_path / "a report.json").read_text())
+    claimed = read_checkpoint(trained / "best.pt")["numbers"]
+    assert numbers["numbers"]["AP"] == pytest.approx(claimed["AP"], abs=1e-12)
+    assert [record["epoch"] for record in numbers["history"]] == [6, 12, 18, 24]
+    assert numbers["trained_with"] and "torch" in numbers["environment"]["versions"]
+    for name, expected in claimed["per_class"].items():
+        assert expected.items() <= numbers["numbers"]["per_class"][name].items()
+
+
+@pytest.mark.slow
+def test_detections_without_a_model_and_two_of_them(tool, trained, detections, tmp_path):
+    data = trained.parent / "data" / "annotations.json"
+    done = tool("report", "--predictions", detections / "good.json", "--data", data, "--out", tmp_path / "one.html")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "one.json").read_text())
+    index = read_coco(data)
+    expected = evaluate_results(index, json.loads((detections / "good.json").read_text()))
+    assert found["numbers"]["AP"] == pytest.approx(expected.numbers["AP"], abs=1e-12)
+    assert found["latency"] is found["config"] is None and found["history"] == []
+
+    files = [detections / "bad.json", detections / "good.json"]
+    done = tool("report", "--predictions", *files, "--data", data, "--out", tmp_path / "two.html", "--resamples", 50)
+    assert done.returncode == 0, done.stderr
+    assert "AP of disc" in done.stdout
+    seen = assert_whole(tmp_path / "two.html", dark=True)
+    assert "bad.json against good.json" in seen.title and seen.images
+    row = json.loads((tmp_path / "two.json").read_text())["differences"][0]
+    assert row["name"] == "AP" and row["clear"] and row["low"] > 0
+    assert row["second"] == pytest.approx(expected.numbers["AP"], abs=1e-12)
+
+
+def test_a_run_against_itself_has_no_difference(tool, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    done = tool("report", run, other, "--resamples", 20)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((other / "compare.json").read_text())
+    assert content["runs"] == ["run", "other"] and content["images"] == {}
+    for row in content["differences"]:
+        assert row["difference"] == row["low"] == row["high"] == 0 and not row["clear"]
+    assert "no clear difference" in (other / "compare.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_latency_of_the_checkpoint_is_in_the_report(run):
+    content = json.loads(write_report(read_run(run), run / "report.html").read_text())
+    (row,) = content["latency"]
+    assert row["backend"] == "eager" and row["median"] > 0 and row["parameters"] > 1e5
+    assert "Cost and speed" in (run / "report.html").read_text()
+
+
+@pytest.mark.numeric
+@pytest.mark.slow
+def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(run):
+    """predictions.json is of the last evaluation, or of tools/evaluate.py on other data."""
+    (run / "best_predictions.json").unlink()
+    index = read_run(run).index
+    write_results(run / "predictions.json", truth_as_results(index))
+    source = read_run(run)
+    assert "run now" in source.came_from
+    claimed = read_checkpoint(run / "best.pt")["numbers"]["AP"]
+    assert source.analysis.matches.evaluation.numbers["AP"] == pytest.approx(claimed, abs=1e-6)
+    with pytest.raises(UserError, match="no detections that give the AP of"):
+        read_run(run, detect=False)
+    (run / "predictions.json").write_text('[{"image_id": 987, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]')
+    assert "run now" in read_run(run).came_from
+
+
+@pytest.mark.slow
+def test_pictures_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
+    data = coco_set / "annotations.json"
+    write_results(tmp_path / "found.json", random_results(read_coco(data), np.random.default_rng(run_seed())))
+    for path in list((coco_set / "images").iterdir())[::2]:
+        path.write_bytes(b"no picture")
+    write_report(read_file(tmp_path / "found.json", data, None), tmp_path / "broken.html")
+    assert "could not be read" in (tmp_path / "broken.html").read_text()
+    shutil.rmtree(coco_set / "images")
+    write_report(read_file(tmp_path / "found.json", data, None), tmp_path / "gone.html")
+    assert "name their folder with --images" in (tmp_path / "gone.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_page_keeps_within_its_bytes(trained, detections, tmp_path):
+    source = read_file(detections / "bad.json", trained.parent / "data" / "annotations.json", None)
+    write_report(source, tmp_path / "small.html", max_bytes=60_000)
+    write_report(source, tmp_path / "large.html")
+    small, large = ((tmp_path / f"{name}.html").read_text() for name in ("small", "large"))
+    assert len(small) < len(large) - 100_000
+    assert "more are left out" in small and "more are left out" not in large
+
+
+@pytest.mark.slow
+def test_a_run_without_a_history_is_reported_on(run, tmp_path):
+    (run / "metrics.jsonl").unlink()
+    (run / "best.pt").unlink()
+    write_report(read_run(run), run / "report.html")
+    assert ">Training</h2>" not in (run / "report.html").read_text()
+
+
+def test_mistakes_are_told_in_one_line(tool, run, coco_set, tmp_path):
+    data = coco_set / "annotations.json"
+    assert_clear_error(tool("report", tmp_path / "absent"), "absent does not exist", "output_dir")
+    assert_clear_error(tool("report", coco_set), "is no run of tools/train.py")
+    assert_clear_error(tool("report", "--predictions", data), "--predictions needs --data")
+    assert_clear_error(tool("report", "--predictions", "x.json", "--data", data), "x.json does not exist")
+    assert_clear_error(tool("report", run, "--images", tmp_path / "no", "--data", data), "no does not exist")
+    assert_clear_error(tool("report", run, "--out", tmp_path / "x.pdf"), "must end in .html")
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"image_id": ')
+    assert_clear_error(tool("report", "--predictions", broken, "--data", data), "broken.json is not JSON")
+    broken.write_text('[{"image_id": 987, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]')
+    assert_clear_error(tool("report", "--predictions", broken, "--data", data), "broken.json: entry 1: image_id 987")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"metrics\.jsonl, line 1 is not JSON"),
+        ('{"epoch": 1}\n[1]\n', "line 2 is not the record of an evaluation"),
+    ],
+)
+def test_a_broken_history_is_named(run, text, message):
+    (run / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_run(run)
+
+
+def test_a_run_with_nothing_to_report_on_is_named(run):
+    for name in ("best.pt", "best_predictions.json", "predictions.json"):
+        (run / name).unlink()
+    with pytest.raises(UserError, match=r"neither best\.pt nor detections of .*annotations\.json"):
+        read_run(run)
+
+
+def test_a_training_is_not_lost_with_its_report(run, caplog):
+    (run / "best_predictions.json").write_text("[")
+    log = logging.getLogger("detection")
+    log.propagate = True
+    with caplog.at_level("INFO", logger="detection"):
+        report_on_training(run)
+    assert "the report could not be written" in caplog.text and "is not JSON" in caplog.text
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_training_leaves_its_report(tiny_config):
+    from detection.engine.train_detector import run_training
+
+    config = tiny_config.with_overrides(["train.report=true", "eval.background=true"])
+    assert run_training(config)
+    folder = Path(config.output_dir)
+    seen = assert_whole(folder / "report.html")
+    assert "Cost and speed" in seen.text and "learning rate" in (folder / "report.html").read_text()
+    assert "report written in" in (folder / "train.log").read_text()

@@ -1,0 +1,152 @@
+"""The commands of README.md, out of its code blocks, and a folder in which each of them has what it names."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from conftest import write_coco
+from processes import ROOT
+from small_sets import picture
+
+README = ROOT / "README.md"
+NO_COMMANDS = "backbones/ "
+"""How the block under Design begins, which is a table."""
+
+
+@dataclass(frozen=True)
+class Command:
+    line: int
+    section: str
+    """The heading that it stands under."""
+    text: str
+    """As printed, continuation lines joined, without the comment behind it."""
+
+
+def commands(readme: Path = README) -> list[Command]:
+    """All commands of indented and fenced blocks, in their order."""
+    found = []
+    section, fence, begun = "", None, ""
+    for number, line in enumerate(readme.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("#") and fence is None:
+            section = line.strip("# ")
+        if line.startswith("```"):
+            fence = line.strip("`") if fence is None else None
+            continue
+        # Python is run by a test of its own.
+        if not line.strip() or fence == "python" or (fence is None and not line.startswith("    ")):
+            continue
+        text = re.sub(r"\s+#(?!\S).*", "", line).strip()
+        if begun or text.endswith("\\"):
+            begun += " " + text.removesuffix("\\").strip()
+            if text.endswith("\\"):
+                continue
+            text, begun = begun.strip(), ""
+        found.append(Command(number, section, text))
+    return list(_without_tables(found))
+
+
+def _without_tables(found: list[Command]) -> Iterator[Command]:
+    last, table = -1, False
+    for command in found:
+        table = command.text.startswith(NO_COMMANDS) or (table and command.line == last + 1)
+        last = command.line
+        if not table:
+            yield command
+
+
+def python_blocks(readme: Path = README) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
+    """A working folder with tiny versions of everything that README.md's commands name; returns it.
+
+    Args:
+        home: where the folder and `shared/` beside it are made.
+        trained: the folder of a run on `write_coco`'s classes.
+    """
+    from videos import write_video
+
+    from detection.data.prepare.convert import convert_data
+
+    place = home / "checkout"
+    place.mkdir(parents=True)
+    shutil.copytree(ROOT / "configs", place / "configs")
+    (place / "examples").symlink_to(ROOT / "examples")
+    for name in ("mine", "bccd", "a", "b"):
+        shutil.copytree(trained, place / "runs" / name)
+        shutil.copy(best_onnx, place / "runs" / name)
+
+    shared = home / "shared" / "data"
+    for folder in (place / "mine", shared / "bccd", shared / "cards", shared / "coco128"):
+        two_sets(folder)
+    # What the configs for own data name.
+    (place / "data").mkdir()
+    (place / "data" / "mine").symlink_to("../mine")
+    sets = [f"{split}={place / 'mine' / split}.json" for split in ("train", "val")]
+    convert_data(sets, "voc", place / "VOC2007")
+    convert_data(sets, "yolo", place / "mine" / "yolo")
+    names = "path: yolo\ntrain: images/train\nval: images/val\nnames: [square, disc]\n"
+    (place / "mine" / "data.yaml").write_text(names)
+    text = (place / "configs" / "retina_ghost_320.yaml").read_text()
+    (place / "configs" / "mine.yaml").write_text(text.replace("data/mine/", "mine/"))
+    write_coco(place, images=10)
+    (place / "annotations.json").rename(place / "all.json")
+    text = (place / "all.json").read_text()
+    for path in (place / "images").iterdir():
+        number = int(path.stem.split()[-1])
+        path.rename(path.with_name(f"video{number // 4}_{number}.jpg"))
+        text = text.replace(f'"{path.name}"', f'"video{number // 4}_{number}.jpg"')
+    (place / "all.json").write_text(text)
+
+    for split in ("train2017", "val2017"):
+        write_coco(place / "data" / "coco" / split, images=8, seed=len(split))
+        (place / "data/coco/annotations").mkdir(exist_ok=True)
+        (place / f"data/coco/{split}/annotations.json").rename(place / f"data/coco/annotations/instances_{split}.json")
+        for path in (place / "data" / "coco" / split / "images").iterdir():
+            path.rename(path.parents[1] / path.name)
+    shutil.copytree(place / "data/coco/val2017", place / "coco/val2017")
+    shutil.copy(place / "data/coco/annotations/instances_val2017.json", place / "coco")
+
+    shutil.copy(trained / "predictions.json", place)
+    shutil.copy(trained.parent / "data" / "annotations.json", place / "val.json")
+    some = sorted((trained.parent / "data" / "images").iterdir())[:3]
+    for name in ("photo.jpg", "dog.jpg", "holiday/1.jpg", "photos/1.jpg", "photos/2.jpg"):
+        (place / name).parent.mkdir(exist_ok=True)
+        shutil.copy(some[1], place / name)
+    picture(place / "more" / "1.png")
+    picture(place / "aerial" / "1.jpg", 700, 660)
+    picture(shared / "coco128" / "images" / "000000000030.jpg", 64, 64)
+    picture(shared / "bccd" / "images" / "PICTURE.jpg", 64, 64).rename(shared / "bccd" / "images" / "PICTURE")
+    shutil.copytree(shared / "cards" / "images", shared / "person" / "images")
+    write_video(place / "traffic.mp4", frames=4)
+
+    return place
+
+
+def add_weights(place: Path) -> None:
+    """Class folders and files of weights, for the commands that pre-train or begin with weights."""
+    import torch
+    from class_folders import write_folders
+    from foreign.twins import PaddleGhostNet, write_pdparams
+
+    from backbones import build_classifier
+
+    for folder in (place / "imagenet", place / "data" / "imagenet"):
+        write_folders(folder)
+    torch.save(build_classifier("ghostnet", num_classes=1000, width=1.1).state_dict(), place / "ghostnet11.pth")
+    write_pdparams(place / "GhostNet_x1_3_ssld_pretrained.pdparams", PaddleGhostNet(1.3).arrays())
+
+
+def two_sets(folder: Path) -> None:
+    """train.json and val.json, whose pictures are in images/."""
+    for seed, (split, images) in enumerate((("train", 30), ("val", 6))):
+        path = write_coco(folder / split, images=images, seed=seed)
+        text = path.read_text().replace('"picture ', f'"{split} ')
+        (folder / f"{split}.json").write_text(text)
+        (folder / "images").mkdir(exist_ok=True)
+        for image in (folder / split / "images").iterdir():
+            image.rename(folder / "images" / image.name.replace("picture ", f"{split} "))
+        shutil.rmtree(folder / split)

@@ -1,0 +1,177 @@
+"""README.md's commands as printed, in a folder that has what they name, each made small by overrides behind it."""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, made_once
+from readme_commands import Command, add_weights, commands, make_place, python_blocks
+
+sys.path.append(str(ROOT / "tests" / "hostile"))
+from run_tool import run
+
+# By how they begin.
+NOT_RUN = {
+    "make demo": "trains for eight minutes; its commands are those of tests/detection/data/test_demo_data.py",
+    "make test": "is what runs this",
+    "pip install": "installs from the network",
+    "curl ": "fetches from the network",
+    "cd examples/": "needs npm and its registry: make test-examples",
+    "python tools/detect.py runs/mine/best.pt 0 ": "needs a camera",
+    "python tools/detect.py runs/mine/best.pt rtsp:": "needs a stream",
+    "python tools/pretrain.py configs/pretrain/ghostnet_imagenet.yaml model.width=1.1 'teacher=": "fetches a teacher's "
+    "weights from the hub",
+}
+IN_PLACE_OF = {
+    # Eight GPUs; tests/detection/engine/test_distributed.py has two processes.
+    "torchrun --nproc-per-node 8 ": "python ",
+    " --serve": "",  # runs until Ctrl-C; tests/detection/report/test_browse.py asks it
+    "--classes car bus": "--classes square disc",  # those of the checkpoint that is there
+}
+if importlib.util.find_spec("nncf") is None:  # an extra that `make test-all` installs
+    IN_PLACE_OF["--format onnx openvino"] = "--format onnx"
+NETWORK = "model.fpn_channels=16 model.head_channels=16 model.head_depth=1"
+TINY = "device=cpu data.workers=0 train.ema=0"
+IMAGES = "data.batch_size=4 data.short_side=64 data.long_side=64 data.multi_scale=[] data.progressive=[]"
+# What makes a tool's command small enough for a test.
+SHRUNK = {
+    "train": f"{TINY} {NETWORK} {IMAGES} data.augment.mosaic=0 train.report=false",
+    "pretrain": f"{TINY} data.size=32 data.batch_size=4",
+    "evaluate": "",
+    "detect": "",
+    "check_data": "--workers 1",
+    "convert_data": "",
+    "report": "",
+    "export": "",
+    "browse": "data.workers=0 --batches 1",
+    "quantize": "",
+    "convert_weights": "",
+    "make_crops": "",
+    "ghostify": "--size 64 --count 2",
+    "redundancy": "--size 64 --count 1",
+    "benchmark": "",
+}
+COMMANDS = [command for command in commands() if not command.text.startswith(tuple(NOT_RUN))]
+# In `make test`; all others, and these again in the order of the README, in `make test-all`.
+FAST = (
+    "python tools/train.py configs/retina_ghost_320.yaml output_dir=runs/mine data.train",
+    "python tools/train.py configs/retina_ghost.yaml --dry-run",
+    "python tools/check_data.py mine/train.json",
+    "python tools/evaluate.py runs/mine/best.pt",
+    "python tools/evaluate.py --predictions",
+    "python tools/detect.py runs/mine/best.pt photo.jpg",
+    "python tools/convert_data.py",
+)
+ASSIGNMENT = re.compile(r"""([A-Z]+)=(\S+|"[^"]*"|\$\(.*\))""")
+SECTIONS = list(dict.fromkeys(command.section for command in COMMANDS))
+
+
+@pytest.fixture()
+def place(tmp_path, trained, exported, tmp_path_factory, monkeypatch) -> Path:
+    def make(root: Path) -> None:
+        make_place(root / "home", trained, exported / "best.onnx")
+
+    home = made_once(tmp_path_factory, "readme", make) / "home"
+    shutil.copytree(home, tmp_path / "home", symlinks=True)
+    monkeypatch.chdir(tmp_path / "home" / "checkout")
+    return tmp_path / "home" / "checkout"
+
+
+def shrink(tool: str, words: list[str]) -> list[str]:
+    more = SHRUNK[tool].split()
+    if tool in ("train", "pretrain"):
+        # One of the two budgets, as both are an error.
+        more.append("train.minutes=0.01" if any(w.startswith("train.minutes=") for w in words) else "train.epochs=1")
+        if "--resume" in words:
+            more[-1] = "train.epochs=2"
+    if tool == "evaluate" and "--predictions" not in words:
+        more.append("data.workers=0")
+    if tool == "benchmark" and "--peers" in words:
+        more += ["--runs", "1", "--size", "64", "--backends", "eager"]
+    return more
+
+
+def execute(command: Command, variables: dict[str, str]) -> None:
+    text = command.text
+    for printed, instead in IN_PLACE_OF.items():
+        text = text.replace(printed, instead)
+    for name, value in sorted(variables.items(), reverse=True):
+        text = text.replace(f"${name}", value)
+    text = text.removesuffix(" &").removesuffix(" …")
+    if assignment := ASSIGNMENT.fullmatch(text):
+        variables[assignment[1]] = _shell(f"echo {assignment[2]}").strip()
+        return
+    words = shlex.split(text)
+    while words[0] != "python" and ("=" in words[0] or words[0] == "taskset"):
+        words = words[3:] if words[0] == "taskset" else words[1:]
+    assert words[0] == "python", f"README.md, line {command.line}: {text!r} is neither run nor in NOT_RUN"
+    if not words[1].startswith("tools/"):
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return
+    tool = Path(words[1]).stem
+    outcome = run(tool, *words[2:], *shrink(tool, words))
+    # The doctor's 1 is that it found something.
+    assert outcome.code in ((0, 1) if tool == "check_data" else (0,)), f"line {command.line}: {text}\n{outcome}"
+    assert "error: " not in outcome.err, outcome.err
+
+
+def _shell(text: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", text], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    "section", [s for s in SECTIONS if any(c.section == s and c.text.startswith(FAST) for c in COMMANDS)]
+)
+def test_first_commands(place, section):
+    for command in COMMANDS:
+        if command.section == section and command.text.startswith(FAST):
+            execute(command, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_all_commands(place, section):
+    add_weights(place)
+    # What a shell knows that has run the README from its beginning.
+    variables: dict[str, str] = {}
+    for command in COMMANDS:
+        if command.section == section or ASSIGNMENT.fullmatch(command.text):
+            execute(command, variables)
+
+
+def test_of_voc_the_folder(place):
+    """The first story's third format, of which README.md has half a comment."""
+    first = next(c for c in COMMANDS if "data.train.annotations=mine/data.yaml" in c.text)
+    execute(Command(first.line, first.section, first.text.replace("mine/data.yaml", "VOC2007")), {})
+
+
+@pytest.mark.parametrize("config", ["ghostdet_small", "ghostdet_medium_coco", "faster_rcnn_ghost"])
+def test_the_first_command_with_another_config(place, config):
+    first = next(c for c in COMMANDS if "data.train.annotations=mine/train.json" in c.text)
+    text = f"{first.text.replace('retina_ghost_320', config)} --dry-run"
+    execute(Command(first.line, first.section, text), {})
+
+
+def test_python(place):
+    for block in python_blocks():
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_each_command_is_run_or_has_a_reason():
+    found = commands()
+    assert len(found) > 50
+    for start in NOT_RUN:
+        assert any(command.text.startswith(start) for command in found), f"{start!r} is not in the README any more"
+    for start in FAST:
+        assert any(command.text.startswith(start) for command in COMMANDS), f"{start!r} is not in the README any more"
+    assert any("tools/train.py" in command.text for command in found)

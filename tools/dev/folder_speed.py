@@ -1,0 +1,92 @@
+"""What `tools/detect.py` makes of a folder of pictures, against the plain loop that one would write first."""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import torch
+
+from detection.core.device import pick_device
+from detection.data.image_io import read_image
+from detection.inference.detect_sources import detect, lanes_for
+from detection.inference.draw import draw_detections
+from detection.inference.predictor import Predictor
+from detection.inference.results import Summary, to_json
+from detection.inference.sample_images import find_pictures
+from detection.inference.sources import Item
+from detection.inference.timing import Timing, in_turn
+
+CHUNK = 50
+"""Pictures that one way has before it is the other's turn."""
+
+
+def compare_folder(
+    checkpoint: str | Path,
+    folder: str,
+    *,
+    exported: str | Path | None = None,
+    count: int = 500,
+    batch_size: int = 4,
+    device: str = "auto",
+) -> str:
+    """Detect in the pictures of a folder both ways, in turns of 50 pictures, and tell how fast each way was.
+
+    The plain loop reads a picture, runs the PyTorch model on it, draws, and writes the picture and its JSON. The other
+    way is `detect`, as tools/detect.py calls it. Both write into a temporary folder that is removed.
+
+    Args:
+        checkpoint: of the plain loop's PyTorch model.
+        exported: what `detect` runs; None is the same checkpoint.
+        count: pictures at most, spread evenly over the folder.
+        batch_size: of `detect`.
+
+    Raises:
+        UserError: no pictures, an unreadable checkpoint or export, an absent device.
+    """
+    place = str(pick_device(device))
+    paths = find_pictures([folder], count)
+    items = [Item("image", path, str(number)) for number, path in enumerate(paths)]
+    threads = torch.get_num_threads()
+    plain = Predictor(checkpoint, place)
+    quick = Predictor(exported or checkpoint, place, lanes=lanes_for(items, torch.device(place)))
+    shared = torch.get_num_threads()
+    seconds = 0.0
+    timings: list[Timing] = []
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        # What is done once: memory, kernels of the first shapes, threads.
+        plain_loop(plain, items[:4], out)
+        detect(quick, items[:8], out, batch_size=batch_size, force=True)
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            # Who goes first finds the files cold.
+            for way in ("plain", "quick") if start // CHUNK % 2 == 0 else ("quick", "plain"):
+                if way == "plain":
+                    torch.set_num_threads(threads)
+                    began = time.perf_counter()
+                    plain_loop(plain, chunk, out)
+                    seconds += time.perf_counter() - began
+                else:
+                    torch.set_num_threads(shared)
+                    summary: Summary = detect(quick, chunk, out, batch_size=batch_size, force=True)
+                    timings.append(summary.pictures)
+    timing = in_turn(timings)
+    plain_rate, quick_rate = len(items) / seconds, timing.count / timing.wall
+    return (
+        f"plain loop, {checkpoint}: {len(items)} pictures in {seconds:.2f} s: {plain_rate:.1f} pictures per second\n"
+        f"detect, {exported or checkpoint}, batches of {batch_size}: {quick_rate / plain_rate:.2f} times as fast\n\n"
+        f"{timing}"
+    )
+
+
+def plain_loop(predictor: Predictor, items: Sequence[Item], out: Path) -> None:
+    """Read, predict, draw, write; one after the other, one by one."""
+    for item in items:
+        image = read_image(item.source)
+        found = predictor.predict(image)
+        drawn = cv2.cvtColor(draw_detections(image, found), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(out / f"{item.name}.jpg"), drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        (out / f"{item.name}.json").write_text(json.dumps(to_json(found), indent=1))

@@ -1,0 +1,176 @@
+"""A training step and the loading of pictures, against torchvision's plain ways, in one run.
+
+"Plain" is what torchvision's detection references do with the same network, data and batch: PIL decodes, the picture
+goes through torchvision's transforms as a float tensor, `GeneralizedRCNNTransform` resizes and normalises it inside
+the model, NCHW, torchvision's own loss, an optimizer made with its defaults.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms import v2
+
+from detection import build_model
+from detection.config import Config
+from detection.core.errors import UserError
+from detection.data.annotations import AnnotationIndex
+from detection.data.loader import iterate
+from detection.engine.detection_task import Run, build_run
+from detection.engine.loop import optimizer_step, train_step
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds, medians over the rounds."""
+
+    step: float
+    plain_step: float
+    picture: float
+    """From the file to the normalised batch."""
+    plain_picture: float
+    steps: int
+    workers: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"training step     {self.step:.3f} s, plain torchvision {self.plain_step:.3f} s: "
+                f"{self.plain_step / self.step:.2f} times as fast (medians of {self.steps})",
+                f"loading           {1 / self.picture:.0f} pictures a second, plain torchvision "
+                f"{1 / self.plain_picture:.0f}: {self.plain_picture / self.picture:.2f} times as fast "
+                f"(file to normalised batch, {self.workers} workers)",
+            ]
+        )
+
+
+def compare_training(config: Config, steps: int = 20) -> Comparison:
+    """Time `steps` training steps each way, by turns, and an epoch of loading each way.
+
+    Raises:
+        UserError: not a RetinaNet, or anything wrong with config or data.
+    """
+    if config.model.detector != "retinanet":
+        raise UserError("--train compares with torchvision's RetinaNet; use a config with model.detector=retinanet")
+    run = build_run(config)
+    plain = PlainTraining(config, run)
+    ours = itertools.cycle(list(itertools.islice(iterate(run.train_loader), 8)))
+    theirs = itertools.cycle(list(itertools.islice(plain.loader, 8)))
+    run.model.train()
+
+    def our_step() -> None:
+        images, targets = next(ours)
+        train_step(run, images, targets, group=1)
+        optimizer_step(run)
+
+    ways: list[tuple[Callable[[], None], list[float]]] = [(our_step, []), (lambda: plain.step(*next(theirs)), [])]
+    for number in range(steps + 3):
+        for step, seconds in ways:
+            start = time.perf_counter()
+            step()
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 3:  # the first ones prepare kernels
+                seconds.append(time.perf_counter() - start)
+
+    our_loading, plain_loading = [], []
+    for _ in range(3):
+        our_loading.append(_seconds_a_picture(iterate(run.train_loader), run.model.transform))
+        plain_loading.append(_seconds_a_picture(plain.loader, plain.model.transform))
+    return Comparison(
+        step=statistics.median(ways[0][1]),
+        plain_step=statistics.median(ways[1][1]),
+        picture=statistics.median(our_loading),
+        plain_picture=statistics.median(plain_loading),
+        steps=steps,
+        workers=config.data.workers,
+    )
+
+
+class PlainTraining:
+    """torchvision's reference loop with the network of `config`."""
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self.device = run.device
+        model: Any = build_model(config, len(run.classes.names))
+        mean, std = model.backbone.body.mean, model.backbone.body.std
+        model.transform = GeneralizedRCNNTransform(config.data.short_side, config.data.long_side, mean, std)
+        self.model: Any = model.to(run.device).train()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optim = config.optim
+        self.optimizer: torch.optim.Optimizer
+        if optim.name == "sgd":
+            self.optimizer = torch.optim.SGD(parameters, run.lr, optim.momentum, weight_decay=optim.weight_decay)
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, run.lr, weight_decay=optim.weight_decay)
+        self.loader = DataLoader(
+            PlainDataset(run.train_loader.dataset.index),  # type: ignore[attr-defined]
+            batch_size=config.data.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=config.data.workers,
+            collate_fn=lambda samples: tuple(zip(*samples, strict=True)),
+        )
+
+    def step(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+        images = [image.to(self.device) for image in images]
+        targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
+        batch, targets = self.model.transform(images, targets)
+        features = list(self.model.backbone(batch.tensors).values())
+        outputs = self.model.head(features)
+        shifted = [{**target, "labels": target["labels"] - 1} for target in targets]
+        losses = RetinaNet.compute_loss(self.model, shifted, outputs, self.model.anchor_generator(batch, features))
+        total = sum(losses.values())
+        assert isinstance(total, Tensor) and math.isfinite(total.item())
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+
+class PlainDataset(Dataset):
+    """As in torchvision's references: PIL, float tensors, a flip."""
+
+    def __init__(self, index: AnnotationIndex) -> None:
+        self.index, self.images = index, Path(index.images)
+        self.transform = v2.Compose(
+            [v2.RandomHorizontalFlip(0.5), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image = Image.open(self.images / str(self.index.file_names[i])).convert("RGB")
+        boxes, labels = self.index.training_boxes(i)
+        wrapped = tv_tensors.BoundingBoxes(
+            torch.from_numpy(boxes).reshape(-1, 4), format="XYXY", canvas_size=(image.height, image.width)
+        )  # type: ignore[call-overload]
+        return self.transform(image, {"boxes": wrapped, "labels": torch.from_numpy(labels)})
+
+
+def _seconds_a_picture(batches: Iterable[Batch], normalise: Any) -> float:
+    """Of an epoch, from its first batch on: starting the workers is paid once a training."""
+    pictures, start = 0, 0.0
+    for images, targets in batches:
+        normalise(list(images), [dict(target) for target in targets])
+        if start:
+            pictures += len(images)
+        else:
+            start = time.perf_counter()
+    if not pictures:
+        raise UserError("--train needs at least two batches of pictures; lower data.batch_size")
+    return (time.perf_counter() - start) / pictures
