@@ -16,13 +16,13 @@ endef
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: .venv/.base  ## make a small data set, train on it, evaluate, and write pictures with boxes
+demo: .venv/.base  ## make a small data set, train on it, evaluate, and write images with boxes
 	$(BIN)/python tools/make_demo_data.py --out data/demo
 	$(BIN)/python tools/train.py configs/demo.yaml
 	$(BIN)/python tools/evaluate.py runs/demo/best.pt --json runs/demo/evaluation.json
-	$(BIN)/python tools/detect.py runs/demo/best.pt 'data/demo/images/val_*.jpg' --out runs/demo/pictures
+	$(BIN)/python tools/detect.py runs/demo/best.pt 'data/demo/images/val_*.jpg' --out runs/demo/detections
 	@echo
-	@echo "pictures with boxes: runs/demo/pictures/"
+	@echo "images with boxes:   runs/demo/detections/"
 	@echo "report of the run:   runs/demo/report.html (open it in a browser), runs/demo/report.json (its numbers)"
 
 test: .venv/.dev lint  ## lint and all tests but the slow ones

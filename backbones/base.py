@@ -10,7 +10,7 @@ LEVELS = ("c1", "c2", "c3", "c4", "c5")
 """Level cK has stride 2**K. Detectors use c2 to c5."""
 
 SAFE_SIZE = 64
-"""Pixels that the shorter side of a picture needs for any network: two places in c5."""
+"""Pixels that the shorter side of an image needs for any network: two places in c5."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
             not pad (VGG, ConvNeXt).
 
         Raises:
-            ValueError: the pictures are smaller than the network can shrink.
+            ValueError: the images are smaller than the network can shrink.
         """
         return self.extract(images)
 
@@ -74,13 +74,13 @@ class Backbone(nn.Module):
             if min(height, width) >= SAFE_SIZE:
                 raise
             raise ValueError(
-                f"pictures of {height}x{width} pixels are too small for this network, which shrinks them up to 32 "
+                f"images of {height}x{width} pixels are too small for this network, which shrinks them up to 32 "
                 f"times ({str(error).splitlines()[0]}); enlarge them to {SAFE_SIZE} pixels or more"
             ) from error
         return features
 
     def measure(self, out_levels: Sequence[str]) -> None:
-        """Set `out_levels`, and `channels` and `strides` from what a small picture really gives."""
+        """Set `out_levels`, and `channels` and `strides` from what a small image really gives."""
         known = [level for level, _ in self.stage_modules()]
         for level in out_levels:
             if level not in known:

@@ -18,7 +18,7 @@ from backbones.hooks import evaluation, watched
 NEEDED = ("c2", "c3", "c4", "c5")
 # Small, so that finding the chain takes little time; not square, so that swapped or flattened axes are noticed; and
 # with more than one place in c5, so that a global mean is not taken for one more stride.
-PICTURE = (64, 96)
+IMAGE = (64, 96)
 
 
 class ChainFeatures(Backbone):
@@ -57,13 +57,13 @@ def _find_stages(network: nn.Module, name: str) -> "OrderedDict[str, list[str]]"
     """level -> names of the parts that are run one after the other to get there from the level before."""
     with evaluation(network):
         device = next(network.parameters()).device
-        picture = torch.arange(3 * PICTURE[0] * PICTURE[1], device=device).sin().view(1, 3, *PICTURE)
-        calls, spatial = _watch(network, picture, name)
-        maps = _without_widening(network, _follow(network, picture, calls))
+        image = torch.arange(3 * IMAGE[0] * IMAGE[1], device=device).sin().view(1, 3, *IMAGE)
+        calls, spatial = _watch(network, image, name)
+        maps = _without_widening(network, _follow(network, image, calls))
     stages: OrderedDict[str, list[str]] = OrderedDict()
     first: list[str] = []
     for part, x in maps:
-        stride = PICTURE[0] // x.shape[2]
+        stride = IMAGE[0] // x.shape[2]
         if stride == 1:
             first.append(part)
         else:
@@ -87,7 +87,7 @@ def _find_stages(network: nn.Module, name: str) -> "OrderedDict[str, list[str]]"
     return stages
 
 
-def _watch(network: nn.Module, picture: Tensor, name: str) -> tuple[list[tuple[str, Any]], list[str]]:
+def _watch(network: nn.Module, image: Tensor, name: str) -> tuple[list[tuple[str, Any]], list[str]]:
     """Run the network once.
 
     Returns:
@@ -112,12 +112,11 @@ def _watch(network: nn.Module, picture: Tensor, name: str) -> tuple[list[tuple[s
     }
     try:
         with watched(dict(_parts(network)), note_call), watched(convolutions, note_spatial):
-            network(picture)
+            network(image)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{name} cannot be a backbone: it does not take pictures of any size "
-            f"(at {PICTURE[0]}x{PICTURE[1]}: {reason})"
+            f"{name} cannot be a backbone: it does not take images of any size (at {IMAGE[0]}x{IMAGE[1]}: {reason})"
         ) from error
     return calls, spatial
 
@@ -130,10 +129,10 @@ def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
             yield f"{prefix}{name}", child
 
 
-def _follow(network: nn.Module, picture: Tensor, calls: Sequence[tuple[str, Any]]) -> list[tuple[str, Tensor]]:
+def _follow(network: nn.Module, image: Tensor, calls: Sequence[tuple[str, Any]]) -> list[tuple[str, Tensor]]:
     """(part, its map), as long as the parts alone, run one after the other, give what the network itself computed."""
     maps: list[tuple[str, Tensor]] = []
-    x = picture
+    x = image
     for part, expected in calls:
         if expected is None or not _is_map(expected) or (maps and expected.shape[2] > maps[-1][1].shape[2]):
             break
@@ -152,8 +151,8 @@ def _is_map(x: Tensor) -> bool:
     """[N, C, H / stride, W / stride] with a stride of 1, 2, 4, … 32."""
     if x.dim() != 4 or 0 in x.shape:
         return False
-    stride = PICTURE[0] // x.shape[2]
-    return stride in (1, 2, 4, 8, 16, 32) and tuple(x.shape[2:]) == tuple(side // stride for side in PICTURE)
+    stride = IMAGE[0] // x.shape[2]
+    return stride in (1, 2, 4, 8, 16, 32) and tuple(x.shape[2:]) == tuple(side // stride for side in IMAGE)
 
 
 def _without_widening(network: nn.Module, maps: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

@@ -21,7 +21,7 @@ RIDGE = 1e-10
 
 @dataclass(frozen=True)
 class MapStatistics:
-    """Per channel, over all positions of all pictures: `mean` and `variance`, float64 [C]; `positions` in all."""
+    """Per channel, over all positions of all images: `mean` and `variance`, float64 [C]; `positions` in all."""
 
     mean: Tensor
     variance: Tensor

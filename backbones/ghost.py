@@ -145,7 +145,7 @@ def start_blocks_as_identity(network: nn.Module) -> None:
     """Let each bottleneck with a plain shortcut begin as the identity: the scales of its last batch norms are zero.
 
     A network of random weights is then shallow at first and soon learns (arXiv 1706.02677, section 5.1). It matters
-    more here than in a ResNet: from scratch on the demo's pictures, GhostNet 0.5 with a RetinaNet head came to
+    more here than in a ResNet: from scratch on the demo's images, GhostNet 0.5 with a RetinaNet head came to
     AP50 0.72 after 750 steps, and to 0.49 without.
     """
     for module in network.modules():

@@ -93,7 +93,7 @@ class GhostConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         primary = self.primary(x)
-        # Channels are dimension -3, as a convolution also takes a single picture [C, H, W].
+        # Channels are dimension -3, as a convolution also takes a single image [C, H, W].
         maps = torch.cat([primary, self.cheap(primary)], -3)
         if self.permuted:
             return maps.index_select(-3, self.order)

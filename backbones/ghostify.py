@@ -285,9 +285,9 @@ def _reasons(
 
 
 def _behind_global_pooling(model: nn.Module, name: str) -> bool:
-    """Whether its maps are 1x1 whatever the picture: squeeze-and-excite gates, and pooled branches in a sequence.
+    """Whether its maps are 1x1 whatever the image: squeeze-and-excite gates, and pooled branches in a sequence.
 
-    Told by structure, not by a run: on a small picture, a network's last maps would be 1x1 as well.
+    Told by structure, not by a run: on a small image, a network's last maps would be 1x1 as well.
     """
     parts = name.split(".")
     for end in range(len(parts)):

@@ -15,7 +15,7 @@ from backbones.filter_fitting import fit_filters, map_statistics, pair_errors
 from backbones.ghost_conv import GhostConv2d
 from backbones.hooks import evaluation, watched
 
-# Of each layer's map, over all pictures; more tell a filter of a few dozen weights nothing new, and early layers of
+# Of each layer's map, over all images; more tell a filter of a few dozen weights nothing new, and early layers of
 # a large network would fill the memory.
 MAX_POSITIONS = 2**15
 

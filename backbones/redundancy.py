@@ -51,7 +51,7 @@ class Redundancy:
     Attributes:
         pairs: best first; each map is in one pair at most, so that there are at most C / 2.
         best: float64 [live maps]: for each map the error from its best source (any number may share one), ascending.
-        dead: channels that are constant on these pictures; they are in no pair.
+        dead: channels that are constant on these images; they are in no pair.
         ranked_by: the d whose error the order goes by.
     """
 
@@ -72,7 +72,7 @@ def find_pairs(
     paper does not say how its maps were scaled.)
 
     Args:
-        maps: [N, C, H, W] on the CPU, as of `layer_maps`; sizes may differ from picture to picture.
+        maps: [N, C, H, W] on the CPU, as of `layer_maps`; sizes may differ from image to image.
         kernel_sizes: odd.
         ranked_by: one of them; by default 3 if it is among them (what ghost modules use), else the first.
 
@@ -90,7 +90,7 @@ def find_pairs(
     dead = statistics.dead.nonzero()[:, 0].tolist()
     channels = len(statistics.mean)
     if channels - len(dead) < 2:
-        raise ValueError(f"of {channels} maps, {len(dead)} are constant on these pictures: there is nothing to compare")
+        raise ValueError(f"of {channels} maps, {len(dead)} are constant on these images: there is nothing to compare")
     errors = pair_errors(maps, ranked_by)
     errors.fill_diagonal_(torch.inf)
     errors[dead] = torch.inf
@@ -174,7 +174,7 @@ def list_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple
 
 
 def default_layer(model: nn.Module, example: Tensor) -> str:
-    """The first block that ends at a quarter of the picture's side, or where it is widest.
+    """The first block that ends at a quarter of the image's side, or where it is widest.
 
     In ResNet-50, that is the first residual block itself, as in the paper. In a block that expands its maps and narrows
     them again (MobileNet, GhostNet, EfficientNet), it is the expansion: the narrow output has little redundancy. A
@@ -188,7 +188,7 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
     side = example.shape[-1] // 4
     early = [name for name, (_, (channels, _, width)) in layers.items() if width <= side and channels > 1]
     if not early:
-        raise ValueError(f"{type(model).__name__} has no layer at a quarter of the picture's side; name one")
+        raise ValueError(f"{type(model).__name__} has no layer at a quarter of the image's side; name one")
     for block in early:
         module = model.get_submodule(block)
         if block.rpartition(".")[2].isdigit() and any(module.children()) and not isinstance(module, nn.Sequential):

@@ -1,4 +1,4 @@
-"""The picture of a redundancy report: pairs of maps side by side, with the ghost made of one and what it misses."""
+"""The image of a redundancy report: pairs of maps side by side, with the ghost made of one and what it misses."""
 
 from collections.abc import Sequence
 
@@ -28,9 +28,9 @@ def draw_pairs(found: Redundancy, maps: Tensor, photograph: np.ndarray, *, title
     Weights of the filter are white for zero, red for the greatest (or blue, if that is negative).
 
     Args:
-        maps: [C, H, W], of the picture shown.
+        maps: [C, H, W], of the image shown.
         photograph: RGB uint8 [H', W', 3], what the maps are of; shown in the first column.
-        title: of network, layer and picture.
+        title: of network, layer and image.
 
     Returns:
         BGR uint8, as OpenCV writes it.

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import load_config
 from detection.core.errors import UserError
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from detection.inference.predictor import Predictor
     from detection.models.build import build_model
 
-__all__ = ["Config", "Predictor", "UserError", "build_model", "load_config"]
+__all__ = ["DetectionConfig", "Predictor", "UserError", "build_model", "load_config"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbones.file_limits import Unreadable
 from backbones.torch_files import read_torch_file
 from backbones.weights import first_not_finite
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.files import UNFINISHED, open_regular_file, shown, write_atomically
@@ -145,7 +145,7 @@ def classes_of(content: Mapping[str, Any], path: str | Path) -> Classes:
     return Classes(tuple(classes["names"]), tuple(classes["ids"]))
 
 
-def config_of(content: Mapping[str, Any], path: str | Path) -> Config:
+def config_of(content: Mapping[str, Any], path: str | Path) -> DetectionConfig:
     return parse_config(section(content, "config", path), f"config in {path}")
 
 

@@ -60,12 +60,12 @@ class ModelConfig(Section):
     head_norm: Literal["none", "group", "batch"] = "none"
     """RetinaNet's towers. batch: statistics of each level's own; learns fastest from scratch."""
     head_groups: Positive = 32
-    """GroupNorm's groups, for head_norm: group. Few channels a group make it normalise each picture by itself."""
+    """GroupNorm's groups, for head_norm: group. Few channels a group make it normalise each image by itself."""
     box_loss: Literal["l1", "giou"] = "l1"
     box_loss_weight: Annotated[float, Field(gt=0)] = 1.0
     """RetinaNet: of the box loss against the classification loss."""
     anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
-    """Anchor side in pixels of the resized picture, one for each of the five levels."""
+    """Anchor side in pixels of the resized image, one for each of the five levels."""
     ghostify: GhostifyConfig | None = None
     """Ghost modules in place of convolutions. With "backbone" in its parts, backbone.weights are those of the ghosted
     backbone, which tools/ghostify.py makes of the plain one's."""
@@ -94,7 +94,7 @@ class SourceConfig(Section):
     annotations: PathText
     """COCO: the JSON file. VOC: its folder, an image set, or a folder of XML files. YOLO: data.yaml."""
     images: PathText | None = None
-    """The pictures' folder; null is where the format has it: images/ beside a JSON file, JPEGImages/, …"""
+    """The images' folder; null is where the format has it: images/ beside a JSON file, JPEGImages/, …"""
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
     split: str | None = None
     """Of a VOC folder or data.yaml: train, val or test; null is that of the key (data.train, data.val)."""
@@ -114,13 +114,13 @@ class AugmentConfig(Section):
     saturation: Probability = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     min_visibility: Probability = 0.25
-    """A box of which less than this share is left in the picture is dropped."""
+    """A box of which less than this share is left in the image is dropped."""
     mosaic: Probability = 0.0
-    """Four pictures in one."""
+    """Four images in one."""
     mixup: Probability = 0.0
-    """Two pictures shown through each other."""
+    """Two images shown through each other."""
     copy_paste: Probability = 0.0
-    """Boxes of another picture pasted in, as rectangles."""
+    """Boxes of another image pasted in, as rectangles."""
     close_share: Probability = 0.1
     """The last share of the training, which has no mosaic, mix-up and copy-paste."""
 
@@ -140,16 +140,16 @@ class DataConfig(Section):
     batch_size: Positive = 16
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     short_side: Positive = 800
-    """Pictures are scaled so that the short side has this many pixels …"""
+    """Images are scaled so that the short side has this many pixels …"""
     long_side: Positive = 1333
     """… unless the long side would exceed this many."""
     multi_scale: list[Positive] = []
     """Short sides from which each training batch draws one; the long side changes in proportion. [] is off."""
     progressive: list[tuple[Annotated[float, Field(gt=0, lt=1)], Positive]] = []
     """Pairs of a share of the training and the short side up to there: [[0.5, 192], [0.75, 256]] begins with small
-    pictures, which take less time, and ends with whole ones. The long side changes in proportion. [] is off."""
+    images, which take less time, and ends with whole ones. The long side changes in proportion. [] is off."""
     group_by_aspect: bool = True
-    """Batches hold either landscape or portrait pictures, so that less is padded."""
+    """Batches hold either landscape or portrait images, so that less is padded."""
     max_bad_images: Count = 10
     """Unreadable training images that are passed over before the training ends with an error."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -168,11 +168,11 @@ class DataConfig(Section):
         if any(side > self.short_side for _, side in self.progressive):
             raise ValueError(f"progressive sides must not be above short_side ({self.short_side})")
         if self.progressive and self.multi_scale:
-            raise ValueError("progressive and multi_scale both say how large pictures are; leave one of them out")
+            raise ValueError("progressive and multi_scale both say how large images are; leave one of them out")
         return self
 
     def side_at(self, done: float) -> int | None:
-        """The short side of training pictures when this share of the training is done; None: the config's own."""
+        """The short side of training images when this share of the training is done; None: the config's own."""
         return next((side for until, side in self.progressive if done < until), None)
 
 
@@ -216,7 +216,7 @@ class TrainConfig(Section):
     max_skipped_steps: Positive = 10
     """non_finite=skip: more than this many are an error."""
     sync_bn: bool = False
-    """Several GPUs: batch norms see the pictures of all of them."""
+    """Several GPUs: batch norms see the images of all of them."""
     compile: bool = False
     """torch.compile of the network: a minute or more at the start, faster steps afterwards."""
     deterministic: bool = False
@@ -227,7 +227,7 @@ class TrainConfig(Section):
 
 class DetectorTrainConfig(TrainConfig):
     cache: Literal["off", "ram", "disk"] = "off"
-    """Keep pictures decoded and resized: in memory, or in a file under ~/.cache."""
+    """Keep images decoded and resized: in memory, or in a file under ~/.cache."""
     report: bool = True
     """Write report.html and report.json when the training has ended, see docs/report.md."""
 
@@ -238,7 +238,7 @@ class EvalConfig(Section):
     score_threshold: Probability = 0.001
     nms_threshold: Probability = 0.5
     candidates: Positive = 1000
-    """Boxes that go into the suppression: of a picture (GhostDet), of a level (RetinaNet; Faster R-CNN's proposals)."""
+    """Boxes that go into the suppression: of an image (GhostDet), of a level (RetinaNet; Faster R-CNN's proposals)."""
     max_detections: Positive = 100
     backend: Literal["pycocotools", "faster-coco-eval"] = "pycocotools"
     """What scores: faster-coco-eval (extra fast-eval) gives the same numbers several times as fast."""
@@ -250,7 +250,7 @@ EVAL_BACKENDS: tuple[str, ...] = get_args(EvalConfig.model_fields["backend"].ann
 """The first one is the default, and the measure of the others."""
 
 
-class Experiment(Section):
+class BaseConfig(Section):
     """What every training is told, whatever it trains. The number of classes comes from the data, never from here."""
 
     output_dir: PathText
@@ -266,7 +266,7 @@ class Experiment(Section):
         return check(type(self), raw, "config", None, given)
 
 
-class Config(Experiment):
+class DetectionConfig(BaseConfig):
     """Everything about one detection experiment."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -275,7 +275,7 @@ class Config(Experiment):
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
 
-Schema = TypeVar("Schema", bound=Experiment)
+Schema = TypeVar("Schema", bound=BaseConfig)
 
 
 PUBLISHED = ("timm", "torchvision", "pretrained")

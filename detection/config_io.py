@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from detection.config import Config, Experiment, Schema
+from detection.config import BaseConfig, DetectionConfig, Schema
 from detection.config_check import check
 from detection.config_overrides import apply_overrides
 from detection.core.errors import UserError
@@ -16,9 +16,9 @@ from detection.core.files import shown, write_atomically
 from detection.core.yaml_reader import read_yaml
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectionConfig:
     """Read a detection config; see `read_config`."""
-    return read_config(Config, path, overrides)
+    return read_config(DetectionConfig, path, overrides)
 
 
 def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
@@ -38,12 +38,12 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     return check(schema, raw, str(path), lines, given)
 
 
-def parse_config(raw: dict[str, Any], source: str) -> Config:
+def parse_config(raw: dict[str, Any], source: str) -> DetectionConfig:
     """Check the plain dict of a detection config (of a checkpoint, say). Raises UserError, see `read_config`."""
-    return check(Config, raw, source)
+    return check(DetectionConfig, raw, source)
 
 
-def save_config(config: Experiment, path: Path) -> None:
+def save_config(config: BaseConfig, path: Path) -> None:
     """Write the resolved config as YAML that `read_config` reads back to an equal one."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False)
     write_atomically(path, lambda file: file.write(text.encode()))

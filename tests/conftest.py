@@ -22,7 +22,7 @@ from filelock import FileLock
 from processes import ROOT
 from torch import nn
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import parse_config
 
 # In the background of a script SIGINT is switched off, and all processes that the tests start would inherit that.
@@ -69,15 +69,15 @@ def write_coco(folder: Path, *, images: int = 12, seed: int = run_seed(), ids: t
     }
     for i in range(images):
         width, height = ((96, 72), (72, 96), (96, 96))[i % 3]
-        picture = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
-        name = f"picture {i}.jpg"
+        image = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+        name = f"image {i}.jpg"
         for k in range(0 if i == 0 else 2):
             side = int(rng.integers(20, 34))
             x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
             if k:
-                cv2.circle(picture, (x + side // 2, y + side // 2), side // 2, (20, 20, 20), -1)
+                cv2.circle(image, (x + side // 2, y + side // 2), side // 2, (20, 20, 20), -1)
             else:
-                cv2.rectangle(picture, (x, y), (x + side - 1, y + side - 1), (240, 240, 240), -1)
+                cv2.rectangle(image, (x, y), (x + side - 1, y + side - 1), (240, 240, 240), -1)
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]) + 1,
@@ -89,7 +89,7 @@ def write_coco(folder: Path, *, images: int = 12, seed: int = run_seed(), ids: t
                 }
             )
         content["images"].append({"id": 10 + 5 * i, "file_name": name, "width": width, "height": height})
-        cv2.imwrite(str(folder / "images" / name), picture)
+        cv2.imwrite(str(folder / "images" / name), image)
     path = folder / "annotations.json"
     path.write_text(json.dumps(content))
     return path
@@ -132,7 +132,7 @@ def tiny_raw(data: Path, output_dir: Path) -> dict:
 
 
 @pytest.fixture()
-def tiny_config(coco_set: Path, tmp_path: Path) -> Config:
+def tiny_config(coco_set: Path, tmp_path: Path) -> DetectionConfig:
     return parse_config(tiny_raw(coco_set, tmp_path / "run"), "test")
 
 
@@ -192,8 +192,8 @@ def predictor(trained: Path):
 
 
 @pytest.fixture(scope="session")
-def pictures(trained: Path) -> Path:
-    """The folder of the pictures of the tiny run. Not to be changed."""
+def images(trained: Path) -> Path:
+    """The folder of the images of the tiny run. Not to be changed."""
     return trained.parent / "data" / "images"
 
 
@@ -242,10 +242,10 @@ def as_trained():
 
 @pytest.fixture()
 def folders(tmp_path: Path) -> Path:
-    """Pictures of three classes in class folders, the test's own to break."""
+    """Images of three classes in class folders, the test's own to break."""
     from class_folders import write_folders
 
-    return write_folders(tmp_path / "pictures")
+    return write_folders(tmp_path / "images")
 
 
 @pytest.fixture(scope="session")
@@ -256,7 +256,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from detection.pretraining.classification_task import run_pretraining
 
     def train(root: Path) -> None:
-        folders = write_folders(root / "pictures")
+        folders = write_folders(root / "images")
         assert run_pretraining(tiny(folders, root / "run", "train.epochs=18", "train.ema=0", "train.label_smoothing=0"))
 
     return made_once(tmp_path_factory, "pretrained", train) / "run"

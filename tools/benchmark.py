@@ -32,24 +32,24 @@ examples:
 
 A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
 .pt2). An ONNX file of others gets random inputs of its own kind, and its raw session time is told. All are timed by
-turns, in one process, from uint8 pictures of the network's size in memory to boxes: normalisation, box decoding and
+turns, in one process, from uint8 images of the network's size in memory to boxes: normalisation, box decoding and
 NMS are inside, reading and resizing are not. Columns:
-  median, p95       of the calls; pictures a second are batch / median
+  median, p95       of the calls; images a second are batch / median
   times as fast     as the first row of the same batch
-  boxes             that came out, a picture
+  boxes             that came out, an image
   memory            what a process of its own grew by at most while it ran (CUDA: what PyTorch's tensors took)
   file              the size of what is run: checkpoint, ONNX file, …
 Networks with random weights (configs, torchvision's of --peers) do the work of trained ones: their score thresholds
 let as many boxes through to NMS as that of the first checkpoint named does (see --score-threshold), or 1000.
 
-Columns of --cost, all for one picture:
+Columns of --cost, all for one image:
   parameters     learned numbers
   multiply-adds  of convolutions and matrix products ("FLOPs" in the papers of light networks)
   activations    numbers that convolutions and linear layers put out
   memory         what training keeps for the backward pass: each tensor that autograd saves, once, in float32,
                  without weights, gradients and optimizer; times the batch it is most of what training needs
 
-A Faster R-CNN's second stage is counted for the boxes that it gets of one picture: 1000 in detection, and for the
+A Faster R-CNN's second stage is counted for the boxes that it gets of one image: 1000 in detection, and for the
 memory 512 in training. RoIAlign, box decoding and NMS are not counted. The input of a detector is padded to multiples
 of 32. Nothing is computed (meta device), so that it takes seconds at any size.
 """
@@ -116,7 +116,7 @@ def main() -> int:
         from detection.benchmark.latency_plot import plot_latency
 
         plot_latency(report, args.plot)
-        print(f"picture written to {args.plot}", file=sys.stderr)
+        print(f"image written to {args.plot}", file=sys.stderr)
     return 0
 
 
@@ -169,7 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     timing.add_argument(
         "--backends", nargs="+", metavar="NAME", help=f"of {', '.join(BACKENDS)} (default: all that can run here)"
     )
-    timing.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="pictures in a call")
+    timing.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="images in a call")
     timing.add_argument("--threads", type=count, help="on the CPU (default: PyTorch's)")
     timing.add_argument("--runs", type=count, default=50, help="timed calls of each row (default: %(default)s)")
     timing.add_argument(
@@ -185,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
     timing.add_argument("--seed", type=int, default=0)
     timing.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes some seconds a row")
     timing.add_argument("--ap", nargs="+", default=[], metavar="NETWORK=AP", help="where its file does not know it")
-    timing.add_argument("--plot", metavar="FILE", help="write a picture of AP against latency (.png, .svg, .pdf)")
+    timing.add_argument("--plot", metavar="FILE", help="write an image of AP against latency (.png, .svg, .pdf)")
     add_force(parser)
     others = parser.add_argument_group("cost and training")
     others.add_argument("--layers", action="store_true", help="--cost: a row for every layer, too")

@@ -28,7 +28,7 @@ def main() -> None:
         "--checkpoint", type=existing_path, metavar="FILE", help="detect with this checkpoint or exported file"
     )
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (default: %(default)s)")
-    parser.add_argument("--out", default="browse", metavar="DIR", help="for page and pictures (default: %(default)s)")
+    parser.add_argument("--out", default="browse", metavar="DIR", help="for page and images (default: %(default)s)")
     parser.add_argument(
         "--serve", nargs="?", type=int, const=8000, metavar="PORT", help="serve pages on this machine (default 8000)"
     )
@@ -52,7 +52,7 @@ def main() -> None:
         serve(browser, args.serve)
     else:
         page = browse(browser, Path(args.out), first=args.first, count=args.batches, force=args.force)
-        print(f"page and pictures: {page}")
+        print(f"page and images: {page}")
 
 
 if __name__ == "__main__":

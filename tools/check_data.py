@@ -1,4 +1,4 @@
-"""Look for what is wrong with a data set, before a training does: files, pictures, boxes, classes, splits, anchors."""
+"""Look for what is wrong with a data set, before a training does: files, images, boxes, classes, splits, anchors."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from detection.core.outputs import add_force
 EXAMPLE = """\
 examples:
   python tools/check_data.py configs/retina_ghost_320.yaml --html report.html     (train and val of a config)
-  python tools/check_data.py mine/train.json --val mine/val.json                  (COCO; pictures in mine/images)
+  python tools/check_data.py mine/train.json --val mine/val.json                  (COCO; images in mine/images)
   python tools/check_data.py mine/                                                (a folder: COCO, VOC or YOLO)
   python tools/check_data.py mine/train.json --fix mended.json                    (a mended copy, and what was changed)
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("target", metavar="CONFIG|JSON|DIR", help="config, annotation file, data.yaml, or folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="override a key of a config")
     parser.add_argument(
-        "--images", metavar="DIR", type=existing_path, help="the pictures (default: images/ beside a JSON)"
+        "--images", metavar="DIR", type=existing_path, help="the images (default: images/ beside a JSON)"
     )
     parser.add_argument(
         "--val",
@@ -35,15 +35,15 @@ def main() -> int:
         "--val-images",
         metavar="DIR",
         type=existing_path,
-        help="its pictures (default: --images, or images/ beside --val)",
+        help="its images (default: --images, or images/ beside --val)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all findings and numbers to this file")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots and contact sheets")
     parser.add_argument(
         "--fix", metavar="OUT.json", help="write a mended copy, and OUT.changes.json; val: OUT_val.json"
     )
-    parser.add_argument("--no-decode", action="store_true", help="read pictures' headers and bytes, decode nothing")
-    parser.add_argument("--no-pictures", action="store_true", help="open no picture: see only whether it is there")
+    parser.add_argument("--no-decode", action="store_true", help="read images' headers and bytes, decode nothing")
+    parser.add_argument("--no-images", action="store_true", help="open no image: see only whether it is there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read (default: one for each core)")
     add_force(parser)
     args = parser.parse()
@@ -65,7 +65,7 @@ def main() -> int:
         json_file=args.json and Path(args.json),
         html_file=args.html and Path(args.html),
         fix_file=args.fix and Path(args.fix),
-        pictures="none" if args.no_pictures else "headers" if args.no_decode else "all",
+        read_images="none" if args.no_images else "headers" if args.no_decode else "all",
         workers=args.workers,
         force=args.force,
     )

@@ -8,13 +8,13 @@ from detection.cli.run_tool import run_tool
 EXAMPLE = """\
 examples:
   python tools/convert_data.py VOC2007 --to coco --out voc_as_coco
-  python tools/convert_data.py train=a.json val=b.json --images pictures --to yolo --out as_yolo --pictures link
-  python tools/convert_data.py all.json --to coco --out divided --split 0.8 --group-by '^(video\\d+)_' --pictures none
+  python tools/convert_data.py train=a.json val=b.json --images images --to yolo --out as_yolo --transfer link
+  python tools/convert_data.py all.json --to coco --out divided --split 0.8 --group-by '^(video\\d+)_' --transfer none
 
 A SOURCE is a COCO file, a VOC folder, one of its image sets, a folder of XML files, or a data.yaml of YOLO.
 What a format has no place for is lost, and said: crowd regions and areas in YOLO, areas in VOC, polygons in both.
 COCO to COCO (--split, --classes) keeps all that stands in the entries.
-Pictures with the same bytes are never on both sides of --split.
+Images with the same bytes are never on both sides of --split.
 """
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--to", required=True, choices=("coco", "voc", "yolo"))
     parser.add_argument("--out", required=True, metavar="DIR", help="made; must be empty if it is there")
     parser.add_argument(
-        "--images", metavar="DIR", type=existing_path, help="the pictures, where they are not in the usual place"
+        "--images", metavar="DIR", type=existing_path, help="the images, where they are not in the usual place"
     )
     parser.add_argument("--format", default="auto", choices=("auto", "coco", "voc", "yolo"), help="of the sources")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
@@ -36,7 +36,7 @@ def main() -> None:
         "--group-by", metavar="REGEX", help="of --split: file names in which it finds the same stay together"
     )
     parser.add_argument(
-        "--pictures",
+        "--transfer",
         default="copy",
         choices=("copy", "link", "none"),
         help="default copy; none leaves them where they are",

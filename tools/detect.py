@@ -1,4 +1,4 @@
-"""Detect objects in pictures, folders, videos, cameras or streams; write annotated copies and a JSON beside each."""
+"""Detect objects in images, folders, videos, cameras or streams; write annotated copies and a JSON beside each."""
 
 import argparse
 import glob
@@ -13,7 +13,7 @@ EXAMPLE = """\
 examples:
   python tools/detect.py runs/demo/best.pt photo.jpg holiday/ 'more/*.png' --out found
   python tools/detect.py runs/demo/best.pt traffic.mp4 --classes car bus --threshold 0.4 --track --timing
-  python tools/detect.py runs/demo/best.pt aerial/ --tile 640        (small objects in large pictures)
+  python tools/detect.py runs/demo/best.pt aerial/ --tile 640        (small objects in large images)
   torchrun --nproc-per-node 4 tools/detect.py runs/demo/best.pt archive/ --resume    (shared by four processes)
   python tools/detect.py runs/demo/best.pt 0 --out camera --show-fps (camera 0, until Ctrl-C)
   python tools/detect.py runs/demo/best.pt rtsp://user:password@192.168.1.7/live --max-frames 1000
@@ -31,13 +31,11 @@ def main() -> int:
     parser.add_argument(
         "checkpoint", type=existing_file, help="best.pt or last.pt of a run, or a file that tools/export.py made"
     )
-    parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="picture, folder, glob, video, camera index or URL"
-    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder, glob, video, camera index or URL")
     parser.add_argument("--out", default="detections", help="folder for the results (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (default: %(default)s)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images per pass (default: %(default)s)")
     parser.add_argument("--tile", type=int, metavar="SIZE", help="look at tiles of SIZE x SIZE pixels, too")
     parser.add_argument(
         "--overlap", type=float, default=0.2, help="share of a tile that its neighbour sees, too (default: %(default)s)"
@@ -45,7 +43,7 @@ def main() -> int:
     parser.add_argument("--track", action="store_true", help="number the objects of a video")
     parser.add_argument("--max-frames", type=int, help="stop a video or camera after this many frames")
     parser.add_argument("--show-fps", action="store_true", help="draw the frames per second on videos")
-    parser.add_argument("--no-pictures", action="store_true", help="write the JSON alone")
+    parser.add_argument("--no-images", action="store_true", help="write the JSON alone")
     parser.add_argument("--timing", action="store_true", help="tell at the end where the time went")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:N (default: cuda where there is one)")
     parser.add_argument("--resume", action="store_true", help="pass over what an earlier call has done already")
@@ -65,7 +63,7 @@ def main() -> int:
 
     from detection.core import distributed
     from detection.engine.signals import lasting_console
-    from detection.inference.detect_sources import detect, lanes_for
+    from detection.inference.detect_sources import detect, num_streams_for
     from detection.inference.predictor import Predictor
     from detection.inference.sources import find_items
     from detection.inference.tiles import TiledPredictor
@@ -77,7 +75,7 @@ def main() -> int:
             str(device),
             score_threshold=args.threshold,
             classes=args.classes,
-            lanes=lanes_for(items, device),
+            num_streams=num_streams_for(items, device),
         )
         predictor = plain if args.tile is None else TiledPredictor(plain, args.tile, args.overlap, args.batch_size)
         summary = detect(
@@ -87,7 +85,7 @@ def main() -> int:
             batch_size=args.batch_size,
             max_frames=args.max_frames,
             resume=args.resume,
-            pictures=not args.no_pictures,
+            draw=not args.no_images,
             track=args.track,
             show_fps=args.show_fps,
             force=args.force,

@@ -33,7 +33,7 @@ def main() -> int:
         help="COCO file, VOC image set or YOLO data.yaml (default: data.val)",
     )
     parser.add_argument(
-        "--images", metavar="DIR", type=existing_path, help="their pictures, where they are not in the usual place"
+        "--images", metavar="DIR", type=existing_path, help="their images, where they are not in the usual place"
     )
     parser.add_argument(
         "--predictions", metavar="FILE", type=existing_file, help="score this COCO results file, without a model"

@@ -30,12 +30,12 @@ def main() -> int:
         default="end_to_end",
         help="boxes, labels and scores; or the heads' outputs, see detection/runtime/decode.py (default: %(default)s)",
     )
-    parser.add_argument("--batch", default="dynamic", help="pictures in a batch, or dynamic (default)")
+    parser.add_argument("--batch", default="dynamic", help="images in a batch, or dynamic (default)")
     parser.add_argument(
         "--size",
         default="dynamic",
         metavar="S|HxW",
-        help="frame in pixels, multiples of 32, which pictures are resized to fill; or dynamic (default)",
+        help="frame in pixels, multiples of 32, which images are resized to fill; or dynamic (default)",
     )
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, named like it")
     add_force(parser)

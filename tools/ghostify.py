@@ -33,9 +33,9 @@ def main() -> int:
         default=[],
         metavar="SOURCE",
         type=existing_source,
-        help="pictures, folders or globs to fit on",
+        help="images, folders or globs to fit on",
     )
-    parser.add_argument("--count", type=int, default=32, help="at most so many pictures (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=32, help="at most so many images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     parser.add_argument("--init", choices=("fit", "random"), default="fit", help="weights written (default: fit)")
     parser.add_argument("--out", metavar="FILE", help="write the ghosted network here")

@@ -1,6 +1,6 @@
 """Write an annotation file like COCO's instances_train2017.json: 118 k images, 860 k boxes with polygons, by chance.
 
-Pictures, too, if photographs are given that they can be parts of.
+Images, too, if photographs are given that they can be parts of.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
         "--photographs",
         metavar="DIR",
         type=existing_path,
-        help="write pictures, too: random parts of those in DIR, in images/ beside --out",
+        help="write images, too: random parts of those in DIR, in images/ beside --out",
     )
     add_force(parser)
     args = parser.parse_args()

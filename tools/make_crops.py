@@ -1,4 +1,4 @@
-"""Cut the objects of COCO files out into class folders, to pre-train a backbone on; train and val share no picture."""
+"""Cut the objects of COCO files out into class folders, to pre-train a backbone on; train and val share no image."""
 
 import argparse
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--min-side", type=int, default=24, help="smaller boxes are left out (default 24 pixels)")
     parser.add_argument("--min-examples", type=int, default=12, help="rarer classes are left out (default 12)")
     parser.add_argument("--max-examples", type=int, default=400, help="of each class (default 400)")
-    parser.add_argument("--val-share", type=float, default=0.2, help="share of the pictures (default 0.2)")
+    parser.add_argument("--val-share", type=float, default=0.2, help="share of the images (default 0.2)")
     parser.add_argument("--seed", type=int, default=0, help="another one, another split (default 0)")
     args = parser.parse_args()
     # Only now, so that --help is quick.

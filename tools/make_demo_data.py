@@ -13,9 +13,9 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="data/demo", help="folder to write to; made if missing")
-    parser.add_argument("--train", type=int, default=300, help="number of training pictures")
-    parser.add_argument("--val", type=int, default=60, help="number of validation pictures")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other pictures")
+    parser.add_argument("--train", type=int, default=300, help="number of training images")
+    parser.add_argument("--val", type=int, default=60, help="number of validation images")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
     add_force(parser)
     args = parser.parse_args()
     # Only now, so that --help is quick.

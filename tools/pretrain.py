@@ -25,9 +25,9 @@ def main() -> int:
         "--dry-run", action="store_true", help="build everything, run one batch, print shapes, memory and time"
     )
     args = parser.parse()
-    from detection.pretraining.classification_config import PretrainConfig
+    from detection.pretraining.classification_config import ClassificationConfig
 
-    config = read_config(PretrainConfig, args.config, args.overrides)
+    config = read_config(ClassificationConfig, args.config, args.overrides)
     if not args.dry_run:
         check_output_dir(config, args.resume)
     check_pretraining_paths(config)

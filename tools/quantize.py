@@ -13,10 +13,10 @@ EXAMPLE = """\
 examples:
   python tools/quantize.py runs/mine/best.pt                                   (ONNX: fp16 and int8)
   python tools/quantize.py runs/mine/best.pt --format onnx openvino --precision int8 --size 320 --batch 1
-  python tools/quantize.py best.pt --calibration pictures/ --max-loss 0.005 data.val.images=… data.val.annotations=…
+  python tools/quantize.py best.pt --calibration images/ --max-loss 0.005 data.val.images=… data.val.annotations=…
   python tools/detect.py runs/mine/best.int8.onnx photo.jpg                    (like any exported file)
 
-int8 is calibrated on pictures of data.train; AP is measured on data.val. A file that loses more than --max-loss AP
+int8 is calibrated on images of data.train; AP is measured on data.val. A file that loses more than --max-loss AP
 gets layers back in float32 until it does not.
 """
 
@@ -31,19 +31,19 @@ def main() -> int:
         "--precision", nargs="+", choices=("fp16", "int8"), default=["fp16", "int8"], help="default: both"
     )
     parser.add_argument("--form", choices=("end_to_end", "raw"), default="end_to_end", help="default: %(default)s")
-    parser.add_argument("--batch", default="dynamic", help="pictures in a batch, or dynamic (default)")
+    parser.add_argument("--batch", default="dynamic", help="images in a batch, or dynamic (default)")
     parser.add_argument(
         "--size", default="dynamic", metavar="S|HxW", help="frame in pixels, multiples of 32, or dynamic (default)"
     )
     parser.add_argument("--out", metavar="DIR", help="default: the checkpoint's folder")
     parser.add_argument(
-        "--calibration", nargs="+", default=[], metavar="SOURCE", help="pictures for int8 (default: data.train)"
+        "--calibration", nargs="+", default=[], metavar="SOURCE", help="images for int8 (default: data.train)"
     )
     parser.add_argument(
-        "--calibration-pictures", type=int, default=128, metavar="N", help="at most so many (default: %(default)s)"
+        "--calibration-images", type=int, default=128, metavar="N", help="at most so many (default: %(default)s)"
     )
     parser.add_argument(
-        "--val-pictures", type=int, default=1000, metavar="N", help="AP on at most so many (default: %(default)s)"
+        "--val-images", type=int, default=1000, metavar="N", help="AP on at most so many (default: %(default)s)"
     )
     parser.add_argument("--max-loss", type=float, default=0.01, metavar="AP", help="of int8 (default: %(default)s)")
     parser.add_argument(
@@ -57,7 +57,7 @@ def main() -> int:
     checkpoints = [a for a in args.arguments if "=" not in a]
     if len(checkpoints) != 1:
         parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
-    for name in ("calibration_pictures", "val_pictures", "threads"):
+    for name in ("calibration_images", "val_images", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     checkpoint = existing_file(checkpoints[0])
@@ -76,8 +76,8 @@ def main() -> int:
         size=parse_frame(args.size),
         out=args.out,
         calibration=calibration,
-        calibration_pictures=args.calibration_pictures,
-        val_pictures=args.val_pictures,
+        calibration_images=args.calibration_images,
+        val_images=args.val_images,
         max_loss=args.max_loss,
         keep=args.keep,
         threads=args.threads,

@@ -26,17 +26,15 @@ def main() -> int:
     )
     parser.add_argument("--layer", help="name of a module (default: in the first block at stride 4)")
     parser.add_argument("--list", action="store_true", help="show the layers there are, and stop")
-    parser.add_argument(
-        "--images", nargs="+", metavar="SOURCE", type=existing_source, help="pictures, folders or globs"
-    )
-    parser.add_argument("--count", type=int, default=8, help="at most so many pictures (default: %(default)s)")
+    parser.add_argument("--images", nargs="+", metavar="SOURCE", type=existing_source, help="images, folders or globs")
+    parser.add_argument("--count", type=int, default=8, help="at most so many images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     parser.add_argument(
         "--kernel-sizes", nargs="+", type=int, default=[1, 3, 5, 7], metavar="D", help="(default: 1 3 5 7)"
     )
     parser.add_argument("--rank-by", type=int, metavar="D", help="the d that pairs are ordered by (default: 3)")
     parser.add_argument("--pairs", type=int, default=6, help="pairs printed and drawn (default: %(default)s)")
-    parser.add_argument("--out", default="redundancy", help="folder for picture and CSV (default: %(default)s)")
+    parser.add_argument("--out", default="redundancy", help="folder for image and CSV (default: %(default)s)")
     add_force(parser)
     args = parser.parse_args()
     require_for_backbone(args.network, args.weights)

@@ -41,14 +41,14 @@ def main() -> int:
     )
     parser.add_argument("--data", metavar="JSON", type=existing_path, help="annotations (default: data.val of the run)")
     parser.add_argument(
-        "--images", metavar="DIR", type=existing_path, help="their pictures (default: images/ beside --data)"
+        "--images", metavar="DIR", type=existing_path, help="their images (default: images/ beside --data)"
     )
     parser.add_argument("--out", metavar="FILE", help="the page, .html; numbers are written beside it, .json")
     parser.add_argument("--no-latency", action="store_true", help="do not time the checkpoint")
     parser.add_argument("--resamples", type=int, default=500, help="of the comparison (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
     parser.add_argument(
-        "--max-mb", type=float, default=6.0, help="most megabytes of pictures in a page (default: %(default)s)"
+        "--max-mb", type=float, default=6.0, help="most megabytes of images in a page (default: %(default)s)"
     )
     add_force(parser)
     args = parser.parse_intermixed_args()

@@ -10,25 +10,25 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from detection.benchmark.cuda_graph import record_graphs
-from detection.benchmark.onnx_models import ForeignModel
+from detection.benchmark.onnx_models import OnnxModel
 from detection.benchmark.peers import PeerSession, open_peer
 from detection.benchmark.settings import PYTORCH
 from detection.core.device import autocast
 from detection.runtime.pytorch import load_detector
 
 Run = Callable[[list[Tensor]], Any]
-"""uint8 pictures [3, H, W] on the CPU -> a list of {boxes, …}, or None of a foreign file."""
+"""uint8 images [3, H, W] on the CPU -> a list of {boxes, …}, or None of a foreign file."""
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One network in one backend: all that another process needs to open it, and what is known of it.
 
     Attributes:
         network, backend, parameters, macs, ap: see `LatencyRow`.
         kind: "detector" (what `load_detector` takes), "peer" or "foreign".
         path: the file that is opened.
-        size: height and width of the pictures that it is given.
+        size: height and width of the images that it is given.
         num_classes: a peer's.
         overrides: of a checkpoint's config.
         optional: whether it only gets a row that says why, where it cannot run.
@@ -54,12 +54,12 @@ class Contender:
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def open_contender(contender: Contender) -> Run:
+def open_contender(contender: Candidate) -> Run:
     """Load it, on its device. Raises UserError where its file, backend or a library is wrong or missing."""
     torch.set_num_threads(contender.threads)
     device = torch.device(contender.device)
     if contender.kind == "foreign":
-        return ForeignModel(contender.path, contender.size, contender.threads, device)
+        return OnnxModel(contender.path, contender.size, contender.threads, device)
     if contender.kind == "peer" and contender.backend == "onnxruntime":
         return PeerSession(contender.path, contender.threads, device)
     if contender.kind == "peer":
@@ -73,7 +73,7 @@ def open_contender(contender: Contender) -> Run:
 
 
 def _in_pytorch(model: Any, backend: str, device: torch.device, amp: str, unit: bool = False) -> Run:
-    """unit: it takes float pictures in [0, 1], as torchvision's detectors do."""
+    """unit: it takes float images in [0, 1], as torchvision's detectors do."""
     layout = torch.contiguous_format if backend == "eager" else torch.channels_last
     model = model.to(memory_format=layout)
     if backend == "compile":
@@ -85,10 +85,10 @@ def _in_pytorch(model: Any, backend: str, device: torch.device, amp: str, unit: 
         record_graphs(model)
 
     @torch.inference_mode()
-    def run(pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+    def run(images: list[Tensor]) -> list[dict[str, Tensor]]:
         with autocast(device, amp):
             if unit:
-                return model([picture.to(device).float() / 255 for picture in pictures])
-            return model([picture.to(device) for picture in pictures])
+                return model([image.to(device).float() / 255 for image in images])
+            return model([image.to(device) for image in images])
 
     return run

@@ -53,7 +53,7 @@ class TwoStageHead(nn.Module):
 def network_costs(
     target: str, size: tuple[int, int] | None = None, *, num_classes: int = 80, layers: bool = False
 ) -> list[CostRow]:
-    """What a config's detector or a backbone costs for one picture.
+    """What a config's detector or a backbone costs for one image.
 
     Args:
         target: path of a config, or NAME or NAME@WIDTH of a backbone, counted without its classifier.
@@ -66,7 +66,7 @@ def network_costs(
         Rows backbone, neck, head and total; a backbone has one row.
 
     Raises:
-        UserError: no such config or backbone, or a picture that the network is too deep for.
+        UserError: no such config or backbone, or an image that the network is too deep for.
     """
     if not is_config(target):
         with torch.device("meta"):
@@ -83,13 +83,13 @@ def network_costs(
 def detector_costs(name: str, model: nn.Module, size: tuple[int, int], layers: bool = False) -> list[CostRow]:
     """Rows for backbone, neck, head and total of a detector with torchvision's parts, built on the meta device.
 
-    Faster R-CNN's second stage is counted for as many boxes as it gets of one picture: in detection
+    Faster R-CNN's second stage is counted for as many boxes as it gets of one image: in detection
     (1000, torchvision's default) for multiply-adds and activations, in training (512) for memory.
 
     Args:
         name: to stand in the rows.
         model: with `backbone.body`, `backbone.fpn` and `head`, or a Faster R-CNN.
-        size: height and width of the padded picture.
+        size: height and width of the padded image.
     """
     model.eval()
     tested = trained = inference_parts(model)
@@ -100,11 +100,11 @@ def detector_costs(name: str, model: nn.Module, size: tuple[int, int], layers: b
 
 
 def detector_total(model: nn.Module, size: tuple[int, int]) -> Cost:
-    """What a detector with torchvision's parts (its SSD is one, too) costs for one picture, all together.
+    """What a detector with torchvision's parts (its SSD is one, too) costs for one image, all together.
 
     Args:
         model: in evaluation mode, on any device; it is left alone.
-        size: height and width of the padded picture.
+        size: height and width of the padded image.
     """
     parts = inference_parts(copy.deepcopy(model).to("meta"))
     return measure_cost(parts, torch.zeros(1, 3, *size, device="meta"))[""]
@@ -150,7 +150,7 @@ def _rows(
         memory = measure_memory(trained, images)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{name} is too deep for a picture of {size[0]}x{size[1]} pixels: {reason}") from error
+        raise UserError(f"{name} is too deep for an image of {size[0]}x{size[1]} pixels: {reason}") from error
 
     def row(part: str, module: str) -> CostRow:
         cost = costs[module]

@@ -12,16 +12,16 @@ from detection.core.text import aligned, markdown
 
 @dataclass(frozen=True)
 class CostRow:
-    """The cost of one part of one network, for one picture.
+    """The cost of one part of one network, for one image.
 
     Attributes:
         network: backbone name or config path.
-        size: height and width of the picture in pixels, as the network gets it.
+        size: height and width of the image in pixels, as the network gets it.
         part: backbone, neck, head, total, or the name of a layer.
         parameters: learned numbers.
         macs: multiply-adds.
         activations: numbers that convolutions and linear layers put out.
-        memory: bytes that training keeps of one picture for the backward pass, in float32.
+        memory: bytes that training keeps of one image for the backward pass, in float32.
     """
 
     network: str

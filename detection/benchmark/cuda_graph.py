@@ -11,7 +11,7 @@ Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
 def record_graphs(model: nn.Module) -> None:
-    """Let the parts of a detector whose shapes are fixed by the picture's be replayed; in place, for inference alone.
+    """Let the parts of a detector whose shapes are fixed by the image's be replayed; in place, for inference alone.
 
     They are backbone with neck and, of a RetinaNet, the head; of a Faster R-CNN, that of the proposals. What comes
     after depends on the numbers (how many boxes pass) and cannot be recorded.

@@ -1,4 +1,4 @@
-"""How long detectors take, whole: from uint8 pictures of the network's size to boxes, in several backends at once.
+"""How long detectors take, whole: from uint8 images of the network's size to boxes, in several backends at once.
 
 All contenders are timed by turns, so that whatever else the machine does hits them alike. In a turn a contender
 makes one call that is not timed – the others have had caches and threads meanwhile – and a few that are.
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from detection.benchmark.candidates import Contender, Run, open_contender
+from detection.benchmark.candidates import Candidate, Run, open_contender
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory_growth import Growth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.benchmark.suite import FieldMaker, batch_of, make_pictures
+from detection.benchmark.suite import SuiteBuilder, batch_of, make_images
 from detection.core.device import pick_device
 from detection.core.environment import hardware, versions
 from detection.core.errors import UserError
-from detection.core.interleave import TURN, Clock, take_turns, wall_seconds
+from detection.core.interleave import TURN, Clock, interleave, wall_seconds
 from detection.core.progress import progress_bar
 
 WARM_UP = 3
@@ -38,10 +38,10 @@ class Entry:
     """A row in the making: a contender at one batch.
 
     Attributes:
-        call: runs it on its pictures; None where it cannot.
+        call: runs it on its images; None where it cannot.
     """
 
-    contender: Contender
+    contender: Candidate
     batch: int
     call: Callable[[], Any] | None = None
     seconds: list[float] = field(default_factory=list)
@@ -71,38 +71,38 @@ def measure_latency(settings: Settings) -> LatencyReport:
     """Time everything that `settings` names.
 
     Raises:
-        UserError: anything wrong with a file, a backend named by the user, the device or a picture.
+        UserError: anything wrong with a file, a backend named by the user, the device or an image.
     """
     device = pick_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     environment = describe(settings, device)
-    pictures = make_pictures(settings)
+    images = make_images(settings)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        found = FieldMaker(settings, device, Path(folder), pictures).make()
+        found = SuiteBuilder(settings, device, Path(folder), images).make()
         entries = [Entry(c, batch) for c in found.contenders for batch in settings.batches]
         for entry in entries:
             entry.reason = found.failed.get(entry.contender, "")
-        open_all(entries, pictures)
+        open_all(entries, images)
         others = OtherPrograms()
         for batch in settings.batches:
             ready = [entry for entry in entries if entry.batch == batch and entry.call is not None]
             with progress_bar(None, f"timing, batch {batch}", len(ready) * settings.runs) as bar:
                 clocks = [clock_of(entry.contender) for entry in ready]
                 calls = [entry.call for entry in ready if entry.call is not None]
-                for entry, seconds in zip(ready, take_turns(calls, settings.runs, clocks, bar.update), strict=True):
+                for entry, seconds in zip(ready, interleave(calls, settings.runs, clocks, bar.update), strict=True):
                     entry.seconds = seconds
         environment["disturbance"] = others.report()
         if settings.memory:
-            found.remarks += measure_memory([entry for entry in entries if entry.call is not None], pictures)
+            found.remarks += measure_memory([entry for entry in entries if entry.call is not None], images)
         # While the files are there.
         rows = tuple(entry.row() for entry in entries)
     return LatencyReport(rows, environment, tuple(found.remarks))
 
 
-def open_all(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> None:
+def open_all(entries: Sequence[Entry], images: Sequence[np.ndarray]) -> None:
     """Give each entry its `call` and warm it up; one that cannot run and is optional gets the reason instead."""
-    runs: dict[Contender, Run] = {}
+    runs: dict[Candidate, Run] = {}
     for entry in progress_bar(entries, "loading"):
         contender = entry.contender
         if entry.reason:
@@ -110,19 +110,19 @@ def open_all(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> None:
         try:
             if contender not in runs:
                 runs[contender] = _told(contender, partial(open_contender, contender))
-            _warm_up(entry, runs[contender], pictures)
+            _warm_up(entry, runs[contender], images)
         except UserError as error:
             if not contender.optional:
                 raise
             entry.reason = str(error)
 
 
-def _warm_up(entry: Entry, run: Run, pictures: Sequence[np.ndarray]) -> None:
+def _warm_up(entry: Entry, run: Run, images: Sequence[np.ndarray]) -> None:
     fixed = getattr(run, "fixed_batch", None)
     if fixed not in (None, entry.batch):
-        entry.reason = f"the file takes {fixed} picture{'s' if fixed > 1 else ''} a call, not {entry.batch}"
+        entry.reason = f"the file takes {fixed} image{'s' if fixed > 1 else ''} a call, not {entry.batch}"
         return
-    batch = batch_of(pictures, entry.contender.size, entry.batch)
+    batch = batch_of(images, entry.contender.size, entry.batch)
 
     def call() -> Any:
         return run(batch)
@@ -134,7 +134,7 @@ def _warm_up(entry: Entry, run: Run, pictures: Sequence[np.ndarray]) -> None:
         entry.boxes = sum(len(detections["boxes"]) for detections in found) / len(found)
 
 
-def _told(contender: Contender, action: Callable[[], Any]) -> Any:
+def _told(contender: Candidate, action: Callable[[], Any]) -> Any:
     """`action()`; what goes wrong in torch.compile and on the device is told as the user's to mend."""
     try:
         return action()
@@ -147,7 +147,7 @@ def _told(contender: Contender, action: Callable[[], Any]) -> Any:
         raise UserError(f"{contender.network}: torch.compile does not work here (a C++ compiler?): {reason}") from error
 
 
-def clock_of(contender: Contender) -> Clock:
+def clock_of(contender: Candidate) -> Clock:
     """PyTorch on a GPU is timed by the GPU's own events. Other backends return when all is done, as the CPU does."""
     return cuda_seconds if contender.device != "cpu" and contender.backend in PYTORCH else wall_seconds
 
@@ -163,14 +163,14 @@ def cuda_seconds(call: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def measure_memory(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> list[str]:
+def measure_memory(entries: Sequence[Entry], images: Sequence[np.ndarray]) -> list[str]:
     """Set each entry's `memory`; one process for each contender does all its batches. Returns what went wrong."""
     wrong = []
     contenders = list(dict.fromkeys(entry.contender for entry in entries))
     for contender in progress_bar(contenders, "memory"):
         own = sorted((entry for entry in entries if entry.contender == contender), key=lambda entry: entry.batch)
         try:
-            peaks = peak_memory(contender_memory, contender, list(pictures), [entry.batch for entry in own])
+            peaks = peak_memory(contender_memory, contender, list(images), [entry.batch for entry in own])
         except UserError as error:
             # The times, which took minutes, are there.
             wrong.append(f"{contender.network}, {contender.backend}: memory was not measured: {error}")
@@ -180,7 +180,7 @@ def measure_memory(entries: Sequence[Entry], pictures: Sequence[np.ndarray]) -> 
     return wrong
 
 
-def contender_memory(contender: Contender, pictures: Sequence[np.ndarray], batches: Sequence[int]) -> list[int | None]:
+def contender_memory(contender: Candidate, images: Sequence[np.ndarray], batches: Sequence[int]) -> list[int | None]:
     """The peak of running it at each of these ascending batches, in bytes, in this process, which has run nothing yet.
 
     On the CPU what the process grows by once libraries are imported: weights, maps, and what backends keep. What
@@ -195,14 +195,14 @@ def contender_memory(contender: Contender, pictures: Sequence[np.ndarray], batch
     run = open_contender(contender)
     peaks: list[int | None] = []
     for batch in batches:
-        images = batch_of(pictures, contender.size, batch)
+        inputs = batch_of(images, contender.size, batch)
         for _ in range(2):
-            run(images)
+            run(inputs)
         growth.forget_peak()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
-            run(images)
+            run(inputs)
         if on_gpu:
             peaks.append(torch.cuda.max_memory_allocated() if contender.backend in PYTORCH else None)
         else:
@@ -241,12 +241,12 @@ class OtherPrograms:
 
 def describe(settings: Settings, device: torch.device) -> dict[str, str]:
     """What has to be known to judge the numbers."""
-    pictures = ", ".join(settings.images) or "drawn"
+    images = ", ".join(settings.images) or "drawn"
     return {
         "hardware": hardware(device),
         "threads": str(torch.get_num_threads()),
         "versions": versions(PACKAGES),
         "seed": str(settings.seed),
-        "picture": f"{pictures}, squeezed to the input's size; times are from uint8 pixels to boxes",
+        "image": f"{images}, squeezed to the input's size; times are from uint8 pixels to boxes",
         "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
     }

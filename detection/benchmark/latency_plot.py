@@ -1,4 +1,4 @@
-"""A picture of AP against latency."""
+"""An image of AP against latency."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ NO_AP = "--plot needs an AP: a best.pt knows its own, those of others are given 
 
 
 def check_plot(path: str | Path, settings: Settings) -> None:
-    """Raises UserError where a picture of what these settings measure could not be drawn or written."""
+    """Raises UserError where an image of what these settings measure could not be drawn or written."""
     if not settings.aps and not any(kind_of(target) == "checkpoint" for target in settings.targets):
         raise UserError(NO_AP)
     path = Path(path)
@@ -27,7 +27,7 @@ def check_plot(path: str | Path, settings: Settings) -> None:
 
 
 def plot_latency(report: LatencyReport, path: str | Path) -> None:
-    """Write a picture with a point for each row of the smallest batch whose AP is known; the format is the name's.
+    """Write an image with a point for each row of the smallest batch whose AP is known; the format is the name's.
 
     A network has a colour, a backend has a marker. Latency is logarithmic: what counts is by how many times.
 
@@ -82,9 +82,9 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     hardware, threads = report.environment.get("hardware", ""), report.environment.get("threads", "")
     axes.set_title(f"{hardware}; threads: {threads}", fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=Path(path).suffix[1:].lower())
-    write_output(Path(path), lambda file: file.write(picture.getvalue()))
+    image = io.BytesIO()
+    figure.savefig(image, format=Path(path).suffix[1:].lower())
+    write_output(Path(path), lambda file: file.write(image.getvalue()))
 
 
 def plotted_rows(rows: Sequence[LatencyRow]) -> list[LatencyRow]:

@@ -19,12 +19,12 @@ class LatencyRow:
     Attributes:
         network: as the user named it.
         backend: eager, channels_last, compile, cuda_graph, onnxruntime, openvino, torchscript or torch_export.
-        size: height and width in pixels of the picture that the network computes on; None where not known.
+        size: height and width in pixels of the image that the network computes on; None where not known.
         seconds: of each timed call, in order; none where it could not be measured, see `reason`.
-        boxes: that came out, a picture; None of a foreign file.
+        boxes: that came out, an image; None of a foreign file.
         memory: bytes that the process grew by, at most, see `detection.benchmark.memory_growth`.
         file_bytes: of the file that is run.
-        parameters, macs: learned numbers, and multiply-adds of a picture; None of a foreign file.
+        parameters, macs: learned numbers, and multiply-adds of an image; None of a foreign file.
         ap: COCO AP in [0, 1].
     """
 
@@ -43,7 +43,7 @@ class LatencyRow:
 
     @property
     def median(self) -> float | None:
-        """Seconds of a call, all pictures of its batch together."""
+        """Seconds of a call, all images of its batch together."""
         return statistics.median(self.seconds) if self.seconds else None
 
     @property
@@ -53,7 +53,7 @@ class LatencyRow:
 
     @property
     def throughput(self) -> float | None:
-        """Pictures a second, of the median."""
+        """Images a second, of the median."""
         return None if self.median is None else self.batch / self.median
 
 

@@ -23,7 +23,7 @@ TYPES = {
 }
 
 
-class ForeignModel:
+class OnnxModel:
     """A session of a file about which nothing is known but its inputs.
 
     Args:
@@ -33,8 +33,8 @@ class ForeignModel:
         device: where ONNX Runtime shall run it, if it can.
 
     Attributes:
-        fixed_batch: pictures that it takes in a call; None where that is open.
-        size: height and width of the pictures that it gets; None where no input looks like pictures.
+        fixed_batch: images that it takes in a call; None where that is open.
+        size: height and width of the images that it gets; None where no input looks like images.
         metadata: what its makers wrote into it.
 
     Raises:
@@ -60,9 +60,9 @@ class ForeignModel:
                 break
         self._feeds: dict[int, dict[str, np.ndarray]] = {}
 
-    def __call__(self, pictures: Sequence[Any]) -> None:
-        """Run it on as many made-up pictures as these."""
-        batch = len(pictures)
+    def __call__(self, images: Sequence[Any]) -> None:
+        """Run it on as many made-up images as these."""
+        batch = len(images)
         if batch not in self._feeds:
             self._feeds[batch] = self._make(batch)
         try:
@@ -80,7 +80,7 @@ class ForeignModel:
             elif np.issubdtype(dtype, np.floating):
                 feeds[name] = random.random(full).astype(dtype)
             else:
-                # Detectors take the sizes of pictures as integers; a side is one.
+                # Detectors take the sizes of images as integers; a side is one.
                 feeds[name] = np.full(full, min(self.asked_size)).astype(dtype)
         return feeds
 
@@ -94,7 +94,7 @@ class ForeignModel:
             defaults = (batch,) * len(shape)
         else:
             raise UserError(
-                f"{self.path}: input {name!r} has the shape {list(shape)}; only pictures (four dimensions) may have "
+                f"{self.path}: input {name!r} has the shape {list(shape)}; only images (four dimensions) may have "
                 "open dimensions besides the first. Fix them when the file is exported"
             )
         return tuple(side if isinstance(side, int) else default for side, default in zip(shape, defaults, strict=True))

@@ -21,7 +21,7 @@ from detection.core.extras import require
 from detection.runtime.onnx import open_session
 
 SSD_SIDE = 320
-"""torchvision's SSDlite resizes every picture to this."""
+"""torchvision's SSDlite resizes every image to this."""
 
 
 def peer_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -30,7 +30,7 @@ def peer_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def build_peer(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
-    """One of `detection.benchmark.settings.PEERS`, with random weights, that takes pictures of `size` as they are.
+    """One of `detection.benchmark.settings.PEERS`, with random weights, that takes images of `size` as they are.
 
     Args:
         num_classes: object classes, *without* background (torchvision's own count includes it).
@@ -52,12 +52,12 @@ def save_peer(
     path: Path,
     num_classes: int,
     size: tuple[int, int],
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     candidates: int,
     seed: int,
 ) -> nn.Module:
     """Write a peer that does a trained network's work (see `untrained`) to a file for `open_peer`."""
-    model, threshold = like_trained(lambda: build_peer(name, num_classes, size), pictures, candidates, seed)
+    model, threshold = like_trained(lambda: build_peer(name, num_classes, size), images, candidates, seed)
     torch.save({"weights": model.state_dict(), "score_threshold": threshold}, path)
     return _with_threshold(model, threshold)
 
@@ -76,11 +76,11 @@ def _with_threshold(model: nn.Module, threshold: float) -> nn.Module:
     return model
 
 
-def export_peer(model: nn.Module, path: Path, picture: Tensor) -> None:
-    """Write a peer as ONNX the way torchvision's documentation says: traced, for one picture of this size.
+def export_peer(model: nn.Module, path: Path, image: Tensor) -> None:
+    """Write a peer as ONNX the way torchvision's documentation says: traced, for one image of this size.
 
     Args:
-        picture: uint8 [3, H, W].
+        image: uint8 [3, H, W].
 
     Raises:
         UserError: `onnx` is not installed, or this PyTorch cannot trace to ONNX any more.
@@ -88,24 +88,24 @@ def export_peer(model: nn.Module, path: Path, picture: Tensor) -> None:
     require("torchvision's detectors in ONNX", "onnx")
     try:
         with warnings.catch_warnings():
-            # Tracing warns of what depends on the picture's size, which is fixed here, and of its own old age.
+            # Tracing warns of what depends on the image's size, which is fixed here, and of its own old age.
             warnings.simplefilter("ignore")
-            torch.onnx.export(model, ([picture.float() / 255],), str(path), dynamo=False, opset_version=17)
+            torch.onnx.export(model, ([image.float() / 255],), str(path), dynamo=False, opset_version=17)
     except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"PyTorch {torch.__version__} cannot export it to ONNX: {reason}") from error
 
 
 class PeerSession:
-    """What `export_peer` wrote, in ONNX Runtime: a list of one uint8 picture [3, H, W] -> [{boxes}]."""
+    """What `export_peer` wrote, in ONNX Runtime: a list of one uint8 image [3, H, W] -> [{boxes}]."""
 
     fixed_batch = 1
 
     def __init__(self, path: Path, threads: int, device: torch.device) -> None:
         self.session = open_session(path, device, threads)
 
-    def __call__(self, pictures: list[Tensor]) -> list[dict[str, np.ndarray]]:
-        (picture,) = pictures
+    def __call__(self, images: list[Tensor]) -> list[dict[str, np.ndarray]]:
+        (image,) = images
         # All three put out the boxes first.
-        boxes, *_ = self.session.run(None, {self.session.get_inputs()[0].name: (picture.float() / 255).numpy()})
+        boxes, *_ = self.session.run(None, {self.session.get_inputs()[0].name: (image.float() / 255).numpy()})
         return [{"boxes": boxes}]

@@ -9,7 +9,7 @@ from detection.config_io import load_config
 from detection.core.errors import UserError
 
 DIVISOR = 32
-"""Detectors pad pictures to multiples of this (`NormalizeAndBatch`)."""
+"""Detectors pad images to multiples of this (`NormalizeAndBatch`)."""
 PYTORCH = ("eager", "channels_last", "compile", "cuda_graph")
 BACKENDS = (*PYTORCH, "onnxruntime", "openvino")
 EXPORTED = {".onnx": "onnxruntime", ".xml": "openvino", ".torchscript": "torchscript", ".pt2": "torch_export"}
@@ -28,12 +28,12 @@ class Settings:
         targets: configs (.yaml), checkpoints (.pt, .pth) and exported files (see `EXPORTED`), in the table's order.
         peers: torchvision's detectors (`PEERS`) as well.
         backends: of configs, checkpoints and peers. None: all that can run here; what cannot gets a row that says so.
-        batches: pictures in a call.
+        batches: images in a call.
         threads: of each network, on the CPU. None: as many as PyTorch takes.
         runs: timed calls of each row.
-        size: height and width of the pictures. None: a config's and a checkpoint's own sides, and those of the first
+        size: height and width of the images. None: a config's and a checkpoint's own sides, and those of the first
             of them for peers and foreign files.
-        images: pictures that are detected in; a drawn one where there is none.
+        images: images that are detected in; a drawn one where there is none.
         num_classes: of networks with random weights. None: as many as the first trained one has, else 80.
         score_threshold: of checkpoints, in place of their own `eval.score_threshold`.
         device: "auto", "cpu", "cuda" or "cuda:N".

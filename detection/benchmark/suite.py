@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection.benchmark.candidates import Contender
+from detection.benchmark.candidates import Candidate
 from detection.benchmark.cost import detector_total
-from detection.benchmark.onnx_models import ForeignModel
+from detection.benchmark.onnx_models import OnnxModel
 from detection.benchmark.peers import export_peer, peer_size, save_peer
 from detection.benchmark.settings import BACKENDS, DIVISOR, EXPORTED, PEER_BACKENDS, PEERS, PYTORCH, Settings, kind_of
 from detection.benchmark.untrained import CANDIDATES, candidate_scores, like_trained
 from detection.checkpoint import classes_of, config_of, read_checkpoint, save_checkpoint
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import load_config
 from detection.core.errors import UserError
 from detection.core.progress import progress_bar
@@ -38,7 +38,7 @@ SIDE = 320
 
 
 @dataclass
-class Field:
+class BenchmarkSuite:
     """All that is to be timed, in the order of the table.
 
     Attributes:
@@ -46,24 +46,24 @@ class Field:
         remarks: sentences about how they were made.
     """
 
-    contenders: list[Contender] = field(default_factory=list)
-    failed: dict[Contender, str] = field(default_factory=dict)
+    contenders: list[Candidate] = field(default_factory=list)
+    failed: dict[Candidate, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
 
-def make_pictures(settings: Settings) -> list[np.ndarray]:
-    """The pictures that the user named, or a drawn one: RGB uint8 [H, W, 3]. Raises UserError for an unreadable one."""
+def make_images(settings: Settings) -> list[np.ndarray]:
+    """The images that the user named, or a drawn one: RGB uint8 [H, W, 3]. Raises UserError for an unreadable one."""
     if settings.images:
         return [read_image(path) for path in settings.images]
     return [draw_scene(np.random.default_rng(settings.seed), (640, 480))[0]]
 
 
-def batch_of(pictures: Sequence[np.ndarray], size: tuple[int, int], batch: int) -> list[Tensor]:
-    """So many uint8 [3, H, W] of `size`, the whole picture squeezed; in turns, where there are fewer."""
-    return [to_tensor(resize_to(picture, *size)) for picture in itertools.islice(itertools.cycle(pictures), batch)]
+def batch_of(images: Sequence[np.ndarray], size: tuple[int, int], batch: int) -> list[Tensor]:
+    """So many uint8 [3, H, W] of `size`, the whole image squeezed; in turns, where there are fewer."""
+    return [to_tensor(resize_to(image, *size)) for image in itertools.islice(itertools.cycle(images), batch)]
 
 
-def export_for(contender: Contender, path: Path) -> None:
+def export_for(contender: Candidate, path: Path) -> None:
     """Write the checkpoint of a contender as its backend runs it, for its size and any batch.
 
     Raises:
@@ -79,21 +79,21 @@ def export_for(contender: Contender, path: Path) -> None:
         verify(path, prepared)
 
 
-class FieldMaker:
+class SuiteBuilder:
     """Makes the contenders of one benchmark.
 
     Args:
         device: that they run on.
         folder: for the files of networks with random weights and of exported ones; they are needed while it is timed.
-        pictures: RGB uint8 [H, W, 3].
+        images: RGB uint8 [H, W, 3].
     """
 
-    def __init__(self, settings: Settings, device: torch.device, folder: Path, pictures: Sequence[np.ndarray]) -> None:
+    def __init__(self, settings: Settings, device: torch.device, folder: Path, images: Sequence[np.ndarray]) -> None:
         if "cuda_graph" in (settings.backends or ()) and device.type != "cuda":
             raise UserError(f"backend cuda_graph records what a GPU does, and this is measured on the {device}")
-        self.settings, self.device, self.folder, self.pictures = settings, device, folder, pictures
+        self.settings, self.device, self.folder, self.images = settings, device, folder, images
         self.threads = settings.threads or torch.get_num_threads()
-        self.field = Field()
+        self.field = BenchmarkSuite()
         self._files = itertools.count()
         self._candidates: int | None = None
         self._contents: dict[str, dict[str, Any]] = {}
@@ -108,7 +108,7 @@ class FieldMaker:
         if settings.num_classes is None and self.checkpoint is not None:
             self.num_classes = len(classes_of(self._content_of(self.checkpoint), self.checkpoint).names)
 
-    def make(self) -> Field:
+    def make(self) -> BenchmarkSuite:
         """Raises UserError for what the user named and is not there, cannot be read or cannot be exported."""
         random = []
         names = [*self.settings.targets, *(PEERS if self.settings.peers else ())]
@@ -127,7 +127,7 @@ class FieldMaker:
             like = f" as many as {self.checkpoint} does" if self.checkpoint else f" {self._candidates}"
             self.field.remarks.append(
                 f"Random weights, {self.num_classes} classes: {', '.join(random)}. Of the (box, class) pairs of a "
-                f"picture they let{like} pass to NMS, where they have so many."
+                f"image they let{like} pass to NMS, where they have so many."
             )
         return self.field
 
@@ -137,7 +137,7 @@ class FieldMaker:
         size = self._size_of(config)
         model, threshold = like_trained(
             lambda: build_model(config, self.num_classes),
-            batch_of(self.pictures, size, len(self.pictures)),
+            batch_of(self.images, size, len(self.images)),
             self._candidates_wanted(),
             self.settings.seed,
         )
@@ -161,7 +161,7 @@ class FieldMaker:
                 contender = self._exported(contender)
             self.field.contenders.append(contender)
 
-    def _exported(self, contender: Contender) -> Contender:
+    def _exported(self, contender: Candidate) -> Candidate:
         """A checkpoint as a file for a backend that runs its own: of a fixed size, for any batch."""
         path = self._new_file(".onnx" if contender.backend == "onnxruntime" else ".xml")
         exported = replace(contender, path=path, overrides=())
@@ -172,10 +172,10 @@ class FieldMaker:
         """A file of this toolkit, or any ONNX file."""
         path, backend = Path(target), EXPORTED[Path(target).suffix.lower()]
         if backend == "onnxruntime":
-            session = ForeignModel(path, self.size, self.threads)
+            session = OnnxModel(path, self.size, self.threads)
             if KEY not in session.metadata:
                 size = session.size or self.size
-                foreign = Contender(target, backend, "foreign", path, size, str(self.device), self.threads)
+                foreign = Candidate(target, backend, "foreign", path, size, str(self.device), self.threads)
                 self.field.contenders.append(replace(foreign, ap=self.settings.aps.get(target)))
                 return
         metadata = read_metadata(path)
@@ -187,19 +187,19 @@ class FieldMaker:
 
     def _add_peer(self, name: str) -> None:
         size, path = peer_size(name, self.size), self._new_file(".pth")
-        pictures = batch_of(self.pictures, size, len(self.pictures))
-        model = save_peer(name, path, self.num_classes, size, pictures, self._candidates_wanted(), self.settings.seed)
+        images = batch_of(self.images, size, len(self.images))
+        model = save_peer(name, path, self.num_classes, size, images, self._candidates_wanted(), self.settings.seed)
         base = self._contender(name, "peer", path, size, model)
         for backend in self.settings.backends or PEER_BACKENDS:
             contender = replace(base, backend=backend)
             if backend == "onnxruntime":
                 contender = replace(contender, path=self._new_file(".onnx"))
-                self._try(contender, partial(export_peer, model, contender.path, pictures[0]))
+                self._try(contender, partial(export_peer, model, contender.path, images[0]))
             elif backend not in PYTORCH:
                 self.field.failed[contender] = f"torchvision's detectors are not measured in {backend}"
             self.field.contenders.append(contender)
 
-    def _try(self, contender: Contender, export: Callable[[], Any]) -> None:
+    def _try(self, contender: Candidate, export: Callable[[], Any]) -> None:
         """Export it; where that does not work, an optional contender gets a row that says why."""
         try:
             export()
@@ -208,9 +208,9 @@ class FieldMaker:
                 raise
             self.field.failed[contender] = str(error)
 
-    def _contender(self, network: str, kind: str, path: Path, size: tuple[int, int], model: nn.Module) -> Contender:
+    def _contender(self, network: str, kind: str, path: Path, size: tuple[int, int], model: nn.Module) -> Candidate:
         cost = detector_total(model, size)
-        return Contender(
+        return Candidate(
             network=network,
             backend="eager",
             kind=kind,
@@ -226,17 +226,17 @@ class FieldMaker:
         )
 
     def _candidates_wanted(self) -> int:
-        """How many (box, class) pairs of the picture the first checkpoint lets pass to NMS."""
+        """How many (box, class) pairs of the image the first checkpoint lets pass to NMS."""
         if self._candidates is None:
             self._candidates = CANDIDATES
             if self.checkpoint is not None:
                 model, config, _ = load_detector(self.checkpoint, torch.device("cpu"), overrides=self.overrides)
-                (picture,) = batch_of(self.pictures, self._size_of(config), 1)
-                scores = candidate_scores(model, picture.float() / 255)
+                (image,) = batch_of(self.images, self._size_of(config), 1)
+                scores = candidate_scores(model, image.float() / 255)
                 self._candidates = int((scores > config.eval.score_threshold).sum())
         return self._candidates
 
-    def _config_of(self, target: str) -> Config:
+    def _config_of(self, target: str) -> DetectionConfig:
         if kind_of(target) == "config":
             # The weights' file need not be here, as they are made up.
             return load_config(target, ["model.backbone.weights=null"])
@@ -247,8 +247,8 @@ class FieldMaker:
             self._contents[checkpoint] = read_checkpoint(checkpoint)
         return self._contents[checkpoint]
 
-    def _size_of(self, config: Config) -> tuple[int, int]:
-        """The asked size, or the config's sides as a landscape picture has them, padded."""
+    def _size_of(self, config: DetectionConfig) -> tuple[int, int]:
+        """The asked size, or the config's sides as a landscape image has them, padded."""
         sides = (config.data.short_side, config.data.long_side)
         return self.settings.size or (-(-sides[0] // DIVISOR) * DIVISOR, -(-sides[1] // DIVISOR) * DIVISOR)
 

@@ -9,7 +9,7 @@ def parse_batch(text: str) -> int | None:
     if text == "dynamic":
         return None
     if not _is_number(text) or not 1 <= int(text) <= LARGEST_BATCH:
-        raise UserError(f"--batch {text}: a number of pictures (1 to {LARGEST_BATCH}) or 'dynamic' is expected")
+        raise UserError(f"--batch {text}: a number of images (1 to {LARGEST_BATCH}) or 'dynamic' is expected")
     return int(text)
 
 

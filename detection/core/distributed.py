@@ -95,8 +95,8 @@ def _reduce(values: Sequence[float], operation: Any) -> list[float]:
     return total.tolist()
 
 
-def share_buffers(module: nn.Module) -> None:
-    """Take over the main process's buffers: each has seen other pictures, so that batch norms have other averages."""
+def broadcast_buffers(module: nn.Module) -> None:
+    """Take over the main process's buffers: each has seen other images, so that batch norms have other averages."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

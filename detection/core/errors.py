@@ -11,6 +11,6 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
-def brief(value: object) -> str:
+def shorten(value: object) -> str:
     """`repr` of something out of a file, for a message: cut where it is long or deep."""
     return _REPR.repr(value)

@@ -57,7 +57,7 @@ def require_for_backbone(name: str, weights: str | None) -> None:
 
 
 def require_for_config(config: Any) -> None:
-    """`require` of all that a training by this `detection.config.Config` needs."""
+    """`require` of all that a training by this `detection.config.DetectionConfig` needs."""
     require_for_backbone(config.model.backbone.name, config.model.backbone.weights)
     require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
     if config.train.wandb is not None:
@@ -65,7 +65,7 @@ def require_for_config(config: Any) -> None:
 
 
 def require_for_pretraining(config: Any) -> None:
-    """`require` of all that this `detection.pretraining.classification_config.PretrainConfig` needs."""
+    """`require` of all that this `detection.pretraining.classification_config.ClassificationConfig` needs."""
     require_for_backbone(config.model.name, config.model.weights)
     if config.teacher is not None and config.teacher.name.startswith("timm/"):
         require(f"teacher {config.teacher.name}", "timm")

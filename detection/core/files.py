@@ -51,7 +51,7 @@ def open_regular_file(path: str | Path, what: str = "file") -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def fault_of(path: str | Path) -> str | None:
+def file_fault(path: str | Path) -> str | None:
     """Why `open_regular_file` would refuse a file, in words; None where it is a regular file. Nothing is opened."""
     try:
         mode = os.stat(path).st_mode

@@ -1,4 +1,4 @@
-"""Pages for people that are one file each: style, plots and pictures are inside, and nothing is ever fetched.
+"""Pages for people that are one file each: style, plots and images are inside, and nothing is ever fetched.
 
 A page is a list of `Section`s; a section's blocks come from the functions below. Text that is given to them is
 escaped: file and class names may hold anything. The HTML itself stands in detection/core/templates/.
@@ -155,8 +155,8 @@ def plotting() -> Iterator[type["Figure"]]:
         yield Figure
 
 
-def picture(rgb: np.ndarray, max_side: int = 640, quality: int = 82) -> str:
-    """An RGB uint8 [H, W, 3] picture as a data URI (JPEG), made smaller where a side exceeds `max_side` pixels."""
+def data_uri(rgb: np.ndarray, max_side: int = 640, quality: int = 82) -> str:
+    """An RGB uint8 [H, W, 3] image as a data URI (JPEG), made smaller where a side exceeds `max_side` pixels."""
     height, width = rgb.shape[:2]
     scale = max_side / max(height, width)
     if scale < 1:
@@ -167,44 +167,44 @@ def picture(rgb: np.ndarray, max_side: int = 640, quality: int = 82) -> str:
 
 
 def image(source: str, caption: str = "", alt: str = "") -> Markup:
-    """One picture; `source` is what `picture` gave."""
+    """One image; `source` is what `data_uri` gave."""
     return _block("image", source, caption, alt or caption)
 
 
 @dataclass
 class Album:
-    """Pictures of a page, all together no larger than a number of bytes; what comes too late is counted.
+    """Images of a page, all together no larger than a number of bytes; what comes too late is counted.
 
-    One album serves several galleries: `gallery` gives the pictures added since the last one and forgets them.
+    One album serves several galleries: `gallery` gives the images added since the last one and forgets them.
     """
 
     max_bytes: int = 6_000_000
     used: int = 0
     left_out: int = 0
-    _pictures: list[Markup] = field(default_factory=list)
+    _images: list[Markup] = field(default_factory=list)
 
     def add(self, rgb: np.ndarray, caption: str = "", *, max_side: int = 480, quality: int = 80) -> bool:
-        """Take a picture in, with its caption; False, and nothing done, where there is no room left."""
+        """Take an image in, with its caption; False, and nothing done, where there is no room left."""
         if self.full:
             self.left_out += 1
             return False
-        source = picture(rgb, max_side, quality)
+        source = data_uri(rgb, max_side, quality)
         if self.used + len(source) > self.max_bytes:
             self.left_out += 1
             return False
         self.used += len(source)
-        self._pictures.append(image(source, caption))
+        self._images.append(image(source, caption))
         return True
 
     @property
     def full(self) -> bool:
-        """Whether reading another picture would be for nothing: fewer than 2 % are left."""
+        """Whether reading another image would be for nothing: fewer than 2 % are left."""
         return self.used > 0.98 * self.max_bytes
 
     def gallery(self, side: int = 240) -> Markup:
-        """The pictures as a grid whose columns are at least `side` pixels wide, and how many were left out."""
-        block = _block("gallery", self._pictures, side, self.left_out)
-        self._pictures, self.left_out = [], 0
+        """The images as a grid whose columns are at least `side` pixels wide, and how many were left out."""
+        block = _block("gallery", self._images, side, self.left_out)
+        self._images, self.left_out = [], 0
         return block
 
 

@@ -20,7 +20,7 @@ Clock = Callable[[Callable[[], Any]], float]
 """Makes a call and tells its seconds."""
 
 
-def take_turns(
+def interleave(
     calls: Sequence[Callable[[], Any]],
     runs: int,
     clocks: Sequence[Clock] | None = None,

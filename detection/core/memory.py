@@ -58,7 +58,7 @@ def _advice(config: Any, training: bool, checkpoint: Path | None) -> str:
         ways.append(f"eval.batch_size={half}")
     if hasattr(data, "short_side"):
         ways.append(
-            f"smaller pictures: data.short_side={data.short_side * 3 // 4} data.long_side={data.long_side * 3 // 4}"
+            f"smaller images: data.short_side={data.short_side * 3 // 4} data.long_side={data.long_side * 3 // 4}"
         )
     if data.workers:
         ways.append(f"data.workers={data.workers // 2} (each is a process with memory of its own)")
@@ -68,7 +68,7 @@ def _advice(config: Any, training: bool, checkpoint: Path | None) -> str:
         f" The run can go on from {checkpoint} (--resume)." if checkpoint is not None and checkpoint.exists() else ""
     )
     return (
-        f"out of memory on {device} with {batch} pictures a batch ({peak_memory(device)}). Try "
+        f"out of memory on {device} with {batch} images a batch ({peak_memory(device)}). Try "
         f"{'; or '.join(ways)}.{saved}"
     )
 

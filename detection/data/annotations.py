@@ -15,15 +15,15 @@ from detection.core.errors import UserError
 from detection.data.columns import ColumnFile, map_columns
 
 MIN_SIDE = 1.0
-"""Boxes with a side below this many pixels, once clipped to the picture, are no training targets."""
+"""Boxes with a side below this many pixels, once clipped to the image, are no training targets."""
 
 
 COLUMNS = ("category_ids", "image_ids", "file_names", "sizes", "offsets", "boxes", "labels", "areas", "crowd")
-"""Names of the arrays of an AnnotationIndex."""
+"""Names of the arrays of an Annotations."""
 
 
 @dataclass(frozen=True)
-class AnnotationIndex:
+class Annotations:
     """All images and boxes of one split of a data set. n images, m boxes, k classes.
 
     Boxes of image i are rows `offsets[i]:offsets[i + 1]`. They are kept as they stand in the file (xywh,
@@ -83,13 +83,13 @@ class AnnotationIndex:
         self.__dict__.update(state)
 
     def training_boxes(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float32 [b, 4] xyxy, clipped to the picture, and labels int64 [b]; no crowd, none degenerate."""
+        """Boxes float32 [b, 4] xyxy, clipped to the image, and labels int64 [b]; no crowd, none degenerate."""
         rows = slice(self.offsets[i], self.offsets[i + 1])
         boxes = _clip(self.boxes[rows], self.sizes[i])
         keep = ~self.crowd[rows] & _large_enough(boxes)
         return boxes[keep].astype(np.float32), self.labels[rows][keep]
 
-    def part(self, images: Sequence[int] | np.ndarray) -> "AnnotationIndex":
+    def part(self, images: Sequence[int] | np.ndarray) -> "Annotations":
         """The same annotations for some of the images only, in the order of `images` (numbers from 0)."""
         images = np.asarray(images, np.int64)
         counts = np.diff(self.offsets)[images]
@@ -100,7 +100,7 @@ class AnnotationIndex:
         return replace(self, offsets=offsets, **of_images, **of_boxes)
 
     def fingerprint(self) -> str:
-        """Of everything that training and evaluation make of it but the pictures themselves."""
+        """Of everything that training and evaluation make of it but the images themselves."""
         digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         for name in COLUMNS:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)
@@ -121,7 +121,7 @@ class AnnotationIndex:
         if self.crowd.any():
             extra.append(f"{int(self.crowd.sum())} crowd regions (evaluation only)")
         if outside.any():
-            extra.append(f"{int(outside.sum())} boxes clipped to the picture")
+            extra.append(f"{int(outside.sum())} boxes clipped to the image")
         if bad.any():
             names = [
                 f"{self.file_names[image_of_box[row]]} {self.boxes[row].tolist()}" for row in np.flatnonzero(bad)[:5]

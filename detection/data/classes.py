@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from detection.core.errors import UserError
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 
-Chosen = Sequence[str] | Mapping[str, Sequence[str]]
+ClassSelection = Sequence[str] | Mapping[str, Sequence[str]]
 
 
-def choose_classes(index: AnnotationIndex, chosen: Chosen | None, *, lenient: bool = False) -> AnnotationIndex:
+def choose_classes(index: Annotations, chosen: ClassSelection | None, *, lenient: bool = False) -> Annotations:
     """The same images with the boxes of some classes only.
 
     Category ids stay those of the file, so that results can be scored against it; a merged class has the lowest of
@@ -60,7 +60,7 @@ def choose_classes(index: AnnotationIndex, chosen: Chosen | None, *, lenient: bo
     return dataclasses.replace(changed, notes=(*changed.notes, note))
 
 
-def with_names(index: AnnotationIndex, names: Sequence[str]) -> AnnotationIndex:
+def with_class_names(index: Annotations, names: Sequence[str]) -> Annotations:
     """The same with the classes `names`, ids 1…k: for formats whose files tell names only, and each its own."""
     place = {name: i for i, name in enumerate(names, 1)}
     new_label = np.array([0, *(place[name] for name in index.class_names)])
@@ -68,8 +68,8 @@ def with_names(index: AnnotationIndex, names: Sequence[str]) -> AnnotationIndex:
 
 
 def _relabelled(
-    index: AnnotationIndex, names: tuple[str, ...], category_ids: np.ndarray, new_label: np.ndarray
-) -> AnnotationIndex:
+    index: Annotations, names: tuple[str, ...], category_ids: np.ndarray, new_label: np.ndarray
+) -> Annotations:
     """Args: new_label: int [k + 1], for each old label the new one, 0 for what is to be left out."""
     labels = new_label[index.labels]
     keep = labels > 0

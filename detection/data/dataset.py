@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.errors import UserError
-from detection.data.annotations import AnnotationIndex
-from detection.data.image_cache import PictureCache
+from detection.data.annotations import Annotations
+from detection.data.image_cache import ImageCache
 from detection.data.image_io import read_image
 from detection.data.load_split import read_split
 from detection.data.mixing import Piece, copy_paste, mixup, mosaic
@@ -49,14 +49,14 @@ class DetectionDataset(Dataset):
         skipped   only where the image was bad and another one took its place: list of messages
 
     Args:
-        augmentation: None for evaluation: the picture is only resized, and a bad one is an error.
-        largest_side: the largest `Draw.short_side` to come, for which pictures are decoded and cached.
+        augmentation: None for evaluation: the image is only resized, and a bad one is an error.
+        largest_side: the largest `Draw.short_side` to come, for which images are decoded and cached.
         cache: "off", "ram" or "disk".
     """
 
     def __init__(
         self,
-        index: AnnotationIndex,
+        index: Annotations,
         images: str | Path,
         *,
         short_side: int,
@@ -74,7 +74,7 @@ class DetectionDataset(Dataset):
         self.largest_side = max(short_side, largest_side or 0)
         # Process id and image under way of every worker, for when one of them is killed.
         self.reading = torch.full((MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
-        self.cache: PictureCache | None = None
+        self.cache: ImageCache | None = None
         if cache != "off":
             self.cache = self._cached(cache)
 
@@ -105,7 +105,7 @@ class DetectionDataset(Dataset):
         i = draw.image
         width, height = self.index.sizes[i].tolist()
         if self.augmentation is None:
-            image = self._picture(i)
+            image = self._image(i)
             fx, fy = image.shape[1] / width, image.shape[0] / height
             boxes, labels = self.index.training_boxes(i)
             boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
@@ -142,14 +142,14 @@ class DetectionDataset(Dataset):
 
     def _piece(self, i: int, side: int, augmentation: Augmentation, seed: int) -> Piece:
         """Image i with what is done to it alone, before several are mixed; its short side is `side`."""
-        image = self._picture(i)
+        image = self._image(i)
         boxes, labels = self.index.training_boxes(i)
         fy, fx = np.array(image.shape[:2]) / self.index.sizes[i][::-1]
         boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
         long_side = round(self.long_side * side / self.short_side)
         return augmentation.first((image, boxes, labels), side, long_side, seed)
 
-    def _picture(self, i: int) -> np.ndarray:
+    def _image(self, i: int) -> np.ndarray:
         """Image i in the size of `_stored_shape`."""
         self._note_reading(i)
         image = self._read(i) if self.cache is None else self.cache[i]
@@ -177,7 +177,7 @@ class DetectionDataset(Dataset):
         image = read_image(self.images / str(self.index.file_names[i]), size, at_least)
         return resize_to(image, *shape)
 
-    def _cached(self, where: str) -> PictureCache:
+    def _cached(self, where: str) -> ImageCache:
         shapes = np.array([self._stored_shape(i) for i in range(len(self))])
         stamp = ""
         if where == "disk":
@@ -185,10 +185,10 @@ class DetectionDataset(Dataset):
             names = map(str, self.index.file_names)
             stamp = repr([(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, files, strict=True)])
         key = f"{self.images.resolve()} {shapes.tolist()} {self.augmentation is not None} {stamp}"
-        return PictureCache(shapes, self._read, where, key)
+        return ImageCache(shapes, self._read, where, key)
 
 
-def build_dataset(config: Config, split: str) -> DetectionDataset:
+def build_dataset(config: DetectionConfig, split: str) -> DetectionDataset:
     """The "train" (augmented) or "val" data set of a config, its files checked to be there.
 
     Raises:

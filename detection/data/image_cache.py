@@ -1,4 +1,4 @@
-"""Pictures decoded and resized once, kept in memory or in one file on disk (`train.cache`).
+"""Images decoded and resized once, kept in memory or in one file on disk (`train.cache`).
 
 Decoding a JPEG costs more than all the rest of a sample. What is kept is what `DetectionDataset` would have
 after its first resize, so training sees the same pixels with and without.
@@ -23,13 +23,13 @@ Read = Callable[[int], np.ndarray]
 FOLDER = CACHE_FOLDER
 
 
-class PictureCache:
-    """`cache[i]` is the picture uint8 [H, W, 3] that `read(i)` gave, or raises the UserError that it raised.
+class ImageCache:
+    """`cache[i]` is the image uint8 [H, W, 3] that `read(i)` gave, or raises the UserError that it raised.
 
     Args:
         shapes: int [n, 2], height and width of what `read` returns.
         where: "ram" or "disk".
-        key: text that changes whenever the pictures do; names the file on disk.
+        key: text that changes whenever the images do; names the file on disk.
     """
 
     def __init__(self, shapes: np.ndarray, read: Read, where: str, key: str) -> None:
@@ -66,7 +66,7 @@ class PictureCache:
                 pass
 
     def _from_disk(self, total: int, read: Read, key: str) -> np.ndarray:
-        path = FOLDER / f"pictures-{hashlib.sha256(key.encode()).hexdigest()[:20]}.bin"
+        path = FOLDER / f"images-{hashlib.sha256(key.encode()).hexdigest()[:20]}.bin"
         try:
             if path.is_file() and path.stat().st_size == total:
                 return np.memmap(path, np.uint8, "r", shape=(total,))
@@ -79,7 +79,7 @@ class PictureCache:
                 pixels = np.memmap(name, np.uint8, "w+", shape=(total,))
                 self._fill(pixels, read)
                 pixels.flush()
-                # A set with bad pictures is read anew each time, so that they are told each time.
+                # A set with bad images is read anew each time, so that they are told each time.
                 if not self.errors:
                     os.replace(name, path)
                 return pixels

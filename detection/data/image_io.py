@@ -1,4 +1,4 @@
-"""Picture files in folders: which there are, how large the pictures are without decoding any, and writing many."""
+"""Image files in folders: which there are, how large the images are without decoding any, and writing many."""
 
 import os
 import warnings
@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from detection.core.errors import UserError
-from detection.core.files import fault_of, open_regular_file, read_file, shown
+from detection.core.files import file_fault, open_regular_file, read_file, shown
 from detection.data.image_headers import TAIL, is_truncated, largest_file, stored_size, too_large
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"})
-"""Of files that are taken for pictures."""
+"""Of files that are taken for images."""
 LARGEST_LIST = 1 << 28
-"""A text file of more bytes lists no pictures."""
+"""A text file of more bytes lists no images."""
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)
 """Orientations in EXIF that exchange width and height."""
@@ -73,7 +73,7 @@ def names_outside(names: Sequence[str], folder: str | Path) -> list[int]:
     return [i for i in suspects if not inside(names[i])]
 
 
-def leads_out(name: str, folder: str | Path) -> str:
+def outside_message(name: str, folder: str | Path) -> str:
     """What to say of a name that `names_outside` found."""
     return f"image {shown(name)!r} leads out of the images folder {folder}: names must stay below it"
 
@@ -83,13 +83,13 @@ def regular_files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             # Of what is no link the folder itself tells the kind: no file is looked at.
-            return [e.name for e in entries if (fault_of(e.path) is None if e.is_symlink() else e.is_file())]
+            return [e.name for e in entries if (file_fault(e.path) is None if e.is_symlink() else e.is_file())]
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
 
 
-def pictures_below(folder: Path) -> list[str]:
-    """As `files_below`, of pictures only (by their suffix, hidden files left out), all sorted."""
+def images_below(folder: Path) -> list[str]:
+    """As `files_below`, of images only (by their suffix, hidden files left out), all sorted."""
     return sorted(
         name
         for name in files_below(folder)
@@ -98,7 +98,7 @@ def pictures_below(folder: Path) -> list[str]:
 
 
 def listed(path: Path, what: str) -> list[tuple[int, str]]:
-    """The lines of a text file that lists pictures, with their numbers from 1, without empty ones.
+    """The lines of a text file that lists images, with their numbers from 1, without empty ones.
 
     Raises:
         UserError: absent, not a regular file, empty, not UTF-8, or too large; the message calls it `what`.
@@ -113,13 +113,13 @@ def listed(path: Path, what: str) -> list[tuple[int, str]]:
     return found
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of the upright picture, as `read_image` gives it, out of the file's header.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of the upright image, as `read_image` gives it, out of the file's header.
 
-    Pictures that Pillow refuses or does not know are decoded.
+    Images that Pillow refuses or does not know are decoded.
 
     Raises:
-        UserError: absent, not a regular file, not a picture, or of too many pixels.
+        UserError: absent, not a regular file, not an image, or of too many pixels.
     """
     try:
         with open_regular_file(path, "image") as file, Image.open(file) as image:
@@ -141,26 +141,26 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     return width, height
 
 
-def picture_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
-    """`picture_size` of each, or the error that it raised; threads wait for the disk together."""
+def image_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
+    """`image_size` of each, or the error that it raised; threads wait for the disk together."""
 
     def some(start: int) -> list[tuple[int, int] | UserError]:
         sizes: list[tuple[int, int] | UserError] = []
         for path in paths[start : start + 256]:
             try:
-                sizes.append(picture_size(path))
+                sizes.append(image_size(path))
             except UserError as error:
                 sizes.append(error)
         return sizes
 
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
-        # Large pictures are no danger to who reads their headers only.
+        # Large images are no danger to who reads their headers only.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return [size for sizes in pool.map(some, range(0, len(paths), 256)) for size in sizes]
 
 
 def write_jpeg(path: Path, bgr: np.ndarray, quality: int) -> None:
-    """One of thousands of pictures, uint8 [H, W, 3] in OpenCV's order: not waited for until it is on the disk.
+    """One of thousands of images, uint8 [H, W, 3] in OpenCV's order: not waited for until it is on the disk.
 
     Raises:
         UserError: it, or its folder, cannot be written.
@@ -185,20 +185,20 @@ def read_image(
     """RGB uint8 [H, W, 3], upright according to its EXIF orientation.
 
     Args:
-        size: (width, height) that an annotation claims. Some tools annotate the picture as stored: where
+        size: (width, height) that an annotation claims. Some tools annotate the image as stored: where
             only the stored orientation has this size, that one is returned.
-        at_least: (height, width) that is enough, of a picture whose `size` is given: a JPEG may then be
+        at_least: (height, width) that is enough, of an image whose `size` is given: a JPEG may then be
             decoded to 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time.
-        bgr: OpenCV's own order instead, for a picture that OpenCV is to write again.
+        bgr: OpenCV's own order instead, for an image that OpenCV is to write again.
 
     Raises:
-        UserError: absent, not a regular file, not a picture, truncated, of more pixels than
+        UserError: absent, not a regular file, not an image, truncated, of more pixels than
             `detection.data.image_headers.max_pixels`, or of another size than claimed.
     """
-    return image_of(read_file(path, "image", largest=largest_file()), path, size, at_least, bgr=bgr)
+    return decode_checked_image(read_file(path, "image", largest=largest_file()), path, size, at_least, bgr=bgr)
 
 
-def image_of(
+def decode_checked_image(
     content: bytes,
     path: str | Path,
     size: tuple[int, int] | None = None,
@@ -209,7 +209,7 @@ def image_of(
     """As `read_image`, of a file's content; errors call it `path`."""
     if is_truncated(content[:4], content[-TAIL:]):
         raise UserError(f"image {path} is truncated: it has no end-of-image mark; copy it again or remove it")
-    foreign = f"image {path} is not a picture that OpenCV can read (corrupt, truncated or foreign)"
+    foreign = f"image {path} is not an image that OpenCV can read (corrupt, truncated or foreign)"
     stored_as = stored_size(content)
     if stored_as is None:
         raise UserError(foreign)
@@ -219,7 +219,7 @@ def image_of(
         image = _decode(content, REDUCED[factor], bgr)
         if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
             return image
-        # Anything unusual about it (orientation, damage) is looked into below, on the whole picture.
+        # Anything unusual about it (orientation, damage) is looked into below, on the whole image.
     image = _decode(content, cv2.IMREAD_COLOR, bgr)
     if image is None:
         raise UserError(foreign)
@@ -234,10 +234,10 @@ def image_of(
 
 
 def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = False) -> np.ndarray | None:
-    """Bytes of a picture file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted).
+    """Bytes of an image file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted).
 
     Returns:
-        None for what is no picture, and for one whose size `detection.data.image_headers` does not know or refuses.
+        None for what is no image, and for one whose size `detection.data.image_headers` does not know or refuses.
 
     Raises:
         MemoryError: there is too little for it.

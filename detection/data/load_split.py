@@ -1,25 +1,25 @@
-"""The annotations that a config names: read, with its classes, and checked against the pictures' folder."""
+"""The annotations that a config names: read, with its classes, and checked against the images' folder."""
 
 import os
 from pathlib import Path
 
 from detection.config import DataConfig, SourceConfig
 from detection.core.errors import UserError
-from detection.core.files import fault_of, shown
-from detection.data.annotations import AnnotationIndex
-from detection.data.classes import choose_classes, with_names
+from detection.core.files import file_fault, shown
+from detection.data.annotations import Annotations
+from detection.data.classes import choose_classes, with_class_names
 from detection.data.formats.detect_format import read_annotations
 from detection.data.image_io import regular_files
 
 
-def read_split(data: DataConfig, split: str, *, alone: bool = False, pictures: bool = True) -> AnnotationIndex:
+def read_split(data: DataConfig, split: str, *, alone: bool = False, images: bool = True) -> Annotations:
     """The annotations of `data.train` or `data.val` with the classes of `data.classes`; their images are there.
 
     Args:
         split: "train" or "val".
         alone: the other split need not be there. Classes of VOC, whose files tell no list of them, are then those
             of this split only, and what is absent of `data.classes` is passed over.
-        pictures: whether it is checked that they are there.
+        images: whether it is checked that they are there.
 
     Raises:
         UserError: anything amiss with the annotations or the images folder.
@@ -27,35 +27,35 @@ def read_split(data: DataConfig, split: str, *, alone: bool = False, pictures: b
     index = _read(data, split)
     if index.format == "voc" and not alone:
         other = _read(data, "val" if split == "train" else "train")
-        index = with_names(index, sorted({*index.class_names, *other.class_names}))
+        index = with_class_names(index, sorted({*index.class_names, *other.class_names}))
     index = choose_classes(index, data.classes, lenient=alone)
-    if pictures:
+    if images:
         check_images(index, index.images, f"data.{split}")
     return index
 
 
-def _read(data: DataConfig, split: str) -> AnnotationIndex:
+def _read(data: DataConfig, split: str) -> Annotations:
     source: SourceConfig = getattr(data, split)
     return read_annotations(source.annotations, images=source.images, format=source.format, split=source.split or split)
 
 
-def check_images(index: AnnotationIndex, images: str | Path, key: str = "images") -> None:
+def check_images(index: Annotations, images: str | Path, key: str = "images") -> None:
     """Raises UserError, naming the first few, where images are absent; better now than in hour three."""
     folder = Path(images)
     if not folder.is_dir():
         raise UserError(f"{key}.images: folder {folder} does not exist")
     names = index.file_names.tolist()
     present = set(regular_files(folder))
-    absent = [name for name in names if name not in present and ("/" not in name or fault_of(folder / name))]
+    absent = [name for name in names if name not in present and ("/" not in name or file_fault(folder / name))]
     if absent:
         # Of what is there the reason is told: a named pipe, a link that leads nowhere.
-        reasons = {name: fault_of(folder / name) for name in absent[:5] if os.path.lexists(folder / name)}
+        reasons = {name: file_fault(folder / name) for name in absent[:5] if os.path.lexists(folder / name)}
         named = [f"{shown(name)} ({reasons[name]})" if name in reasons else shown(name) for name in absent[:5]]
         listed = ", ".join(named) + (", …" if len(absent) > 5 else "")
         raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {listed}")
 
 
-def check_same_classes(train: AnnotationIndex, val: AnnotationIndex) -> None:
+def check_same_classes(train: Annotations, val: Annotations) -> None:
     """Labels must mean the same in both. Raises UserError naming the first difference."""
     pairs = [dict(zip(index.category_ids.tolist(), index.class_names, strict=True)) for index in (train, val)]
     for category_id in sorted(set(pairs[0]) | set(pairs[1])):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from detection.core.errors import UserError
 from detection.core.memory import is_out_of_memory
 from detection.data.dataset import DetectionDataset, Sample
-from detection.data.sampler import EvalBatches, TrainBatches
+from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
 
 log = logging.getLogger("detection")
 Batch = tuple[list[torch.Tensor], list[dict]]
@@ -52,7 +52,7 @@ class BadImages:
 
 def build_loader(
     dataset: Dataset,
-    batches: TrainBatches | EvalBatches,
+    batches: TrainBatchSampler | EvalBatchSampler,
     *,
     workers: int,
     device: torch.device,

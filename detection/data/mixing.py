@@ -1,4 +1,4 @@
-"""Augmentations that make one training picture out of several: mosaic, mix-up, copy-paste of boxes.
+"""Augmentations that make one training image out of several: mosaic, mix-up, copy-paste of boxes.
 
 Each function is pure: all chance comes from the generator it is given.
 """
@@ -12,7 +12,7 @@ from detection.data.transforms import FILL, Piece
 
 
 def mosaic(tiles: Sequence[Piece], rng: np.random.Generator, min_visibility: float) -> Piece:
-    """Four pictures around a random point (YOLOv4, arXiv 2004.10934), in the frame of the first one.
+    """Four images around a random point (YOLOv4, arXiv 2004.10934), in the frame of the first one.
 
     Every tile is scaled by a random factor between 0.5, where it fills about its quarter, and 1, its own size, and
     touches the point with a corner. Boxes are cut at the border of their quarter; one of which less than
@@ -40,7 +40,7 @@ def mosaic(tiles: Sequence[Piece], rng: np.random.Generator, min_visibility: flo
 
 
 def mixup(first: Piece, second: Piece, rng: np.random.Generator, min_visibility: float) -> Piece:
-    """Two pictures shown through each other, with the boxes of both (arXiv 1902.04103: shares near one half)."""
+    """Two images shown through each other, with the boxes of both (arXiv 1902.04103: shares near one half)."""
     height, width = first[0].shape[:2]
     image, boxes, labels = second
     fitted = np.empty_like(first[0])
@@ -54,7 +54,7 @@ def mixup(first: Piece, second: Piece, rng: np.random.Generator, min_visibility:
 
 
 def copy_paste(target: Piece, source: Piece, rng: np.random.Generator, most: int = 3) -> Piece:
-    """Paste up to `most` boxes of another picture, as rectangles, where they hide little of what is there.
+    """Paste up to `most` boxes of another image, as rectangles, where they hide little of what is there.
 
     Without masks the pasted background is a cue that a network may learn: off by default, useful where
     objects of a class are few.

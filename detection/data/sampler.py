@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 from detection.data.dataset import Draw
 
 
-class TrainBatches(Sampler[list[Draw]]):
+class TrainBatchSampler(Sampler[list[Draw]]):
     """Shuffled batches, a function of (seed, epoch) alone, so that a resumed run goes on where it was.
 
     Of several ranks each gets its own part of the same global batches, which are as `batch_size * world_size` on one
@@ -17,7 +17,7 @@ class TrainBatches(Sampler[list[Draw]]):
     Args:
         sizes: int [n, 2], width and height.
         batch_size: images a rank.
-        group_by_aspect: landscape and portrait pictures go into separate batches, so that a batch is padded little.
+        group_by_aspect: landscape and portrait images go into separate batches, so that a batch is padded little.
         short_sides: each batch has one of them by chance (multi-scale training); () leaves the data set's own.
 
     All batches are full; less than a global batch of images sits out an epoch (others each time). A set smaller
@@ -44,9 +44,9 @@ class TrainBatches(Sampler[list[Draw]]):
         self.start = 0
         """First batch to give: above 0 when an epoch is resumed in its middle."""
         self.mix = True
-        """Whether samples may be mixed from several pictures; see `Draw.mix`."""
+        """Whether samples may be mixed from several images; see `Draw.mix`."""
         self.short_side: int | None = None
-        """Of the pictures of this epoch (progressive training), where no batch draws one by chance."""
+        """Of the images of this epoch (progressive training), where no batch draws one by chance."""
 
     def __len__(self) -> int:
         return max(1, len(self.portrait) // (self.batch_size * self.world_size))
@@ -73,8 +73,8 @@ class TrainBatches(Sampler[list[Draw]]):
             yield [Draw(self.epoch, i, side, self.mix) for i in own]
 
 
-class EvalBatches(Sampler[list[Draw]]):
-    """Each image once, pictures of like shape together: less padding, and few shapes for kernels to prepare.
+class EvalBatchSampler(Sampler[list[Draw]]):
+    """Each image once, images of like shape together: less padding, and few shapes for kernels to prepare.
 
     Of several ranks each gets every `world_size`-th batch: nothing is padded with duplicates, some ranks have one less.
     """

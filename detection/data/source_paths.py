@@ -3,13 +3,15 @@
 import os
 from collections.abc import Sequence
 
-from detection.config import PUBLISHED, Config
+from detection.config import PUBLISHED, DetectionConfig
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
 from detection.data.formats.detect_format import images_folder
 
 
-def check_source_paths(config: Config, splits: Sequence[str] = ("train", "val"), *, weights: bool = True) -> None:
+def check_source_paths(
+    config: DetectionConfig, splits: Sequence[str] = ("train", "val"), *, weights: bool = True
+) -> None:
     """See whether annotations, images folders and weights of a config are there; reads none of them to the end.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures on their way to the network: reading, resizing (the same for all uses), augmentation (training)."""
+"""Images on their way to the network: reading, resizing (the same for all uses), augmentation (training)."""
 
 import os
 
@@ -26,7 +26,7 @@ def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarr
     This one function serves training, evaluation, prediction and export.
 
     Returns:
-        The picture [H', W', 3] and (x, y) factors: box in the result = box in the original x factor.
+        The image [H', W', 3] and (x, y) factors: box in the result = box in the original x factor.
     """
     height, width = image.shape[:2]
     shape = resized_shape(height, width, short_side, long_side)
@@ -65,16 +65,16 @@ def to_original(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]
 
 
 class Augmentation:
-    """The training augmentation of a config, made with albumentations; boxes follow the picture.
+    """The training augmentation of a config, made with albumentations; boxes follow the image.
 
-    Calling it with a seed makes it a pure function: the same seed gives the same picture, in any worker, and
+    Calling it with a seed makes it a pure function: the same seed gives the same image, in any worker, and
     a resumed run sees what the uninterrupted one would have.
     """
 
     def __init__(self, config: AugmentConfig, short_side: int, long_side: int) -> None:
         self.config = config
         self.short_side, self.long_side = short_side, long_side
-        # In full resolution, so that a cut-out part is scaled up to the size of a whole picture.
+        # In full resolution, so that a cut-out part is scaled up to the size of a whole image.
         self._before = _compose([A.BBoxSafeRandomCrop(p=config.crop)] if config.crop else [], config)
         after: list[A.BasicTransform] = []
         low, high = config.scale
@@ -107,7 +107,7 @@ class Augmentation:
 
     @property
     def needs_original(self) -> bool:
-        """Whether parts are cut out before resizing, so that a picture is wanted in its original size."""
+        """Whether parts are cut out before resizing, so that an image is wanted in its original size."""
         return self._before is not None
 
     def __call__(self, piece: Piece, seed: int) -> Piece:
@@ -115,7 +115,7 @@ class Augmentation:
         return self.after(self.first(piece, self.short_side, self.long_side, seed), seed + 1)
 
     def first(self, piece: Piece, short_side: int, long_side: int, seed: int) -> Piece:
-        """What comes before several pictures are mixed: cut out a part, resize."""
+        """What comes before several images are mixed: cut out a part, resize."""
         image, boxes, labels = _run(self._before, piece, seed)
         image, (fx, fy) = resize(image, short_side, long_side)
         return image, boxes * np.array([fx, fy, fx, fy], np.float32), labels

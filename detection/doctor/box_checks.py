@@ -54,14 +54,14 @@ def in_pixels(raw: Entries, form: Form) -> Entries:
 
 
 def box_sizes(raw: Entries) -> np.ndarray:
-    """int [m, 2]: size of each annotation's picture; zeros where it has none."""
+    """int [m, 2]: size of each annotation's image; zeros where it has none."""
     if not len(raw.sizes):  # annotations of no image at all
         return np.zeros((len(raw.images), 2), raw.sizes.dtype)
     return np.where((raw.images >= 0)[:, None], raw.sizes[raw.images], 0)
 
 
 def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """xywh [m, 4] -> xyxy within their pictures."""
+    """xywh [m, 4] -> xyxy within their images."""
     limit = np.concatenate([sizes, sizes], axis=1)
     return np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), 0, limit)
 
@@ -73,21 +73,21 @@ def degenerate(raw: Entries) -> np.ndarray:
 
 
 def outside(raw: Entries) -> np.ndarray:
-    """bool [m]: boxes of which nothing is in the picture."""
+    """bool [m]: boxes of which nothing is in the image."""
     inner = clipped(raw.boxes, box_sizes(raw))
     with np.errstate(invalid="ignore"):
         return raw.good & ~degenerate(raw) & ((inner[:, 2:] - inner[:, :2]) <= 0).any(axis=1)
 
 
 def tiny(raw: Entries) -> np.ndarray:
-    """bool [m]: boxes with less than a pixel in the picture, which training drops (`detection.data.annotations`)."""
+    """bool [m]: boxes with less than a pixel in the image, which training drops (`detection.data.annotations`)."""
     inner = clipped(raw.boxes, box_sizes(raw))
     with np.errstate(invalid="ignore"):
         return raw.good & ~degenerate(raw) & ~outside(raw) & ((inner[:, 2:] - inner[:, :2]) < 1).any(axis=1)
 
 
 def beyond(raw: Entries) -> np.ndarray:
-    """float [m]: by how many pixels a box reaches beyond its picture, 0 for those that do not count here."""
+    """float [m]: by how many pixels a box reaches beyond its image, 0 for those that do not count here."""
     sizes = box_sizes(raw)
     over = np.concatenate([-raw.boxes[:, :2], raw.boxes[:, :2] + raw.boxes[:, 2:] - sizes], axis=1).max(
         axis=1, initial=0
@@ -110,14 +110,14 @@ def _geometry(raw: Entries, sizes: np.ndarray) -> list[Check]:
     with np.errstate(invalid="ignore"):
         wrong_area = raw.good & (area > 0) & ((raw.areas <= 0) | (raw.areas > 1.05 * area + 1))
 
-    def picture(row: int) -> str:
-        return f"picture {sizes[row, 0]}x{sizes[row, 1]}"
+    def image(row: int) -> str:
+        return f"image {sizes[row, 0]}x{sizes[row, 1]}"
 
     return [
         ("box-degenerate", degenerate(raw), None),
-        ("box-outside", outside(raw), picture),
+        ("box-outside", outside(raw), image),
         ("area-wrong", wrong_area, lambda row: f"area {raw.areas[row]:g}, box {area[row]:g}"),
-        ("box-tiny", tiny(raw), picture),
+        ("box-tiny", tiny(raw), image),
         ("box-beyond", far, lambda row: f"by {over[row]:.1f} pixels"),
         ("box-beyond-slightly", (over > 0.5) & ~far, lambda row: f"by {over[row]:.1f} pixels"),
         ("box-aspect", thin, lambda row: f"{raw.boxes[row, 2]:.1f} x {raw.boxes[row, 3]:.1f}"),

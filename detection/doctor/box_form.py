@@ -34,7 +34,7 @@ def box_form(boxes: np.ndarray, sizes: np.ndarray, areas: np.ndarray | None = No
 
     Args:
         boxes: float [m, 4], finite.
-        sizes: [m, 2], width and height of each one's picture.
+        sizes: [m, 2], width and height of each one's image.
         areas: [m], NaN where not given: one that is (x2 - x1) (y2 - y1) gives a box away.
     """
     count = len(boxes)

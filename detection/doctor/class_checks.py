@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from detection.data.classes import Chosen
+from detection.data.classes import ClassSelection
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding
 
@@ -13,7 +13,7 @@ FEW = 20
 IMBALANCE = 50
 
 
-def chosen_classes(raw: Entries, chosen: Chosen | None) -> Entries:
+def chosen_classes(raw: Entries, chosen: ClassSelection | None) -> Entries:
     """The set as `data.classes` has it trained: the others' boxes are gone, merged classes are one.
 
     Names that the set does not have are passed over; `detection.data.classes.choose_classes` refuses them.

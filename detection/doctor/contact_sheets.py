@@ -1,4 +1,4 @@
-"""Pictures with boxes for the page: examples of a set, and what findings are about."""
+"""Images with boxes for the page: examples of a set, and what findings are about."""
 
 from collections.abc import Sequence
 
@@ -22,27 +22,27 @@ OFFENDER = (255, 0, 60)
 GREY = (150, 150, 150)
 MARGIN = (225, 225, 225)
 CONTEXT = 60
-"""Other boxes of a picture that are drawn beside the one in question."""
+"""Other boxes of an image that are drawn beside the one in question."""
 SHOWN = 12
 UNSHOWN = {"image-missing", "image-unlisted"}
 
 
 def example_sheet(checked: Checked, album: Album, count: int = 12) -> None:
-    """Pictures from all over the set, those with boxes first, with all their boxes."""
+    """Images from all over the set, those with boxes first, with all their boxes."""
     raw = checked.trained
     full = np.unique(raw.images[raw.good])
     rows = spread(full.tolist(), count) or spread(list(range(len(raw.image_ids))), count)
     by_image = _boxes_by_image(raw, rows)
-    # Pictures of like shape stand beside each other, so that rows have few holes.
+    # Images of like shape stand beside each other, so that rows have few holes.
     rows.sort(key=lambda row: raw.sizes[row, 0] / max(1, raw.sizes[row, 1]))
     for row in rows:
         if album.full:
             album.left_out += 1
             continue
-        picture = load(raw, row)
-        if picture is None:
+        image = load(raw, row)
+        if image is None:
             continue
-        small, scale = shrink(picture, raw.sizes[row])
+        small, scale = shrink(image, raw.sizes[row])
         own = by_image[row]
         draw_on(
             small,
@@ -60,10 +60,10 @@ def offender_sheet(report: Report, found: Finding, album: Album) -> bool:
     if found.code in UNSHOWN:
         return False
     sets = {checked.raw.split: checked.plain for checked in report.sets}
-    pairs = found.code in ("picture-twice", "picture-alike", "leak-same", "leak-alike")
+    pairs = found.code in ("image-twice", "image-alike", "leak-same", "leak-alike")
     own = sets.get(found.split) or report.sets[-1].plain
     others = sets.get(found.split) or report.sets[0].plain
-    # One picture for all examples that are in it.
+    # One image for all examples that are in it.
     by_image: dict[tuple[str, int | None], list[Example]] = {}
     for example in found.examples:
         if example.image:
@@ -73,26 +73,26 @@ def offender_sheet(report: Report, found: Finding, album: Album) -> bool:
         if album.full:
             album.left_out += 1
             continue
-        picture = _pair(own, others, examples[0]) if pairs else _single(own, examples)
-        if picture is not None:
+        image = _pair(own, others, examples[0]) if pairs else _single(own, examples)
+        if image is not None:
             more = f" (and {len(examples) - 1} more in it)" if len(examples) > 1 else ""
-            shown |= album.add(picture, describe_example(examples[0]) + more, max_side=2 * SIDE if pairs else SIDE)
+            shown |= album.add(image, describe_example(examples[0]) + more, max_side=2 * SIDE if pairs else SIDE)
     return shown
 
 
 def _single(raw: Entries, examples: Sequence[Example]) -> np.ndarray | None:
-    """The picture with the boxes in question in red, also where they reach beyond it, and the others in grey."""
+    """The image with the boxes in question in red, also where they reach beyond it, and the others in grey."""
     row = _row(raw, examples[0].image or "", examples[0].image_id)
-    picture = None if row is None else load(raw, row)
-    if row is None or picture is None:
+    image = None if row is None else load(raw, row)
+    if row is None or image is None:
         return None
-    small, scale = shrink(picture, raw.sizes[row])
+    small, scale = shrink(image, raw.sizes[row])
     numbers = [example.annotation for example in examples if example.annotation]
     own = np.flatnonzero((raw.images == row) & np.isfinite(raw.boxes).all(axis=1))
     is_red = np.isin(raw.annotation_ids[own], numbers)
     red, grey = xyxy(raw.boxes[own[is_red]]) * scale, xyxy(raw.boxes[own[~is_red][:CONTEXT]]) * scale
     size = np.array(small.shape[1::-1])
-    # A margin, not wider than a third of the picture, for what lies beyond it.
+    # A margin, not wider than a third of the image, for what lies beyond it.
     low = np.clip(-red[:, :2].min(axis=0, initial=0), 0, size // 3).astype(int)
     high = np.clip((red[:, 2:] - size).max(axis=0, initial=0), 0, size // 3).astype(int)
     small = cv2.copyMakeBorder(small, low[1], high[1], low[0], high[0], cv2.BORDER_CONSTANT, value=MARGIN)
@@ -105,23 +105,23 @@ def _single(raw: Entries, examples: Sequence[Example]) -> np.ndarray | None:
 
 
 def _pair(own: Entries, others: Entries, example: Example) -> np.ndarray | None:
-    pictures = []
+    images = []
     for raw, name, number in ((own, example.image, example.image_id), (others, example.other, None)):
         row = _row(raw, name or "", number)
-        picture = None if row is None else load(raw, row)
-        if row is None or picture is None:
+        image = None if row is None else load(raw, row)
+        if row is None or image is None:
             return None
-        pictures.append(shrink(picture, raw.sizes[row])[0])
-    height = max(picture.shape[0] for picture in pictures)
+        images.append(shrink(image, raw.sizes[row])[0])
+    height = max(image.shape[0] for image in images)
     padded = [
-        cv2.copyMakeBorder(picture, 0, height - picture.shape[0], 0, 6, cv2.BORDER_CONSTANT, value=(128, 128, 128))
-        for picture in pictures
+        cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 6, cv2.BORDER_CONSTANT, value=(128, 128, 128))
+        for image in images
     ]
     return np.concatenate(padded, axis=1)
 
 
 def load(raw: Entries, row: int) -> np.ndarray | None:
-    """A picture as training would see it; a damaged one as far as it can be decoded; None where there is nothing."""
+    """An image as training would see it; a damaged one as far as it can be decoded; None where there is nothing."""
     path = raw.path(row)
     if path is None:
         return None
@@ -143,11 +143,11 @@ def load(raw: Entries, row: int) -> np.ndarray | None:
         return None
 
 
-def shrink(picture: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picture at most `SIDE` pixels wide and high, and the factors [4] for boxes in pixels of `size`."""
-    scale = min(1.0, SIDE / max(picture.shape[:2]))
-    width, height = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
-    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+def shrink(image: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The image at most `SIDE` pixels wide and high, and the factors [4] for boxes in pixels of `size`."""
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    width, height = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(small), np.array([width, height] * 2) / np.maximum(1, np.concatenate([size, size]))
 
 

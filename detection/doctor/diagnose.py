@@ -22,7 +22,7 @@ def run_doctor(
     json_file: Path | None = None,
     html_file: Path | None = None,
     fix_file: Path | None = None,
-    pictures: str = "all",
+    read_images: str = "all",
     workers: int | None = None,
     force: bool = False,
 ) -> Report:
@@ -46,7 +46,7 @@ def run_doctor(
         sets,
         config,
         config_name=target if config is not None else None,
-        pictures=pictures,
+        read_images=read_images,
         workers=workers or default_workers(),
     )
     print(console(report), flush=True)
@@ -61,7 +61,7 @@ def run_doctor(
         print(f"page: {html_file}")
     if fix_file is not None:
         for (path, mended), checked in zip(fix_report(report, fix_file), report.sets, strict=True):
-            print(f"\nmended copy of {checked.raw.source}: {path} (pictures: {checked.raw.folder}); changes:")
+            print(f"\nmended copy of {checked.raw.source}: {path} (images: {checked.raw.folder}); changes:")
             print(mended.summary())
             print(f"  all of them: {path.with_suffix('.changes.json')}")
     return report

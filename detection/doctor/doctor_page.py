@@ -23,13 +23,13 @@ MOST_CLASSES = 30
 
 def write_doctor_page(report: Report, path: Path) -> None:
     """Write it. Raises UserError where it cannot be written."""
-    # Offenders first: of two sets with many findings, examples of good pictures are what can be done without.
+    # Offenders first: of two sets with many findings, examples of good images are what can be done without.
     offenders = html.Album(max_bytes=7_000_000)
     findings = _findings(report, offenders)
     sections = [
         html.Section("Summary", _summary(report)),
         html.Section("Findings", findings or [html.note("Nothing was found.", "good")]),
-        html.Section("Pictures", _pictures(report), "From all over each set, with the boxes that training sees."),
+        html.Section("Images", _images(report), "From all over each set, with the boxes that training sees."),
         html.Section("Classes", _classes(report)),
         html.Section("Boxes", _boxes(report)),
         *([html.Section("Anchors and input size", _anchors(report))] if report.suitability is not None else []),
@@ -63,7 +63,7 @@ def _summary(report: Report) -> list[Markup]:
                 ]
             )
         )
-    blocks.append(html.paragraph(f"Pictures: {DECODED[report.pictures]}."))
+    blocks.append(html.paragraph(f"Images: {DECODED[report.read_images]}."))
     if report.findings:
         rows = [
             [html.marked(f.severity, COLORS[f.severity]), f.split, f.code, f"{f.count or 'no'} {_title(f)}"]
@@ -85,7 +85,7 @@ def _findings(report: Report, album: html.Album) -> list[Markup]:
         blocks.append(html.paragraph(f"What to do: {found.remedy}."))
         # A sheet of each note would bury those of the errors.
         if (
-            found.severity != "note" or found.code in ("picture-alike", "box-two-classes", "box-aspect")
+            found.severity != "note" or found.code in ("image-alike", "box-two-classes", "box-aspect")
         ) and offender_sheet(report, found, album):
             blocks.append(album.gallery())
         if found.examples:
@@ -95,7 +95,7 @@ def _findings(report: Report, album: html.Album) -> list[Markup]:
     return blocks
 
 
-def _pictures(report: Report) -> list[Markup]:
+def _images(report: Report) -> list[Markup]:
     blocks = []
     for checked in report.sets:
         album = html.Album(max_bytes=1_500_000)
@@ -158,10 +158,10 @@ def _boxes(report: Report) -> list[Markup]:
         (split, np.sqrt(raw.sizes[(raw.sizes > 0).all(axis=1)].astype(float).prod(axis=1))) for split, raw in sets
     ]
     plots = [
-        _histogram(root, "side of a box: root of its area (pixels of the picture)", log=2),
+        _histogram(root, "side of a box: root of its area (pixels of the image)", log=2),
         _histogram(aspect, "width / height of a box", log=2),
         _histogram(each, "boxes in an image" + (" (60: and more)" if most > 60 else ""), edges=edges),
-        _histogram(widths, "side of a picture: root of its area (pixels)"),
+        _histogram(widths, "side of an image: root of its area (pixels)"),
     ]
     plots += [_places(split, centres(raw)) for split, raw in sets if raw.good.any()]
     return [html.plots(plots)]
@@ -197,7 +197,7 @@ def _histogram(
 
 
 def _places(split: str, points: np.ndarray) -> Markup:
-    """Where in the picture boxes have their centres."""
+    """Where in the image boxes have their centres."""
     density = np.histogram2d(points[:, 1], points[:, 0], bins=24, range=[[0, 1], [0, 1]])[0]
     with html.plotting() as Figure:
         drawn = Figure((2.9, 2.5))
@@ -206,7 +206,7 @@ def _places(split: str, points: np.ndarray) -> Markup:
         axes.grid(False)
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([0, 0.5, 1])
-        axes.set_xlabel(f"centres of boxes in the picture, {split}")
+        axes.set_xlabel(f"centres of boxes in the image, {split}")
         return html.figure(drawn)
 
 
@@ -215,7 +215,7 @@ def _anchors(report: Report) -> list[Markup]:
     assert found is not None
     setting = found.setting
     text = (
-        f"{setting.detector} with anchor sizes {', '.join(map(str, setting.anchor_sizes))} and pictures of "
+        f"{setting.detector} with anchor sizes {', '.join(map(str, setting.anchor_sizes))} and images of "
         f"{setting.short_side}x{setting.long_side} pixels (short and long side), from {setting.name}. An anchor "
         f"learns a box from IoU 0.5 on; a box that none reaches is given the best one, and is learnt badly."
     )

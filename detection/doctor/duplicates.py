@@ -1,4 +1,4 @@
-"""The same picture twice, by its bytes or by its looks."""
+"""The same image twice, by its bytes or by its looks."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding
 from detection.doctor.image_checks import Looks
-from detection.doctor.near_duplicates import look_alikes, parts_of
+from detection.doctor.near_duplicates import find_near_duplicates, parts_of
 
 
 def same_files(looks: Looks, paths: Sequence[str]) -> np.ndarray:
@@ -23,7 +23,7 @@ def same_files(looks: Looks, paths: Sequence[str]) -> np.ndarray:
 
 
 def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Finding]:
-    """The same picture twice in a set, and in both of two sets (train first)."""
+    """The same image twice in a set, and in both of two sets (train first)."""
     together = Looks(
         [one for looks in seen for one in looks.looks],
         np.concatenate([looks.thumbs for looks in seen]),
@@ -37,7 +37,7 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
     files = same_files(together, paths)
     same = _edges(files)
     usable = np.array([one.status == "ok" for one in together.looks], bool)
-    similar = look_alikes(together.thumbs, usable, owner, files)
+    similar = find_near_duplicates(together.thumbs, usable, owner, files)
     found = []
 
     def example(pair: np.ndarray) -> Example:
@@ -45,7 +45,7 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
         return Example(str(names[second]), int(ids[second]), text=f"and {names[first]}", other=str(names[first]))
 
     for number, raw in enumerate(raws):
-        for code, edges in (("picture-twice", same), ("picture-alike", similar.own)):
+        for code, edges in (("image-twice", same), ("image-alike", similar.own)):
             own = edges[(owner[edges] == number).all(axis=1)]
             # An image that is listed twice is one file.
             own = own[[paths[a] != paths[b] for a, b in own.tolist()]] if len(own) else own
@@ -59,7 +59,7 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
         for code, edges in (("leak-same", same), ("leak-alike", similar.across)):
             across = edges[owner[edges[:, 0]] != owner[edges[:, 1]]]
             if len(across):
-                # The first partner of each picture of val; rows of train come first.
+                # The first partner of each image of val; rows of train come first.
                 partner = {second: first for first, second in sorted(across.tolist(), reverse=True)}
                 examples = [example(np.array([first, second])) for second, first in sorted(partner.items())]
                 total = len(raws[1].file_names)

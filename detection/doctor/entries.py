@@ -30,7 +30,7 @@ class Entries:
     """train, val, or data for a set that stands alone"""
     source: str
     folder: Path | None
-    """of the pictures"""
+    """of the images"""
     file_names: np.ndarray
     """object (str) [n]; "" where there is none"""
     image_ids: np.ndarray
@@ -80,7 +80,7 @@ class Entries:
         return frozenset(names_outside(self.file_names.tolist(), self.folder))
 
     def path(self, row: int) -> Path | None:
-        """Of a picture, where it should be; None where it has no name, or one that leads out of the folder."""
+        """Of an image, where it should be; None where it has no name, or one that leads out of the folder."""
         name = self.file_names[row]
         return self.folder / name if self.folder is not None and name and row not in self.outside else None
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.errors import UserError
-from detection.data.classes import Chosen
+from detection.data.classes import ClassSelection
 from detection.doctor.box_checks import check_boxes
 from detection.doctor.class_checks import check_both, check_classes, chosen_classes
 from detection.doctor.duplicates import check_duplicates
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, finding, in_order
-from detection.doctor.image_checks import UNSEEN, Looks, check_pictures, look_at, picture_files
+from detection.doctor.image_checks import UNSEEN, Looks, check_images, image_files, look_at
 from detection.doctor.structure import check_categories, check_structure
 from detection.doctor.suitability import (
     DEFAULT,
@@ -32,7 +32,7 @@ from detection.doctor.suitability import (
 @dataclass(frozen=True)
 class Checked:
     """A set as it stands in its file (`raw`), as it is meant (`plain`: boxes xywh, sizes known; rows as in `raw`), as
-    it is trained on (`trained`: with `data.classes`), and its pictures."""
+    it is trained on (`trained`: with `data.classes`), and its images."""
 
     raw: Entries
     plain: Entries
@@ -49,7 +49,7 @@ class Report:
     suitability: Suitability | None = None
     memory: dict[str, float] | None = None
     config_name: str | None = None
-    pictures: str = "all"
+    read_images: str = "all"
     """"all" (decoded), "headers", or "none" """
     seconds: float = 0.0
 
@@ -63,10 +63,10 @@ class Report:
 
 def examine(
     sets: Sequence[Entries],
-    config: Config | None = None,
+    config: DetectionConfig | None = None,
     *,
     config_name: str | None = None,
-    pictures: str = "all",
+    read_images: str = "all",
     workers: int = 1,
     seen: Sequence[Looks] | None = None,
 ) -> Report:
@@ -75,18 +75,18 @@ def examine(
     Args:
         config: the experiment they are for; without one, anchors are those of configs/retina_ghost_320.yaml.
         config_name: of the config, for people.
-        pictures: "all" decodes them, "headers" reads the files without, "none" sees only whether they are there.
+        read_images: "all" decodes them, "headers" reads the files without, "none" sees only whether they are there.
         workers: processes that read.
-        seen: what was found of the pictures, where that is known already.
+        seen: what was found of the images, where that is known already.
     """
     start = time.perf_counter()
     memory = None
     if config is not None and len(sets[0].category_ids):
-        # Before the pictures: a network that cannot be built should be told of now, not in minutes.
+        # Before the images: a network that cannot be built should be told of now, not in minutes.
         chosen = chosen_classes(sets[0], config.data.classes)
         memory = predicted_memory(config, max(1, len(chosen.category_ids)))
-    seen = seen or [_look(raw, pictures, workers) for raw in sets]
-    report = Report([], config_name=config_name, pictures=pictures)
+    seen = seen or [_look(raw, read_images, workers) for raw in sets]
+    report = Report([], config_name=config_name, read_images=read_images)
     for raw, looks in zip(sets, seen, strict=True):
         findings, checked = check_set(raw, looks, config.data.classes if config is not None else None)
         report.findings += findings
@@ -111,12 +111,12 @@ def examine(
     return report
 
 
-def check_set(raw: Entries, seen: Looks, classes: Chosen | None = None) -> tuple[list[Finding], Checked]:
+def check_set(raw: Entries, seen: Looks, classes: ClassSelection | None = None) -> tuple[list[Finding], Checked]:
     """All that concerns one set by itself; `classes` is `data.classes` of its config."""
     findings = check_structure(raw)
     if not len(raw.image_ids) or not len(raw.category_ids):
         return findings, Checked(raw, raw, raw, seen)
-    findings += check_categories(raw) + check_pictures(raw, seen)
+    findings += check_categories(raw) + check_images(raw, seen)
     sized = with_sizes(raw, seen)
     of_boxes, plain = check_boxes(sized)
     trained = chosen_classes(plain, classes)
@@ -124,21 +124,19 @@ def check_set(raw: Entries, seen: Looks, classes: Chosen | None = None) -> tuple
 
 
 def with_sizes(raw: Entries, seen: Looks) -> Entries:
-    """The set with sizes that its file lacks taken from the pictures."""
+    """The set with sizes that its file lacks taken from the images."""
     sizes = raw.sizes.copy()
     for row in np.flatnonzero((sizes < 1).any(axis=1)).tolist():
         sizes[row] = seen.upright(row)
     return raw.changed(sizes=sizes)
 
 
-def _look(raw: Entries, pictures: str, workers: int) -> Looks:
+def _look(raw: Entries, read_images: str, workers: int) -> Looks:
     paths = [raw.path(row) for row in range(len(raw.file_names))]
     if raw.folder is not None and not raw.folder.is_dir():
-        raise UserError(
-            f"{raw.source}: the folder of its pictures, {raw.folder}, does not exist; name it with --images"
-        )
-    if pictures != "none":
-        return look_at(paths, workers=workers, decode=pictures == "all", name=f"{raw.split} pictures")
+        raise UserError(f"{raw.source}: the folder of its images, {raw.folder}, does not exist; name it with --images")
+    if read_images != "none":
+        return look_at(paths, workers=workers, decode=read_images == "all", name=f"{raw.split} images")
     nothing = look_at([None] * len(paths), workers=1)
     there = [path is None or os.path.isfile(path) for path in paths]
     looks = [UNSEEN if found else UNSEEN._replace(status="missing") for found in there]
@@ -146,14 +144,14 @@ def _look(raw: Entries, pictures: str, workers: int) -> Looks:
 
 
 def _unlisted(sets: Sequence[Entries]) -> list[Finding]:
-    """Pictures in a folder that no set names; where another file beside may name them, nothing is said."""
+    """Images in a folder that no set names; where another file beside may name them, nothing is said."""
     if sets[0].format != "coco" or sets[0].split == "data":
         return []
     found = []
     for folder in dict.fromkeys(raw.folder for raw in sets if raw.folder is not None):
         own = [raw for raw in sets if raw.folder == folder]
         named = {name.replace("\\", "/") for raw in own for name in raw.file_names}
-        extra = [name for name in picture_files(folder) if name not in named]
+        extra = [name for name in image_files(folder) if name not in named]
         if extra:
             split = own[0].split if len(own) == 1 else "train and val"
             examples = [Example(text=str(folder / name)) for name in sorted(extra)]

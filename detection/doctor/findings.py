@@ -21,7 +21,7 @@ class Example:
     """xywh as it stands in the file."""
     text: str = ""
     other: str | None = None
-    """The second picture of a pair."""
+    """The second image of a pair."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """As in "3 of 292 pictures that end early: …"."""
+        """As in "3 of 292 images that end early: …"."""
         of = f" of {self.total}" if self.total is not None else ""
         detail = f": {self.detail}" if self.detail else ""
         return f"{self.count or 'no'}{of} {KINDS[self.code].title}{detail}"

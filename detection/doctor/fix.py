@@ -212,13 +212,13 @@ def _plan_annotations(
         # Whoever clips boxes that are in another form loses what shows it.
         return moved, keep
     drop(box_checks.degenerate(moved), "box without width or height removed")
-    drop(box_checks.outside(moved), "box outside of its picture removed")
+    drop(box_checks.outside(moved), "box outside of its image removed")
     drop(box_checks.tiny(moved), "box of less than a pixel removed")
     over = (box_checks.beyond(moved) > 0) & keep
     if over.any():
         inner = box_checks.clipped(boxes[over], box_checks.box_sizes(moved)[over])
         boxes[over] = np.concatenate([inner[:, :2], inner[:, 2:] - inner[:, :2]], axis=1)
-        changes += [_of(raw, row, "box clipped to its picture") for row in np.flatnonzero(over).tolist()]
+        changes += [_of(raw, row, "box clipped to its image") for row in np.flatnonzero(over).tolist()]
         moved = moved.changed(boxes=boxes)
     second = box_checks.doubles(moved.changed(images=np.where(keep, images, -1)))[0]
     drop(np.isin(np.arange(len(boxes)), second), "second copy of a box removed")
@@ -265,7 +265,7 @@ def _annotations(
 
 
 def _scaled(segmentation: Any, scale: np.ndarray) -> Any:
-    """Polygons of a picture that was resized; a mask cannot be, and is left out."""
+    """Polygons of an image that was resized; a mask cannot be, and is left out."""
     if not isinstance(segmentation, list):
         return []
     return [
@@ -285,11 +285,11 @@ def polygon_box(entry: Any) -> list[float]:
 
 
 def _recheck(checked: Checked, content: dict[str, Any], plan: ImagePlan) -> list[Finding]:
-    """What the doctor says of the copy; its pictures have been looked at already."""
+    """What the doctor says of the copy; its images have been looked at already."""
     raw = checked.raw
     copy = coco_entries(content, "the mended copy", raw.split, raw.folder)
     rows = np.flatnonzero(plan.keep).tolist()
-    # A picture that is there under another name has not been opened.
+    # An image that is there under another name has not been opened.
     looks = [UNSEEN if plan.names[row] != raw.file_names[row] else checked.seen.looks[row] for row in rows]
     seen = Looks(looks, checked.seen.thumbs[rows], 0.0, checked.seen.decoded)
     return check_set(copy, seen)[0]

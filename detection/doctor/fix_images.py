@@ -107,7 +107,7 @@ def _listed_twice(plan: ImagePlan) -> None:
 
 
 def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: Callable[[int, str], None]) -> None:
-    """The picture's own size, where the boxes tell what they are in pixels of."""
+    """The image's own size, where the boxes tell what they are in pixels of."""
     raw, seen = checked.plain, checked.seen
     said = raw.sizes[row].astype(float)
     true = np.array(seen.upright(row), float)
@@ -116,7 +116,7 @@ def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: Callable[
     factor = true / said
     same_shape = abs(factor[0] / factor[1] - 1) < 0.02
     if same_shape and not fits:
-        # They fit what the file says and not the picture, which has the same shape: it was made smaller.
+        # They fit what the file says and not the image, which has the same shape: it was made smaller.
         plan.scale[row] = [factor[0], factor[1]] * 2
         plan.sizes[row] = seen.upright(row)
         plan.changes.append(("image's size set right and its boxes scaled", plan.names[row]))
@@ -146,4 +146,4 @@ def _copies(checked: Checked, plan: ImagePlan) -> None:
                 plan.keep[row], plan.target[row] = False, -1
                 plan.changes.append((f"copy of {plan.names[rows[0]]} removed", plan.names[row]))
             else:
-                plan.left.append(f"{plan.names[rows[0]]} and {plan.names[row]} are one picture with different boxes")
+                plan.left.append(f"{plan.names[rows[0]]} and {plan.names[row]} are one image with different boxes")

@@ -1,4 +1,4 @@
-"""All pictures of a set: read by several processes, and what is wrong with them."""
+"""All images of a set: read by several processes, and what is wrong with them."""
 
 import contextlib
 import os
@@ -13,29 +13,29 @@ from PIL import Image
 from detection.core.progress import progress_bar
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding
-from detection.doctor.image_probe import THUMB, Look, look_at_many
-from detection.doctor.probe_workers import look_in_processes
+from detection.doctor.image_probe import THUMB, ImageProbe, probe_many
+from detection.doctor.probe_workers import probe_in_processes
 
 CHUNK = 64
-"""Pictures that a process is given at a time."""
+"""Images that a process is given at a time."""
 ALONE = 1500
-"""So few pictures are read here: other processes take two seconds to start."""
-UNSEEN = Look("unseen")
+"""So few images are read here: other processes take two seconds to start."""
+UNSEEN = ImageProbe("unseen")
 BAD = ("missing", "unreadable", "truncated", "damaged", "refused")
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What was found of n pictures.
+    """What was found of n images.
 
     Attributes:
         looks: [n], without their thumbnails.
         thumbs: uint8 [n, 16, 17]; zeros where nothing was decoded.
         seconds: it took.
-        decoded: whether pictures were decoded, and not only their headers read.
+        decoded: whether images were decoded, and not only their headers read.
     """
 
-    looks: list[Look]
+    looks: list[ImageProbe]
     thumbs: np.ndarray
     seconds: float
     decoded: bool
@@ -49,7 +49,7 @@ class Looks:
         return (height, width) if self.looks[row].orientation >= 5 else (width, height)
 
 
-def look_at(paths: Sequence[Path | None], *, workers: int, decode: bool = True, name: str = "pictures") -> Looks:
+def look_at(paths: Sequence[Path | None], *, workers: int, decode: bool = True, name: str = "images") -> Looks:
     """Look at each file; None stands for an entry without a name, which is left unseen.
 
     Args:
@@ -63,16 +63,16 @@ def look_at(paths: Sequence[Path | None], *, workers: int, decode: bool = True, 
     wanted = [i for i, path in enumerate(paths) if path is not None]
     chunks = [wanted[k : k + CHUNK] for k in range(0, len(wanted), CHUNK)]
 
-    def jobs() -> Generator[tuple[list[int], list[Look]], None, None]:
+    def jobs() -> Generator[tuple[list[int], list[ImageProbe]], None, None]:
         files = [(chunk, [str(paths[i]) for i in chunk]) for chunk in chunks]
         if workers <= 1 or len(wanted) <= ALONE:
             for chunk, names in files:
-                yield chunk, look_at_many(names, decode)
+                yield chunk, probe_many(names, decode)
         else:
-            yield from look_in_processes(files, workers, decode)
+            yield from probe_in_processes(files, workers, decode)
 
     # Closed at once when it is left early, and not when it is collected: processes end with it.
-    with progress_bar(None, name, len(wanted), unit="picture") as bar, contextlib.closing(jobs()) as done:
+    with progress_bar(None, name, len(wanted), unit="image") as bar, contextlib.closing(jobs()) as done:
         for chunk, found in done:
             for i, one in zip(chunk, found, strict=True):
                 if one.thumb:
@@ -90,8 +90,8 @@ def default_workers() -> int:
 # ---- findings
 
 
-def check_pictures(raw: Entries, seen: Looks) -> list[Finding]:
-    """What is wrong with the pictures themselves, and with what the annotations say of them."""
+def check_images(raw: Entries, seen: Looks) -> list[Finding]:
+    """What is wrong with the images themselves, and with what the annotations say of them."""
     found: list[Finding] = []
     looks = seen.looks
 
@@ -130,16 +130,16 @@ def check_pictures(raw: Entries, seen: Looks) -> list[Finding]:
 
 
 def blank(seen: Looks) -> np.ndarray:
-    """bool [n]: decoded pictures in which nothing is to be seen."""
+    """bool [n]: decoded images in which nothing is to be seen."""
     flat = seen.thumbs.reshape(len(seen.thumbs), -1)
     ok = np.zeros(len(flat), bool)
     ok[seen.rows("ok")] = seen.decoded
-    # A picture with a small bright thing on an even ground has at least one cell that differs.
+    # An image with a small bright thing on an even ground has at least one cell that differs.
     return ok & (np.ptp(flat, axis=1) <= 2) if len(flat) else ok
 
 
 def size_rows(raw: Entries, seen: Looks) -> dict[str, list[int]]:
-    """Images by how the annotated size goes with the picture's: image-size, exif-at-odds, exif-turned."""
+    """Images by how the annotated size goes with the image's: image-size, exif-at-odds, exif-turned."""
     rows: dict[str, list[int]] = {"image-size": [], "exif-at-odds": [], "exif-turned": []}
     for row in seen.rows("ok", "huge", "truncated", "damaged").tolist():
         said, stored = tuple(raw.sizes[row].tolist()), seen.looks[row].size
@@ -157,7 +157,7 @@ def similar_names(raw: Entries, rows: np.ndarray) -> dict[int, str]:
     if raw.folder is None or not raw.folder.is_dir():
         return {}
     there: dict[str, list[str]] = {}
-    for name in picture_files(raw.folder):
+    for name in image_files(raw.folder):
         for key in {_plain(name), _plain(Path(name).name)}:
             there.setdefault(key, []).append(name)
     taken = set(raw.file_names.tolist())
@@ -172,8 +172,8 @@ def similar_names(raw: Entries, rows: np.ndarray) -> dict[int, str]:
     return near
 
 
-def picture_files(folder: Path) -> Iterator[str]:
-    """Names of all pictures in a folder and those within it; links to folders are not followed, which may be loops."""
+def image_files(folder: Path) -> Iterator[str]:
+    """Names of all images in a folder and those within it; links to folders are not followed, which may be loops."""
     known = set(Image.registered_extensions())
     for place, _, files in os.walk(folder):
         for name in files:

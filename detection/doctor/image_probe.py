@@ -1,4 +1,4 @@
-"""One picture file: what its header says, whether it is whole, and what it looks like in 17 x 16 pixels.
+"""One image file: what its header says, whether it is whole, and what it looks like in 17 x 16 pixels.
 
 Runs in processes of its own, which start the sooner for it: Pillow, simplejpeg and OpenCV are all that it imports.
 """
@@ -17,18 +17,18 @@ import simplejpeg
 from PIL import Image
 
 from detection.core.errors import UserError
-from detection.core.files import fault_of, read_file
+from detection.core.files import file_fault, read_file
 from detection.data.image_headers import TAIL, is_truncated, largest_file, stored_size, too_large
 
 THUMB = (17, 16)
-"""Width and height of the small grey picture by which pictures are compared."""
+"""Width and height of the small grey image by which images are compared."""
 HUGE = 100_000_000
-"""Pixels above which a picture is not decoded here."""
+"""Pixels above which an image is not decoded here."""
 ORIENTATION = 0x0112
 HARMLESS = 16
 """Bytes between the data and the end mark of a JPEG that are no damage."""
 FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer: git lfs pull fetches the picture"),
+    (b"version https://git-lfs", "a Git LFS pointer: git lfs pull fetches the image"),
     (b"<", "text that begins with '<', perhaps the error page of a failed download"),
     (b"{", "text that begins with '{', perhaps the answer of a failed download"),
     (b"%PDF", "a PDF"),
@@ -37,12 +37,12 @@ FOREIGN = (
 )
 
 
-class Look(NamedTuple):
+class ImageProbe(NamedTuple):
     """What was found. `status` is ok, missing, unreadable, truncated, damaged, huge or refused; `detail` says more.
 
     `size` is (width, height) as stored, `orientation` the EXIF tag (1 upright, 5–8 lying), `bits` those of a channel,
     `clear` whether something is transparent, `digest` of the bytes, `thumb` uint8 of 17 x 16 pixels, upright, of
-    pictures that were decoded.
+    images that were decoded.
     """
 
     status: str
@@ -64,7 +64,7 @@ def init_worker() -> None:
     cv2.setNumThreads(0)
 
 
-def look_at_many(files: list[str], decode: bool) -> list[Look]:
+def probe_many(files: list[str], decode: bool) -> list[ImageProbe]:
     """`look` at each."""
     # `look` itself decides what is too large to be decoded.
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -74,26 +74,26 @@ def look_at_many(files: list[str], decode: bool) -> list[Look]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def look(path: str, decode: bool) -> Look:
+def look(path: str, decode: bool) -> ImageProbe:
     """Read a file and look at it; never raises for what is in it.
 
     Args:
         decode: also decode it, of a JPEG the luminance at an eighth of its size: damage inside is found, and `thumb`.
     """
-    reason = fault_of(path)
+    reason = file_fault(path)
     if reason is not None:
         # A link that leads nowhere is as good as no file.
         there = os.path.lexists(path) and "does not exist" not in reason
-        return Look("unreadable" if there else "missing", reason)
+        return ImageProbe("unreadable" if there else "missing", reason)
     try:
         data = read_file(path, "image", largest=largest_file())
     except UserError as error:
-        return Look("unreadable", str(error))
+        return ImageProbe("unreadable", str(error))
     if not data:
-        return Look("unreadable", "an empty file")
+        return ImageProbe("unreadable", "an empty file")
     digest = hashlib.blake2b(data, digest_size=16).digest()
     with warnings.catch_warnings():
-        # Of large pictures and odd EXIF: what matters is told as a finding.
+        # Of large images and odd EXIF: what matters is told as a finding.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(data))
@@ -111,7 +111,7 @@ def look(path: str, decode: bool) -> Look:
             return _decoded(image, data, found) if decode else found
 
 
-def _header(image: Image.Image, data: bytes) -> Look:
+def _header(image: Image.Image, data: bytes) -> ImageProbe:
     orientation = 1
     if image.info.get("exif"):
         try:
@@ -125,19 +125,19 @@ def _header(image: Image.Image, data: bytes) -> Look:
         bits = max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]
     elif image.mode.startswith(("I", "F")):
         bits = 16
-    return Look(
+    return ImageProbe(
         "ok",
         format="JPEG" if image.format == "MPO" else image.format or "",
         mode=image.mode,
         size=image.size,
         orientation=orientation if 1 <= orientation <= 8 else 1,
         bits=bits,
-        # A phone's JPEG with a depth map beside it is one picture.
+        # A phone's JPEG with a depth map beside it is one image.
         frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
     )
 
 
-def _decoded(image: Image.Image, data: bytes, found: Look) -> Look:
+def _decoded(image: Image.Image, data: bytes, found: ImageProbe) -> ImageProbe:
     try:
         if found.format == "JPEG" and found.mode in ("RGB", "L"):
             clear, grey = False, _jpeg(data)
@@ -201,25 +201,25 @@ def _upright(grey: np.ndarray, orientation: int) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(grey), THUMB, interpolation=cv2.INTER_AREA)
 
 
-def _foreign(data: bytes, error: Exception) -> Look:
+def _foreign(data: bytes, error: Exception) -> ImageProbe:
     """What Pillow does not know: OpenCV may."""
     for start, what in FOREIGN:
         if data.lstrip()[: len(start)] == start:
-            return Look("unreadable", what)
+            return ImageProbe("unreadable", what)
     if b"ftyphei" in data[:16] or b"ftypmif1" in data[:16]:
-        return Look("unreadable", "HEIC, a phone's format: convert it to JPEG")
+        return ImageProbe("unreadable", "HEIC, a phone's format: convert it to JPEG")
     size = stored_size(data)
     if size is not None and (reason := too_large(size)):
-        return Look("refused", reason, size=size)
+        return ImageProbe("refused", reason, size=size)
     try:
         image = None if size is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error:
         image = None
     if image is None:
         known = data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG"
-        return Look("truncated" if known else "unreadable", "a broken header" if known else "no known format")
+        return ImageProbe("truncated" if known else "unreadable", "a broken header" if known else "no known format")
     thumb = cv2.resize(image, THUMB, interpolation=cv2.INTER_AREA)
-    return Look("ok", format="", mode="", size=(image.shape[1], image.shape[0]), thumb=thumb.tobytes())
+    return ImageProbe("ok", format="", mode="", size=(image.shape[1], image.shape[0]), thumb=thumb.tobytes())
 
 
 def _opencv_reads(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Processes that look at pictures. Of one that dies it is known over which file; all end when the command does."""
+"""Processes that look at images. Of one that dies it is known over which file; all end when the command does."""
 
 import contextlib
 import multiprocessing
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from detection.core.interrupts import interrupts_at_checks
-from detection.doctor.image_probe import Look, init_worker, look_at_many
+from detection.doctor.image_probe import ImageProbe, init_worker, probe_many
 
 Job = tuple[list[int], list[str]]
-"""Numbers of pictures, and their files."""
+"""Numbers of images, and their files."""
 
 
-def look_in_processes(jobs: Sequence[Job], workers: int, decode: bool) -> Iterator[tuple[list[int], list[Look]]]:
+def probe_in_processes(jobs: Sequence[Job], workers: int, decode: bool) -> Iterator[tuple[list[int], list[ImageProbe]]]:
     """Jobs as they are done. A file over which a process dies is told as damaged, and the rest goes on.
 
     The pipes are waited for by this thread alone. An executor's threads and locks do not survive a KeyboardInterrupt at
@@ -56,7 +56,7 @@ def look_in_processes(jobs: Sequence[Job], workers: int, decode: bool) -> Iterat
                     if len(rows) > 1:  # each for itself, until it is known which one it was
                         waiting.extendleft(([row], [name]) for row, name in zip(rows, names, strict=True))
                     else:
-                        yield rows, [Look("damaged", f"the process that read {Path(names[0]).name} died of it")]
+                        yield rows, [ImageProbe("damaged", f"the process that read {Path(names[0]).name} died of it")]
                     start()
                 else:
                     give(worker)
@@ -81,7 +81,7 @@ class _Worker:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, look_at_many), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, probe_many), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -91,7 +91,7 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, work: Callable[[list[str], bool], list[Look]]) -> None:
+def _serve(pipe: Connection, work: Callable[[list[str], bool], list[ImageProbe]]) -> None:
     init_worker()
     with contextlib.suppress(EOFError, OSError):  # the main process has gone
         while True:

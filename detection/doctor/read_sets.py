@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import load_config
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file
 from detection.data.formats import coco, voc, yolo
-from detection.data.formats.detect_format import read_raw, recognise
-from detection.data.formats.raw import RawSet, printable
+from detection.data.formats.detect_format import detect_format, read_raw
+from detection.data.formats.raw import RawAnnotations, printable
 from detection.data.source_paths import check_source_paths
 from detection.doctor.entries import Entries, coco_entries
 from detection.doctor.findings import Example, Finding, finding
@@ -27,7 +27,7 @@ CODES = {
     "unknown_image": "image-missing",
     "no_labels": "no-boxes",
 }
-"""What the kinds of `detection.data.formats.raw.Problem` are called here; others are entry-broken."""
+"""What the kinds of `detection.data.formats.raw.Issue` are called here; others are entry-broken."""
 
 
 def read_sets(
@@ -37,12 +37,12 @@ def read_sets(
     val: str | None = None,
     val_images: str | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[list[Entries], Config | None]:
+) -> tuple[list[Entries], DetectionConfig | None]:
     """The set or the two sets (train first) that are named, and the config where one is.
 
     Args:
         target: a config; a COCO file; data.yaml of YOLO; an image set of VOC; or a folder with any of them.
-        images, val_images: folders of the pictures, where they are not where the format has them.
+        images, val_images: folders of the images, where they are not where the format has them.
         val: the file or folder of the validation set, where `target` is a set by itself.
         overrides: key=value for a config.
 
@@ -100,7 +100,7 @@ def is_config(path: Path) -> bool:
 
 def splits_in(path: Path) -> list[str]:
     """["train", "val"] where a folder or data.yaml has both; else the one it has, or none where it has no splits."""
-    kind = recognise(path)
+    kind = detect_format(path)
     if kind == "yolo":
         found = yolo.splits_of(path)
     elif kind == "voc" and path.is_dir():
@@ -119,7 +119,7 @@ def read_set(
 ) -> Entries:
     """One set under the name train, val or data."""
     path = Path(annotations)
-    kind = recognise(path) if format == "auto" else format
+    kind = detect_format(path) if format == "auto" else format
     if kind != "coco":
         return entries_of(read_raw(path, images=images, format=kind, split=split), name)
     path = coco.find_file(path, split)
@@ -141,7 +141,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"annotation file {path} is not JSON: {error}") from None
 
 
-def entries_of(raw: RawSet, name: str) -> Entries:
+def entries_of(raw: RawAnnotations, name: str) -> Entries:
     """What a format's reader gave as `Entries`; what it could not read becomes findings."""
     order = np.argsort(raw.image_ids, kind="stable")
     categories = np.array([number for number, _ in raw.categories], np.int64)
@@ -182,7 +182,7 @@ def _find(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(ids[rows] == wanted, rows, -1)
 
 
-def _problems(raw: RawSet, name: str) -> list[Finding]:
+def _problems(raw: RawAnnotations, name: str) -> list[Finding]:
     groups: dict[tuple[str, bool], list[Example]] = {}
     for problem in raw.problems:
         code = CODES.get(problem.kind, "entry-broken")

@@ -8,7 +8,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class Kind(NamedTuple):
-    """What a code stands for: `title` follows the count, as in "3 pictures that end early"."""
+    """What a code stands for: `title` follows the count, as in "3 images that end early"."""
 
     severity: Severity
     title: str
@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
         "add the category or remove the annotations; --fix removes them",
     ),
     "size-missing": Kind(
-        "error", "images without width and height", "write their sizes in; --fix takes them from the pictures"
+        "error", "images without width and height", "write their sizes in; --fix takes them from the images"
     ),
     "area-missing": Kind("note", "annotations without area", "width x height is taken; --fix writes it in"),
     "crowd-missing": Kind("note", "annotations without iscrowd", "0 is taken; --fix writes it in"),
@@ -78,70 +78,70 @@ KINDS: dict[str, Kind] = {
         "areas that are not above 0, or above their box's",
         "AP of small, medium and large objects goes by area; --fix writes width x height",
     ),
-    # ---- pictures
+    # ---- images
     "image-missing": Kind(
         "error",
-        "pictures that are not there",
+        "images that are not there",
         "copy them there, give the right --images, or --fix, which leaves them out",
     ),
     "image-unreadable": Kind(
         "error",
-        "files that are no pictures, or of a kind that OpenCV cannot read",
+        "files that are no images, or of a kind that OpenCV cannot read",
         "convert or replace them; --fix leaves them out",
     ),
-    "image-truncated": Kind("error", "pictures that end early", "copy or download them again; --fix leaves them out"),
+    "image-truncated": Kind("error", "images that end early", "copy or download them again; --fix leaves them out"),
     "image-damaged": Kind(
-        "error", "pictures that are damaged inside", "copy or download them again; --fix leaves them out"
+        "error", "images that are damaged inside", "copy or download them again; --fix leaves them out"
     ),
     "image-size": Kind(
         "error",
-        "pictures of another size than their annotation says",
-        "mend width and height, and scale the boxes where the picture was resized; --fix does where it is certain",
+        "images of another size than their annotation says",
+        "mend width and height, and scale the boxes where the image was resized; --fix does where it is certain",
     ),
     "exif-at-odds": Kind(
         "warning",
-        "pictures annotated as stored, which their EXIF tag turns",
+        "images annotated as stored, which their EXIF tag turns",
         "save them without the tag (jpegtran -copy none); this toolkit reads them as annotated, viewers and other programs turn them",
     ),
     "exif-turned": Kind(
         "note",
-        "pictures that an EXIF tag turns",
-        "boxes are taken to fit the upright picture; programs that ignore the tag see it lying",
+        "images that an EXIF tag turns",
+        "boxes are taken to fit the upright image; programs that ignore the tag see it lying",
     ),
     "image-extension": Kind(
         "warning",
-        "pictures whose name says another format than their content",
+        "images whose name says another format than their content",
         "rename them; this toolkit goes by the content, other programs may not",
     ),
-    "image-grey": Kind("note", "grey pictures", "they are read as RGB with three equal channels"),
+    "image-grey": Kind("note", "grey images", "they are read as RGB with three equal channels"),
     "image-alpha": Kind(
         "warning",
-        "pictures with transparent parts",
+        "images with transparent parts",
         "transparency is dropped and what lies beneath is seen, often black: save them on a background",
     ),
-    "image-cmyk": Kind("warning", "CMYK pictures", "save them as RGB: each program makes other colors of them"),
+    "image-cmyk": Kind("warning", "CMYK images", "save them as RGB: each program makes other colors of them"),
     "image-16bit": Kind(
         "warning",
-        "pictures of more than 8 bits a channel",
-        "save them as 8 bits, stretched as you want it: the upper 8 bits are read, in which 12-bit pictures are almost black",
+        "images of more than 8 bits a channel",
+        "save them as 8 bits, stretched as you want it: the upper 8 bits are read, in which 12-bit images are almost black",
     ),
     "image-frames": Kind("note", "files with several frames or pages", "the first one is read"),
     "image-blank": Kind(
-        "warning", "pictures of one color all over", "look at them; a camera or a conversion may have failed"
+        "warning", "images of one color all over", "look at them; a camera or a conversion may have failed"
     ),
     "image-huge": Kind(
         "warning",
-        "pictures of more than 100 megapixels",
+        "images of more than 100 megapixels",
         "cut them into tiles: they take seconds each, and shrink to nothing (not decoded here)",
     ),
     "image-refused": Kind(
         "error",
-        "pictures of more pixels than are decoded",
+        "images of more pixels than are decoded",
         "cut them into tiles, or set GHOSTNET_MAX_IMAGE_PIXELS; --fix leaves them out",
     ),
     "image-unlisted": Kind(
         "note",
-        "pictures in the folder that no annotation file names",
+        "images in the folder that no annotation file names",
         "if they were to be used, their annotations are missing",
     ),
     # ---- boxes
@@ -160,19 +160,19 @@ KINDS: dict[str, Kind] = {
         "boxes that look like centre x, centre y, width, height",
         "COCO has the upper left corner; --fix converts where all boxes are so",
     ),
-    "box-fractions": Kind("error", "boxes that look like fractions of the picture", "COCO has pixels; --fix converts"),
-    "box-outside": Kind("error", "boxes that lie outside of their picture", "mend or remove them; --fix removes them"),
+    "box-fractions": Kind("error", "boxes that look like fractions of the image", "COCO has pixels; --fix converts"),
+    "box-outside": Kind("error", "boxes that lie outside of their image", "mend or remove them; --fix removes them"),
     "box-degenerate": Kind("error", "boxes without width or height", "mend or remove them; --fix removes them"),
     "box-tiny": Kind(
         "warning",
-        "boxes with less than a pixel within the picture",
+        "boxes with less than a pixel within the image",
         "training drops them, evaluation counts them as missed; --fix removes them",
     ),
     "box-beyond": Kind(
-        "warning", "boxes that reach beyond their picture", "training clips them, evaluation does not; --fix clips them"
+        "warning", "boxes that reach beyond their image", "training clips them, evaluation does not; --fix clips them"
     ),
     "box-beyond-slightly": Kind(
-        "note", "boxes that reach a pixel or two beyond their picture", "clipped in training; --fix clips them"
+        "note", "boxes that reach a pixel or two beyond their image", "clipped in training; --fix clips them"
     ),
     "box-twice": Kind(
         "warning",
@@ -219,24 +219,24 @@ KINDS: dict[str, Kind] = {
     "image-without-boxes": Kind(
         "note", "images without boxes", "they teach what is background, if there is truly nothing on them"
     ),
-    # ---- the same picture twice
-    "picture-twice": Kind(
+    # ---- the same image twice
+    "image-twice": Kind(
         "warning",
-        "pictures that are exact copies of another in the set",
+        "images that are exact copies of another in the set",
         "keep one, with all its boxes; --fix does where both have the same boxes",
     ),
-    "picture-alike": Kind(
+    "image-alike": Kind(
         "note",
-        "pictures that look like another in the set",
+        "images that look like another in the set",
         "frames of a video? keep such groups on one side of a split",
     ),
     "leak-same": Kind(
-        "error", "pictures of val that train has, too", "take them out of train, or the AP says nothing; --fix does"
+        "error", "images of val that train has, too", "take them out of train, or the AP says nothing; --fix does"
     ),
     "leak-alike": Kind(
         "warning",
-        "pictures of val that look like one in train",
-        "look at them; split by scene or by video, not by picture",
+        "images of val that look like one in train",
+        "look at them; split by scene or by video, not by image",
     ),
     # ---- what the network can make of them
     "anchors-miss": Kind(
@@ -245,7 +245,7 @@ KINDS: dict[str, Kind] = {
     "boxes-small": Kind(
         "warning",
         "boxes with a side under 8 pixels at the network's input size",
-        "raise data.short_side and data.long_side, or cut the pictures into tiles",
+        "raise data.short_side and data.long_side, or cut the images into tiles",
     ),
     "memory-high": Kind(
         "warning",

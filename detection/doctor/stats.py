@@ -10,7 +10,7 @@ from detection.doctor.entries import Entries
 from detection.doctor.suitability import Setting, resize
 
 SMALL, LARGE = 32.0, 96.0
-"""COCO's bounds of small, medium and large: roots of the area in pixels of the original picture."""
+"""COCO's bounds of small, medium and large: roots of the area in pixels of the original image."""
 
 
 def statistics(raw: Entries) -> dict[str, Any]:
@@ -43,20 +43,20 @@ def statistics(raw: Entries) -> dict[str, Any]:
 
 
 def box_sides(raw: Entries) -> np.ndarray:
-    """float [b, 2]: width and height within the picture of boxes that training sees."""
+    """float [b, 2]: width and height within the image of boxes that training sees."""
     inner = _training_boxes(raw)[0]
     return inner[:, 2:] - inner[:, :2]
 
 
 def sides_at_input(raw: Entries, setting: Setting) -> np.ndarray:
-    """float [b, 2]: as `box_sides`, in pixels of the resized picture."""
+    """float [b, 2]: as `box_sides`, in pixels of the resized image."""
     boxes, sizes = _training_boxes(raw)
     seen, _ = resize(boxes, sizes, setting) if len(boxes) else (boxes, sizes)
     return seen[:, 2:] - seen[:, :2]
 
 
 def centres(raw: Entries) -> np.ndarray:
-    """float [b, 2]: where in its picture each box's centre lies, 0…1."""
+    """float [b, 2]: where in its image each box's centre lies, 0…1."""
     boxes, sizes = _training_boxes(raw)
     return (boxes[:, :2] + boxes[:, 2:]) / 2 / sizes
 

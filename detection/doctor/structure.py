@@ -7,7 +7,7 @@ from detection.doctor.findings import Example, Finding, finding
 
 
 def check_structure(raw: Entries) -> list[Finding]:
-    """Faults of the file, without a look at pictures, boxes and classes; those found in reading are among them."""
+    """Faults of the file, without a look at images, boxes and classes; those found in reading are among them."""
     if not len(raw.image_ids):
         return [*raw.faults, finding("no-images", raw.split, 0)]
     if not len(raw.category_ids):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.errors import UserError
 from detection.core.memory import available_memory
 from detection.doctor.box_checks import box_sizes, clipped
@@ -71,7 +71,7 @@ class Suitability:
     better_input: tuple[int, int] | None
 
 
-def setting_of(config: Config, name: str) -> Setting:
+def setting_of(config: DetectionConfig, name: str) -> Setting:
     model, data = config.model, config.data
     return Setting(model.detector, tuple(model.anchor_sizes), data.short_side, data.long_side, name)
 
@@ -143,7 +143,7 @@ def check_suitability(found: Suitability, split: str) -> list[Finding]:
 
 
 def resize(boxes: np.ndarray, sizes: np.ndarray, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes xyxy [m, 4] as the network sees them, and the padded frames [m, 2] (width, height) of their pictures."""
+    """Boxes xyxy [m, 4] as the network sees them, and the padded frames [m, 2] (width, height) of their images."""
     scale = np.minimum(setting.short_side / sizes.min(axis=1), setting.long_side / sizes.max(axis=1))
     resized = np.maximum(1, np.round(sizes * scale[:, None]))
     factor = resized / sizes
@@ -159,8 +159,8 @@ def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, setting: Setting) -> np.
     """The highest IoU that any anchor of each level has with each box: [m, levels].
 
     Args:
-        boxes: [m, 4] xyxy in pixels of the picture.
-        sizes: [m, 2], width and height of each one's picture, which is padded by itself, as in a batch of one.
+        boxes: [m, 4] xyxy in pixels of the image.
+        sizes: [m, 2], width and height of each one's image, which is padded by itself, as in a batch of one.
 
     Of all places of an anchor, the one nearest to the box's centre overlaps it most: only that one is computed.
     """
@@ -203,10 +203,10 @@ def _search_anchors(boxes: np.ndarray, sizes: np.ndarray, setting: Setting) -> t
     return answer
 
 
-def predicted_memory(config: Config, num_classes: int) -> dict[str, float]:
-    """Bytes that a training step of `data.batch_size` pictures of full size will take, before it is tried.
+def predicted_memory(config: DetectionConfig, num_classes: int) -> dict[str, float]:
+    """Bytes that a training step of `data.batch_size` images of full size will take, before it is tried.
 
-    Keys: weights (with gradients, the optimizer's state and averaged weights), pictures (what the backward pass
+    Keys: weights (with gradients, the optimizer's state and averaged weights), images (what the backward pass
     needs), total. Float32; mixed precision takes about half of the second. What the process and CUDA themselves take
     comes on top.
     """
@@ -231,8 +231,8 @@ def predicted_memory(config: Config, num_classes: int) -> dict[str, float]:
         places = sum(math.prod(-(-side // (8 << level)) for side in frame) for level in range(5))
         # The focal loss holds about five arrays of the logits' size at a time.
         losses = 5 * 4 * 9 * places * num_classes
-    pictures = config.data.batch_size * (total.memory * (0.55 if config.train.amp != "off" else 1) + losses)
-    return {"weights": weights, "pictures": pictures, "total": weights + pictures}
+    images = config.data.batch_size * (total.memory * (0.55 if config.train.amp != "off" else 1) + losses)
+    return {"weights": weights, "images": images, "total": weights + images}
 
 
 def memory_finding(predicted: float, free: float | None, split: str) -> list[Finding]:

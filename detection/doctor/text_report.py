@@ -32,9 +32,9 @@ def _lines(report: Report) -> Iterator[str]:
     for checked in report.sets:
         yield _describe(checked)
     seconds = sum(checked.seen.seconds for checked in report.sets)
-    pictures = sum(len(checked.raw.image_ids) for checked in report.sets)
-    rate = f", {pictures / seconds:.0f} pictures/s" if seconds else ""
-    yield f"pictures: {DECODED[report.pictures]}{rate}"
+    images = sum(len(checked.raw.image_ids) for checked in report.sets)
+    rate = f", {images / seconds:.0f} images/s" if seconds else ""
+    yield f"images: {DECODED[report.read_images]}{rate}"
     for severity in SEVERITIES:
         own = [found for found in report.findings if found.severity == severity]
         if own:
@@ -100,7 +100,7 @@ def suitability_lines(found: Suitability) -> Iterator[str]:
 def memory_line(memory: dict[str, float]) -> str:
     return (
         f"memory of a training step, predicted: {memory['total'] / 1e9:.2f} GB ({memory['weights'] / 1e9:.2f} weights, "
-        f"gradients and optimizer, {memory['pictures'] / 1e9:.2f} pictures); the process itself comes on top"
+        f"gradients and optimizer, {memory['images'] / 1e9:.2f} images); the process itself comes on top"
     )
 
 
@@ -111,7 +111,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "version": VERSION,
         "clean": not report.exit_code,
         "counts": report.counts(),
-        "pictures": report.pictures,
+        "pictures": report.read_images,
         "seconds": round(report.seconds, 2),
         "sets": {checked.raw.split: statistics(checked.trained) for checked in report.sets},
         "findings": [finding.as_json() for finding in report.findings],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.device import autocast, pick_device
 from detection.core.errors import UserError
 from detection.data.load_split import read_split
@@ -15,13 +15,13 @@ from detection.models.build import build_model
 log = logging.getLogger("detection")
 
 
-def with_largest_batch(config: Config, share: float = 0.85) -> Config:
+def with_largest_batch(config: DetectionConfig, share: float = 0.85) -> DetectionConfig:
     """`config` with the largest `data.batch_size` whose training step takes at most `share` of the free GPU memory.
 
     The learning rate follows by `optim.lr_batch`, as always.
 
     Raises:
-        UserError: not on CUDA, annotations that cannot be read, or not even one picture fits.
+        UserError: not on CUDA, annotations that cannot be read, or not even one image fits.
     """
     device = pick_device(config.device)
     if device.type != "cuda":
@@ -50,8 +50,8 @@ def with_largest_batch(config: Config, share: float = 0.85) -> Config:
 
     batch = largest(fits, most=1024)
     if batch == 0:
-        raise UserError("--auto-batch: not even one picture fits; lower data.short_side or use train.amp=bf16")
-    log.info("--auto-batch: %d pictures fit (%.0f %% of %.1f GiB)", batch, 100 * share, free / 2**30)
+        raise UserError("--auto-batch: not even one image fits; lower data.short_side or use train.amp=bf16")
+    log.info("--auto-batch: %d images fit (%.0f %% of %.1f GiB)", batch, 100 * share, free / 2**30)
     return config.with_overrides([f"data.batch_size={batch}"])
 
 

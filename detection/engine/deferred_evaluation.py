@@ -12,7 +12,7 @@ from typing import Any
 
 from detection.checkpoint import read_checkpoint, save_checkpoint, section
 from detection.core.files import write_atomically
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.engine.restore import section_errors
 from detection.evaluation.background_scoring import BackgroundScoring
 from detection.evaluation.coco_evaluator import Evaluation, Result, check_results
@@ -40,7 +40,7 @@ class Pending:
         checkpoint: Mapping[str, Any],
         record: dict[str, Any],
         results: Sequence[Result],
-        index: AnnotationIndex,
+        index: Annotations,
         backend: str,
     ) -> "Pending":
         """Write it down, and start to score.
@@ -53,7 +53,7 @@ class Pending:
         return cls(path, record, BackgroundScoring(index, results, backend))
 
     @classmethod
-    def resume(cls, folder: Path, epoch: int, index: AnnotationIndex, backend: str) -> "Pending | None":
+    def resume(cls, folder: Path, epoch: int, index: Annotations, backend: str) -> "Pending | None":
         """Score the evaluation after `epoch` once more; None where its file is not there any more."""
         path = folder / f"pending-{epoch}.pt"
         if not path.exists():

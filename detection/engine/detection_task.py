@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from detection.checkpoint import Classes
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core import distributed
 from detection.core.device import pick_device
 from detection.core.files import second_name
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.dataset import build_dataset
 from detection.data.load_split import check_same_classes
 from detection.data.loader import BadImages, build_loader
-from detection.data.sampler import TrainBatches
+from detection.data.sampler import TrainBatchSampler
 from detection.engine.deferred_evaluation import Pending, remove_pending
 from detection.engine.image_grids import training_grid
 from detection.engine.run_logger import Monitor
@@ -35,8 +35,8 @@ log = logging.getLogger("detection")
 class Run(TrainingRun):
     """A detector's training in progress."""
 
-    config: Config
-    val_index: AnnotationIndex
+    config: DetectionConfig
+    val_index: Annotations
     pending: Pending | None = None
     """The last evaluation, while it is scored in the background."""
 
@@ -62,7 +62,7 @@ class Run(TrainingRun):
         self.batches.short_side = self.config.data.side_at(done)
 
     def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
-        monitor.picture("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)
+        monitor.image("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)
 
     def save_best(self, numbers: Mapping[str, Any]) -> None:
         """Write best.pt, and let best_predictions.json be predictions.json as it is now."""
@@ -127,7 +127,7 @@ class Run(TrainingRun):
         return f"images with ids {', '.join(str(target['image_id']) for target in targets)} (look at their boxes)"
 
 
-def build_run(config: Config, device: torch.device | None = None) -> Run:
+def build_run(config: DetectionConfig, device: torch.device | None = None) -> Run:
     """Build data, model and optimizer; `device` is that of the config where it is not given.
 
     Raises:
@@ -144,7 +144,7 @@ def build_run(config: Config, device: torch.device | None = None) -> Run:
     model = build_model(config, len(classes.names))
     _say_how_it_starts(config)
     batch_size = config.data.batch_size
-    batches = TrainBatches(
+    batches = TrainBatchSampler(
         train_set.index.sizes,
         batch_size,
         config.seed,
@@ -169,7 +169,7 @@ def build_run(config: Config, device: torch.device | None = None) -> Run:
     return run
 
 
-def _say_how_it_starts(config: Config) -> None:
+def _say_how_it_starts(config: DetectionConfig) -> None:
     spec = config.model.backbone
     if spec.weights is not None:
         return

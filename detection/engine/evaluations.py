@@ -27,7 +27,7 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     start = time.monotonic()
     with stop.interruptible():
         results = detect_dataset(run.eval_model, run.val_loader, run.classes.ids, run.device, amp=config.train.amp)
-    # Pictures were shared out among the processes; the main one scores them all.
+    # Images were shared out among the processes; the main one scores them all.
     results = [result for share in distributed.gather(results) for result in share]
     if not distributed.is_main():
         return
@@ -37,7 +37,7 @@ def evaluate(run: Run, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     dataset = run.val_loader.dataset
     assert isinstance(dataset, DetectionDataset)
     found = detections_grid(dataset, results, run.classes.ids, run.classes.names)
-    monitor.picture("val_detections", found, progress.step)
+    monitor.image("val_detections", found, progress.step)
     record = {
         "epoch": progress.epoch,
         "step": progress.step,

@@ -1,4 +1,4 @@
-"""What the network sees and finds, as one picture: the best check of augmentation and of progress."""
+"""What the network sees and finds, as one image: the best check of augmentation and of progress."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from detection.inference.draw import draw_detections
 
 
 def training_grid(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
-    """Pictures of a training batch (uint8 [3, H, W]) with their boxes, as the network gets them: RGB [H', W', 3]."""
+    """Images of a training batch (uint8 [3, H, W]) with their boxes, as the network gets them: RGB [H', W', 3]."""
     drawn = []
     for image, target in zip(images, targets, strict=True):
         labels = target["labels"].tolist()
@@ -32,7 +32,7 @@ def detections_grid(
     count: int = 8,
     threshold: float = 0.3,
 ) -> np.ndarray:
-    """`count` pictures from all over a data set with what was found in them, RGB [H', W', 3].
+    """`count` images from all over a data set with what was found in them, RGB [H', W', 3].
 
     Args:
         results: COCO results, boxes xywh in pixels of the original.
@@ -65,17 +65,17 @@ def detections_grid(
     return grid(drawn)
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int = 4, side: int = 320) -> np.ndarray:
-    """Pictures (RGB uint8) in rows, each scaled to fit into a square of `side` pixels."""
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+def grid(images: Sequence[np.ndarray], columns: int = 4, side: int = 320) -> np.ndarray:
+    """Images (RGB uint8) in rows, each scaled to fit into a square of `side` pixels."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     canvas = np.empty((rows * side, columns * side, 3), np.uint8)
     canvas[:] = FILL
-    for number, picture in enumerate(pictures):
-        height, width = picture.shape[:2]
+    for number, image in enumerate(images):
+        height, width = image.shape[:2]
         scale = side / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         top, left = number // columns * side, number % columns * side
         canvas[top : top + size[1], left : left + size[0]] = small
     return canvas

@@ -88,7 +88,7 @@ def train_step(run: TrainingRun, images: Any, targets: Any, group: int) -> dict[
     """Forward, check, backward. Gradients of `group` batches add up to those of their mean.
 
     Returns:
-        The parts of the loss; on a GPU those of the batch before ({} for the first), see `LossWatch`.
+        The parts of the loss; on a GPU those of the batch before ({} for the first), see `NonFiniteGuard`.
     """
     done = run.progress.batch % run.config.train.accumulate
     if done == 0:

@@ -25,7 +25,7 @@ class _Seen(NamedTuple):
     where: str
 
 
-class LossWatch:
+class NonFiniteGuard:
     """Keeps a NaN from the weights, and names the images that it came from.
 
     On the CPU a batch is looked at before its backward pass. A GPU is not made to wait: its losses are looked at one

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.errors import UserError
 from detection.core.files import make_folder
 from detection.core.memory import memory_advice
@@ -25,7 +25,7 @@ WITHIN = ("assignment",)
 """Parts of these that models name (GhostDet: which points find which boxes)."""
 
 
-def profile_training(config: Config, steps: int = 10) -> str:
+def profile_training(config: DetectionConfig, steps: int = 10) -> str:
     """Run `steps` training steps under torch's profiler, after three that prepare kernels.
 
     Writes `trace.json` into `output_dir` (open it in chrome://tracing or https://ui.perfetto.dev) and returns a table
@@ -42,7 +42,7 @@ def profile_training(config: Config, steps: int = 10) -> str:
         return _profile(config, steps)
 
 
-def _profile(config: Config, steps: int) -> str:
+def _profile(config: DetectionConfig, steps: int) -> str:
     run = build_run(config)
     make_folder(Path(config.output_dir), "output_dir")
     run.objective.train()
@@ -74,5 +74,5 @@ def _profile(config: Config, steps: int) -> str:
         shares += f"; {part}, in the forward pass, {totals[part] / step_time:.1%}"
     table = averages.table(sort_by=by, row_limit=25, max_name_column_width=50)
     threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
-    what = f"{steps} steps of {config.data.batch_size} pictures on {run.device}{threads}"
+    what = f"{steps} steps of {config.data.batch_size} images on {run.device}{threads}"
     return f"{table}\n{what}: {shares}\nall of it: {trace}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detection.config import Experiment
+from detection.config import BaseConfig
 from detection.core.errors import UserError
 from detection.core.files import UNFINISHED, make_folder, read_file
 from detection.core.outputs import NOTES, is_own
@@ -66,8 +66,8 @@ WRITTEN_BY_TOOLS = (
     *(f"{checkpoint}.quantized.md" for checkpoint in ("best", "last", "previous")),
 )
 """Patterns of what the tools write into the folder besides, unless a user names another place."""
-DETECTIONS = ("pictures", "detections")
-"""Folders of tools/detect.py within a run's, as its messages and the Makefile propose them."""
+DETECTIONS = ("detections", "pictures")
+"""Folders of tools/detect.py in a run's folder, as messages and the Makefile propose them; pictures: version 0.1."""
 INPUTS = (
     "data.train",
     "data.train.images",
@@ -114,7 +114,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def check_output_dir(config: Experiment, resume: bool = False) -> None:
+def check_output_dir(config: BaseConfig, resume: bool = False) -> None:
     """See whether a training can begin in `config.output_dir`; changes nothing, and does not need torch.
 
     Raises:

@@ -62,12 +62,12 @@ class Monitor:
         if self.wandb is not None:
             self.wandb.log({**values, "step": step})
 
-    def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """An RGB uint8 [H, W, 3] picture, to TensorBoard and as NAME.jpg, where the newest one stays."""
+    def image(self, name: str, rgb: np.ndarray, step: int) -> None:
+        """An RGB uint8 [H, W, 3] image, to TensorBoard and as NAME.jpg, where the newest one stays."""
         if not distributed.is_main():
             return
-        _, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]))
-        jpeg, (height, width) = data.tobytes(), image.shape[:2]
+        _, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]))
+        jpeg, (height, width) = data.tobytes(), rgb.shape[:2]
         write_atomically(self.folder / f"{name}.jpg", lambda file: file.write(jpeg))
         with self._beside_the_point():
             if self.writer is not None:

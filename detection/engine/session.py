@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detection.config import Experiment
+from detection.config import BaseConfig
 from detection.config_io import save_config
 from detection.core import distributed
 from detection.core.environment import note_environment
@@ -28,7 +28,7 @@ log = logging.getLogger("detection")
 
 
 def launch(
-    config: Experiment,
+    config: BaseConfig,
     *,
     build: Callable[[Any, torch.device], TrainingRun],
     evaluate: Evaluate,

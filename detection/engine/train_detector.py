@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from detection.checkpoint import read_checkpoint
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.device import autocast
 from detection.core.memory import memory_advice
 from detection.data.loader import iterate
@@ -17,7 +17,9 @@ from detection.engine.run_logger import start_logging
 from detection.engine.session import describe_machine, dry_run_report, duration, launch, try_steps
 
 
-def run_training(config: Config, *, resume: bool = False, on_finished: Callable[[Path], None] | None = None) -> bool:
+def run_training(
+    config: DetectionConfig, *, resume: bool = False, on_finished: Callable[[Path], None] | None = None
+) -> bool:
     """Train; results are in `config.output_dir`. Returns False where a signal stopped it (resume goes on).
 
     An earlier run in the same folder is moved aside, never overwritten.
@@ -39,14 +41,14 @@ def run_training(config: Config, *, resume: bool = False, on_finished: Callable[
     )
 
 
-def dry_run(config: Config) -> str:
+def dry_run(config: DetectionConfig) -> str:
     """Build everything, run one batch of training and one of evaluation, write nothing; returns what was seen."""
     start_logging()
     with memory_advice(config):
         return _dry_run(config)
 
 
-def _dry_run(config: Config) -> str:
+def _dry_run(config: DetectionConfig) -> str:
     run = build_run(config)
     images, targets, losses, seconds = try_steps(run)
     run.model.eval()
@@ -91,7 +93,7 @@ def _summarize(run: Run) -> str:
         f"  weights      {folder / 'best.pt'}\n"
         f"  all numbers  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder})\n"
         f"  detections   {folder / 'predictions.json'}\n"
-        f"  next         python tools/detect.py {folder / 'best.pt'} PICTURES --out {folder / 'pictures'}"
+        f"  next         python tools/detect.py {folder / 'best.pt'} IMAGES --out {folder / 'detections'}"
     )
 
 

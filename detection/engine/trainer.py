@@ -30,12 +30,12 @@ from detection.checkpoint import (
     save_checkpoint,
     section,
 )
-from detection.config import Experiment, check
+from detection.config import BaseConfig, check
 from detection.core import distributed
 from detection.core.errors import UserError
 from detection.data.loader import BadImages
-from detection.data.sampler import TrainBatches
-from detection.engine.nan_guard import LossWatch
+from detection.data.sampler import TrainBatchSampler
+from detection.engine.nan_guard import NonFiniteGuard
 from detection.engine.optimizer import build_optimizer
 from detection.engine.restore import load_counters, load_optimizer, load_rng, section_errors
 from detection.engine.resume import compare_configs
@@ -88,12 +88,12 @@ class TrainingRun:
         lr: base learning rate for the images of one step, before the schedule.
     """
 
-    config: Experiment
+    config: BaseConfig
     device: torch.device
     classes: Classes
     model: nn.Module
     objective: nn.Module
-    batches: TrainBatches
+    batches: TrainBatchSampler
     train_loader: DataLoader
     val_loader: DataLoader
     progress: Progress = field(default_factory=Progress)
@@ -121,7 +121,7 @@ class TrainingRun:
             self.compile()
         self.parallel = distributed.parallel(self.objective, self.device)
         self.current_lr = self.lr
-        self.watch = LossWatch(self)
+        self.watch = NonFiniteGuard(self)
         self._agreed_seconds = 0.0
 
     def losses(self, images: Any, targets: Any) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ class TrainingRun:
         return self.parallel.no_sync()
 
     def show(self, monitor: Monitor, images: Any, targets: Any) -> None:
-        """Leave a picture of the first batch of an epoch; nothing here."""
+        """Leave an image of the first batch of an epoch; nothing here."""
 
     def name_images(self, targets: Any) -> str:
         """The images of a batch, for a message, and what to look for in them."""
@@ -175,9 +175,9 @@ class TrainingRun:
 
     def align(self) -> None:
         """Let all processes have the same batch-norm averages, so that they evaluate one network."""
-        distributed.share_buffers(self.objective)
+        distributed.broadcast_buffers(self.objective)
         if self.ema is not None:
-            distributed.share_buffers(self.ema.module)
+            distributed.broadcast_buffers(self.ema.module)
 
     def share_done(self) -> float:
         """In [0, 1]; by time where the config has a time budget, else by epochs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.evaluation.breakdown import Breakdown, break_down
 from detection.evaluation.coco_evaluator import Result
 from detection.evaluation.curves import (
@@ -82,7 +82,7 @@ class Analysis:
         return precision[:, :, known].mean(axis=(1, 2)).tolist() if known.any() else [math.nan] * len(precision)
 
 
-def analyze(index: AnnotationIndex, results: Sequence[Result]) -> Analysis:
+def analyze(index: Annotations, results: Sequence[Result]) -> Analysis:
     """Match detections with objects and work everything out.
 
     Raises:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.evaluation.coco_evaluator import Evaluation, Result, evaluate_results
 
 log = logging.getLogger("detection")
@@ -18,7 +18,7 @@ class BackgroundScoring:
     The process ends with this one, unless this one is killed: then it is done in a minute, and nobody hears of it.
     """
 
-    def __init__(self, index: AnnotationIndex, results: Sequence[Result], backend: str) -> None:
+    def __init__(self, index: Annotations, results: Sequence[Result], backend: str) -> None:
         self.arguments = index, results, backend
         # Not forked: CUDA and the threads of this process do not survive that.
         context = multiprocessing.get_context("spawn")
@@ -39,7 +39,7 @@ class BackgroundScoring:
         return evaluation
 
 
-def _score(out: Connection, index: AnnotationIndex, results: Sequence[Result], backend: str) -> None:
+def _score(out: Connection, index: Annotations, results: Sequence[Result], backend: str) -> None:
     # Ctrl-C goes to all processes of a terminal; what becomes of this one is the training's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out.send(evaluate_results(index, results, backend))

@@ -1,7 +1,7 @@
-"""Whether one set of detections is better than another, or only luckier with the pictures: the bootstrap.
+"""Whether one set of detections is better than another, or only luckier with the images: the bootstrap.
 
-Pictures are drawn again and again, with replacement, as many as there are; both sets are scored on the same draws.
-Nothing is matched anew: what COCOeval decided picture by picture is counted as often as the picture was drawn.
+Images are drawn again and again, with replacement, as many as there are; both sets are scored on the same draws.
+Nothing is matched anew: what COCOeval decided image by image is counted as often as the image was drawn.
 """
 
 from collections.abc import Callable

@@ -14,11 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.config import EVAL_BACKENDS
-from detection.core.errors import UserError, brief
+from detection.core.errors import UserError, shorten
 from detection.core.extras import BACKENDS, require
 from detection.core.files import read_file
 from detection.core.outputs import write_output
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""
@@ -62,7 +62,7 @@ class Evaluation:
         }
 
 
-def evaluate_results(index: AnnotationIndex, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
+def evaluate_results(index: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
     """Score detections against every image of `index`, those without a detection included.
 
     No detections but ground truth is AP 0; no ground truth is NaN (pycocotools' -1), which must never be averaged
@@ -78,7 +78,7 @@ def evaluate_results(index: AnnotationIndex, results: Sequence[Result], backend:
     return summarize(index, run_cocoeval(index, results, backend))
 
 
-def run_cocoeval(index: AnnotationIndex, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Any:
+def run_cocoeval(index: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Any:
     """The evaluator (COCOeval, or its faster twin) after `accumulate` and `summarize`; see `evaluate_results`.
 
     Ids of its ground truth are rows of `index` plus 1, those of its detections places in `results` plus 1.
@@ -105,7 +105,7 @@ def run_cocoeval(index: AnnotationIndex, results: Sequence[Result], backend: str
     return coco
 
 
-def summarize(index: AnnotationIndex, coco: Any) -> Evaluation:
+def summarize(index: Annotations, coco: Any) -> Evaluation:
     """The numbers of an evaluator that `run_cocoeval` gave."""
     numbers = {name: _nan(value) for name, value in zip(METRICS, coco.stats, strict=True)}
     # precision is [IoU, recall, class, area, maxDets]; classes follow the sorted category ids.
@@ -130,7 +130,7 @@ def _backend(name: str) -> tuple[Any, Any]:
     return FasterCOCO, COCOeval_faster
 
 
-def check_results(index: AnnotationIndex, results: Any, source: str = "predictions") -> None:
+def check_results(index: Annotations, results: Any, source: str = "predictions") -> None:
     """Raises UserError naming the first entry that is not a detection of these images and categories.
 
     pycocotools sniffs only the first entry, and fails on the rest with an assertion or in silence.
@@ -147,21 +147,22 @@ def check_results(index: AnnotationIndex, results: Any, source: str = "predictio
                 raise UserError(f"{where} has no {key!r}; expected are image_id, category_id, bbox and score")
         for key in ("image_id", "category_id"):
             if not isinstance(result[key], int | float) or isinstance(result[key], bool):
-                raise UserError(f"{where}: {key} {brief(result[key])} is not a number")
+                raise UserError(f"{where}: {key} {shorten(result[key])} is not a number")
         if result["image_id"] not in images:
-            raise UserError(f"{where}: image_id {brief(result['image_id'])} is not in {index.source}")
+            raise UserError(f"{where}: image_id {shorten(result['image_id'])} is not in {index.source}")
         if result["category_id"] not in categories:
             raise UserError(
-                f"{where}: category_id {brief(result['category_id'])} is not in {index.source}; "
+                f"{where}: category_id {shorten(result['category_id'])} is not in {index.source}; "
                 "detections carry the original category ids of the annotation file"
             )
         box = result["bbox"]
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_number(v) for v in box):
             raise UserError(
-                f"{where}: bbox {brief(box)} is not [x, y, width, height] in pixels, each a number up to {LARGEST:.0e}"
+                f"{where}: bbox {shorten(box)} is not [x, y, width, height] in pixels, each a number "
+                f"up to {LARGEST:.0e}"
             )
         if not _is_number(result["score"]):
-            raise UserError(f"{where}: score {brief(result['score'])} is not a number up to {LARGEST:.0e}")
+            raise UserError(f"{where}: score {shorten(result['score'])} is not a number up to {LARGEST:.0e}")
 
 
 def read_results(path: str | Path) -> Any:

@@ -11,7 +11,7 @@ from detection.core.device import autocast
 from detection.core.progress import progress_bar
 from detection.data.dataset import DetectionDataset
 from detection.data.loader import build_loader, iterate
-from detection.data.sampler import EvalBatches
+from detection.data.sampler import EvalBatchSampler
 from detection.data.transforms import to_original
 from detection.evaluation.coco_evaluator import Result
 
@@ -24,7 +24,9 @@ def eval_loader(
     done: Collection[int] = (),
 ) -> DataLoader:
     """Each image once, ordered by shape, but those with ids in `done`; of several processes each has a share."""
-    batches = EvalBatches(dataset.index.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size())
+    batches = EvalBatchSampler(
+        dataset.index.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size()
+    )
     if done:
         ids = dataset.index.image_ids
         left = ([i for i in batch if int(ids[i]) not in done] for batch in batches.batches)

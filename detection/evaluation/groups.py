@@ -1,4 +1,4 @@
-"""AP of groups of objects: by size, by shape, and by how many others there are in the picture."""
+"""AP of groups of objects: by size, by shape, and by how many others there are in the image."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ CROWDS = (1, 4, 10, 20, np.inf)
 
 
 def groups_by_size(matches: Matches) -> list[Group]:
-    """By area in pixels of the original picture: the annotation's own, and width x height of a detection.
+    """By area in pixels of the original image: the annotation's own, and width x height of a detection.
 
     COCO's own three sizes are 32² and 96²; two of them are halved here.
     """
@@ -44,7 +44,7 @@ def groups_by_shape(matches: Matches) -> list[Group]:
 
 
 def groups_by_crowdedness(matches: Matches) -> list[Group]:
-    """By the number of objects in the picture. Detections in pictures without any are in the first group."""
+    """By the number of objects in the image. Detections in images without any are in the first group."""
     index = matches.index
     counts = np.bincount(matches.image_of_object[matches.counted], minlength=len(index))
     counts = np.maximum(counts, 1)

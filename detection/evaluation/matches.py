@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.evaluation.coco_evaluator import Evaluation, Result, run_cocoeval, summarize
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -25,7 +25,7 @@ class Matches:
     100 best of an image and class, which COCOeval does not look at, are not among them.
     """
 
-    index: AnnotationIndex
+    index: Annotations
     evaluation: Evaluation
     """The evaluator's own numbers."""
     precision: np.ndarray
@@ -79,7 +79,7 @@ class Matches:
         return slice(int(self.offsets[label - 1]), int(self.offsets[label]))
 
 
-def match(index: AnnotationIndex, results: Sequence[Result]) -> Matches:
+def match(index: Annotations, results: Sequence[Result]) -> Matches:
     """Let pycocotools match detections with objects, and keep what it decided.
 
     Raises:

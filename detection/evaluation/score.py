@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from detection.checkpoint import Classes
-from detection.config import EVAL_BACKENDS, Config, SourceConfig
+from detection.config import EVAL_BACKENDS, DetectionConfig, SourceConfig
 from detection.core import distributed
 from detection.core.errors import UserError
 from detection.core.extras import BACKENDS, require, require_for_file
 from detection.core.memory import memory_advice
 from detection.core.outputs import check_outputs, write_output
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.dataset import DetectionDataset
 from detection.data.formats.detect_format import read_annotations
 from detection.data.load_split import read_split
@@ -101,7 +101,7 @@ def predictions_path(checkpoint: str | Path, source: SourceConfig, own: SourceCo
     return Path(checkpoint).with_name(f"predictions_{Path(source.annotations).resolve().stem}{split}.json")
 
 
-def _made_of(checkpoint: str | Path, config: Config, index: AnnotationIndex) -> dict[str, Any]:
+def _made_of(checkpoint: str | Path, config: DetectionConfig, index: Annotations) -> dict[str, Any]:
     file = Path(checkpoint)
     return {
         "checkpoint": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
@@ -129,7 +129,7 @@ def score_file(
     require(f"eval.backend={backend}", *BACKENDS.get(backend, ()))
     if annotations is None:
         assert checkpoint is not None
-        index = read_split(detector_config(checkpoint).data, "val", alone=True, pictures=False)
+        index = read_split(detector_config(checkpoint).data, "val", alone=True, images=False)
     else:
         index = read_annotations(annotations, split="val")
     inputs = [predictions, checkpoint, annotations, index.source, index.images]
@@ -143,7 +143,7 @@ def score_file(
     return evaluation
 
 
-def category_ids_of(classes: Classes, index: AnnotationIndex) -> list[int | None]:
+def category_ids_of(classes: Classes, index: Annotations) -> list[int | None]:
     """The data's category id for each label of the model, by class name; None where the data lack the class.
 
     Ids may differ (COCO's official 1–90 with gaps, or 1–80), names may not.

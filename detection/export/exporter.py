@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.extras import WRITERS, require
@@ -22,7 +22,7 @@ from detection.export.faster_rcnn import FasterRCNNDetector
 from detection.export.ghostdet import GhostDetDetector, GhostDetHeads, point_spec
 from detection.export.parity import Parity, compare
 from detection.export.retinanet import STRIDE, RetinaNetDetector, RetinaNetHeads
-from detection.export.spec import Prepared
+from detection.export.spec import ExportSpec
 from detection.export.torch_export import export_torch_export
 from detection.models.ghostdet import GhostDet
 from detection.models.retinanet import GhostRetinaNet
@@ -91,13 +91,13 @@ def prepare(
     batch: int | None = None,
     size: tuple[int, int] | None = None,
     overrides: Sequence[str] = (),
-) -> Prepared:
+) -> ExportSpec:
     """A checkpoint's detector as an exporter wants it.
 
     Args:
         form: "end_to_end" or "raw".
-        batch: pictures in a batch; None: any number.
-        size: (height, width) of the frame, multiples of 32; None: any. Pictures are then resized to fill the
+        batch: images in a batch; None: any number.
+        size: (height, width) of the frame, multiples of 32; None: any. Images are then resized to fill the
             frame, unless the config's own size does.
         overrides: `key=value` for the config, e.g. eval.score_threshold=0.05.
     """
@@ -155,16 +155,16 @@ def prepare(
         },
         config=config.model_dump(mode="json"),
     )
-    # Sides that differ, so that exporters do not take one for the other; two pictures, as one is special to some.
+    # Sides that differ, so that exporters do not take one for the other; two images, as one is special to some.
     height, width = size or (_rounded_up(short), _rounded_up(short) + STRIDE)
     count = batch or 2
     images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
     sizes = torch.tensor([[height - 7 * (i % 2), width - 9 * (i % 3)] for i in range(count)])
-    return Prepared(model, network.eval(), metadata, (images, sizes))
+    return ExportSpec(model, network.eval(), metadata, (images, sizes))
 
 
-def sides_for(config: Config, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(short_side, long_side) to which pictures are resized for a frame of `size` (None: any)."""
+def sides_for(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(short_side, long_side) to which images are resized for a frame of `size` (None: any)."""
     own = config.data.short_side, config.data.long_side
     if size is None or (_rounded_up(own[1]) == max(size) and _rounded_up(own[0]) <= min(size)):
         return own
@@ -184,8 +184,8 @@ def anchor_spec(model: GhostRetinaNet) -> dict[str, Any]:
     }
 
 
-def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) -> Parity:
-    """Run a file on pictures and compare what it finds with PyTorch.
+def verify(path: Path, prepared: ExportSpec, limits: tuple[float, float] = EXACT) -> Parity:
+    """Run a file on images and compare what it finds with PyTorch.
 
     Args:
         limits: pixels and score by which they may differ.
@@ -198,16 +198,16 @@ def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) 
     detector = ExportedDetector(run, written, path)
     prepared.model.transform.frame = metadata.size
     parity = Parity()
-    pictures = sample_pictures(metadata)
+    images = sample_images(metadata)
     # As many at a time as the file takes: how much is padded changes results a little.
-    count = metadata.batch or len(pictures)
+    count = metadata.batch or len(images)
     least = SMALLEST * STRIDE if path.suffix == FORMATS["torch_export"] else 0
     with torch.inference_mode():
-        for start in range(0, len(pictures), count):
-            some = pictures[start : start + count]
+        for start in range(0, len(images), count):
+            some = images[start : start + count]
             if least and metadata.size is None:
                 # PyTorch gets the frame that the file gets: gates look at all of it.
-                sides = [max(picture.shape[side] for picture in some) for side in (1, 2)]
+                sides = [max(image.shape[side] for image in some) for side in (1, 2)]
                 prepared.model.transform.frame = tuple(max(least, _rounded_up(side)) for side in sides)
             parity = parity + compare(
                 detector(some),
@@ -225,24 +225,24 @@ def verify(path: Path, prepared: Prepared, limits: tuple[float, float] = EXACT) 
     return parity
 
 
-def sample_pictures(metadata: Metadata, count: int = 3) -> list[Tensor]:
-    """Pictures as the file takes them: of the config's val set where it can be read, and one of random blocks."""
+def sample_images(metadata: Metadata, count: int = 3) -> list[Tensor]:
+    """Images as the file takes them: of the config's val set where it can be read, and one of random blocks."""
     size = (metadata.short_side, metadata.long_side)
-    pictures = []
+    images = []
     try:
         data = parse_config(dict(metadata.config), "the config in the checkpoint").data
-        index = read_split(data, "val", alone=True, pictures=False)
+        index = read_split(data, "val", alone=True, images=False)
         names = [index.file_names[i] for i in range(0, len(index.file_names), max(1, len(index.file_names) // count))]
-        pictures = [read_image(Path(index.images) / name) for name in names[:count]]
+        images = [read_image(Path(index.images) / name) for name in names[:count]]
     except UserError:
         pass
     blocks = np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)
-    pictures.append(np.kron(blocks, np.ones((16, 16, 1), np.uint8)))
-    resized = [resize(picture, *size)[0] for picture in pictures]
+    images.append(np.kron(blocks, np.ones((16, 16, 1), np.uint8)))
+    resized = [resize(image, *size)[0] for image in images]
     if metadata.size is not None:
         # Portrait does not fit into a landscape frame.
-        resized = [picture[: metadata.size[0], : metadata.size[1]] for picture in resized]
-    return [to_tensor(picture) for picture in resized]
+        resized = [image[: metadata.size[0], : metadata.size[1]] for image in resized]
+    return [to_tensor(image) for image in resized]
 
 
 def describe(metadata: Metadata) -> list[str]:
@@ -259,7 +259,7 @@ def describe(metadata: Metadata) -> list[str]:
     return [
         f"inputs    images uint8 [{batch}, {height}, {width}, 3] (RGB), sizes int64 [{batch}, 2] (height, width)",
         f"outputs   {outputs}",
-        f"pictures  resized to a short side of {metadata.short_side}, at most {metadata.long_side}; in frames of "
+        f"images  resized to a short side of {metadata.short_side}, at most {metadata.long_side}; in frames of "
         f"multiples of {metadata.stride}",
         f"classes   {classes}: {names}; scores above {metadata.score_threshold:g}",
     ]

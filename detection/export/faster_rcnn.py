@@ -29,7 +29,7 @@ SMALLEST_PROPOSAL, SMALLEST_BOX = 1e-3, 1e-2
 class FasterRCNNDetector(nn.Module):
     """The end-to-end form. -> boxes float32 [N, D, 4], labels int64 [N, D], scores float32 [N, D].
 
-    What torchvision does picture by picture, done for all at once, with as many proposals for each: where there are
+    What torchvision does image by image, done for all at once, with as many proposals for each: where there are
     fewer, the rest are empty boxes whose scores are set to zero.
 
     Args:
@@ -85,7 +85,7 @@ class FasterRCNNDetector(nn.Module):
         boxes = decode_boxes(codes, regions, heads.box_coder.weights, heads.box_coder.bbox_xform_clip)
         boxes = clip_boxes(boxes, sizes)
         scores = scores * large(boxes, SMALLEST_BOX)
-        # Each class has boxes of its own: classes of a picture are to the suppression what pictures are.
+        # Each class has boxes of its own: classes of an image are to the suppression what images are.
         boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
         most = heads.detections_per_img
         kept = self.keep(
@@ -100,8 +100,8 @@ class FasterRCNNDetector(nn.Module):
         """RoIAlign, each proposal from the level of its size (`MultiScaleRoIAlign`): [N, R, 4] -> [N·R, C, S, S]."""
         pool = self.heads.box_roi_pool
         count, rows = proposals.shape[0], proposals.shape[1]
-        picture = torch.arange(count, device=proposals.device, dtype=proposals.dtype)[:, None, None]
-        regions = torch.cat([picture.expand(-1, rows, 1), proposals], dim=-1).reshape(-1, 5)
+        image = torch.arange(count, device=proposals.device, dtype=proposals.dtype)[:, None, None]
+        regions = torch.cat([image.expand(-1, rows, 1), proposals], dim=-1).reshape(-1, 5)
         side = torch.sqrt((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2]))
         level = torch.floor(pool.canonical_level + torch.log2(side / pool.canonical_scale) + 1e-6)
         level = level.clamp(self.lowest, self.highest)

@@ -35,7 +35,7 @@ class GhostDetHeads(nn.Module):
 class GhostDetDetector(nn.Module):
     """The end-to-end form. -> boxes float32 [N, D, 4], labels int64 [N, D], scores float32 [N, D].
 
-    What `GhostDet.postprocess` does picture by picture, done for all at once, and so that little of it is wide: the K
+    What `GhostDet.postprocess` does image by image, done for all at once, and so that little of it is wide: the K
     best (point, class) pairs lie in the K points that have the best classes, so that of 80 classes times thousands of
     points a maximum is taken and no more; only those K points' distances become boxes. Classes are put beside each
     other on one plane, so that a single suppression does for all and ends when it has as many boxes as are wanted.

@@ -18,7 +18,7 @@ from detection.core.outputs import write_output
 from detection.export.channel_blocks import in_blocks, map_channels
 from detection.export.concats import without_concats
 from detection.export.retinanet import keep_mask
-from detection.export.spec import Prepared
+from detection.export.spec import ExportSpec
 from detection.runtime.metadata import KEY, Metadata
 
 OPSET = 17
@@ -41,7 +41,7 @@ class OnnxKeepMask(torch.autograd.Function):
         def constant(value: Any, dtype: torch.dtype) -> Any:
             return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))
 
-        # Rows of (picture, group, place).
+        # Rows of (image, group, place).
         selected = g.op(
             "NonMaxSuppression",
             boxes,
@@ -56,7 +56,7 @@ class OnnxKeepMask(torch.autograd.Function):
         return g.op("ScatterND", nothing, selected, ones).setType(scores.type())
 
 
-def export_onnx(prepared: Prepared, path: Path) -> list[str]:
+def export_onnx(prepared: ExportSpec, path: Path) -> list[str]:
     """Write a detector as ONNX.
 
     Returns:
@@ -89,7 +89,7 @@ def export_onnx(prepared: Prepared, path: Path) -> list[str]:
     return [f"{path}  {len(data) / 1e6:.1f} MB, {metadata.form}, ONNX opset {OPSET}, {len(model.graph.node)} operators"]
 
 
-def translate(prepared: Prepared) -> bytes:
+def translate(prepared: ExportSpec) -> bytes:
     """The network as an ONNX model, as PyTorch's exporter writes it.
 
     Raises:
@@ -99,8 +99,8 @@ def translate(prepared: Prepared) -> bytes:
     if hasattr(prepared.network, "keep"):
         prepared.network.keep = OnnxKeepMask.apply
     frame = {} if metadata.size else {1: "height", 2: "width"}
-    pictures = {} if metadata.batch else {0: "batch"}
-    axes = {"images": {**pictures, **frame}, "sizes": pictures, **{name: dict(pictures) for name in prepared.outputs}}
+    images = {} if metadata.batch else {0: "batch"}
+    axes = {"images": {**images, **frame}, "sizes": images, **{name: dict(images) for name in prepared.outputs}}
     if metadata.form == "raw" and not metadata.size:
         for name in prepared.outputs:
             axes[name][1] = "anchors"

@@ -11,10 +11,10 @@ from detection.runtime.metadata import KEY
 from detection.runtime.openvino import CHECKSUM, import_openvino
 
 if TYPE_CHECKING:
-    from detection.export.spec import Prepared
+    from detection.export.spec import ExportSpec
 
 
-def export_openvino(prepared: "Prepared", path: Path) -> list[str]:
+def export_openvino(prepared: "ExportSpec", path: Path) -> list[str]:
     """Write a detector for OpenVINO, by way of ONNX.
 
     Args:
@@ -36,7 +36,7 @@ def export_openvino(prepared: "Prepared", path: Path) -> list[str]:
     ]
 
 
-def openvino_model(prepared: "Prepared") -> Any:
+def openvino_model(prepared: "ExportSpec") -> Any:
     """The detector as an `openvino.Model`, all of it in memory."""
     from detection.export.onnx import export_onnx
 

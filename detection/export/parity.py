@@ -18,14 +18,14 @@ class Parity:
     """Largest differences between detections that belong together, and how many belong to none.
 
     Attributes:
-        pictures, detections: how many were compared.
+        images, detections: how many were compared.
         boxes: pixels.
         scores: of 1.
         unmatched: detections that only one of the two has, but for those that a difference of `tolerance`
             in score lets come and go at the threshold or at the end of the list.
     """
 
-    pictures: int = 0
+    images: int = 0
     detections: int = 0
     boxes: float = 0.0
     scores: float = 0.0
@@ -33,7 +33,7 @@ class Parity:
 
     def __add__(self, other: "Parity") -> "Parity":
         return Parity(
-            self.pictures + other.pictures,
+            self.images + other.images,
             self.detections + other.detections,
             max(self.boxes, other.boxes),
             max(self.scores, other.scores),
@@ -44,7 +44,7 @@ class Parity:
         return self.unmatched <= FLIPS * self.detections and self.boxes <= boxes and self.scores <= scores
 
     def __str__(self) -> str:
-        text = f"{self.detections} detections on {self.pictures} pictures: "
+        text = f"{self.detections} detections on {self.images} images: "
         text += f"boxes within {self.boxes:.1g} px, scores within {self.scores:.1g}"
         return text + (f", {self.unmatched} without a counterpart" if self.unmatched else "")
 
@@ -57,11 +57,11 @@ def compare(
     max_detections: int,
     tolerance: float = 1e-3,
 ) -> Parity:
-    """Compare the results {boxes [n, 4], labels [n], scores [n]} of two detectors on the same pictures.
+    """Compare the results {boxes [n, 4], labels [n], scores [n]} of two detectors on the same images.
 
     Their order is not compared: scores that differ by rounding may change places.
     """
-    parity = Parity(pictures=len(expected))
+    parity = Parity(images=len(expected))
     for one, other in zip(found, expected, strict=True):
         a, b = _columns(one), _columns(other)
         # Below this score a detection may be in one list alone.

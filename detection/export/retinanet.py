@@ -1,9 +1,9 @@
 """Detectors as functions of tensors alone, which is what exporters can follow.
 
-Both forms take images uint8 [N, H, W, 3] (RGB, each picture at the top left of its frame, H and W multiples of 32)
-and sizes int64 [N, 2] ((height, width) of each picture in its frame). Nothing here depends on a number that only the
-pictures decide: there are always as many candidates and as many detections, unused ones score zero. So batches of any
-size work, and pictures without a detection need no path of their own.
+Both forms take images uint8 [N, H, W, 3] (RGB, each image at the top left of its frame, H and W multiples of 32)
+and sizes int64 [N, 2] ((height, width) of each image in its frame). Nothing here depends on a number that only the
+images decide: there are always as many candidates and as many detections, unused ones score zero. So batches of any
+size work, and images without a detection need no path of their own.
 """
 
 import math
@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detection.models.fpn import PyramidBackbone
+from detection.models.fpn import BackboneWithFPN
 from detection.models.retinanet import GhostRetinaNet
 from detection.models.transform import NormalizeAndBatch
 
@@ -27,10 +27,10 @@ Keep = Callable[[Tensor, Tensor, float, float, int], Tensor]
 
 
 def keep_mask(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
-    """Non-maximum suppression within each group of each picture: 1 for what is kept, 0 for the rest.
+    """Non-maximum suppression within each group of each image: 1 for what is kept, 0 for the rest.
 
     Args:
-        boxes: float32 [B, K, 4], xyxy; the groups of a picture share them.
+        boxes: float32 [B, K, 4], xyxy; the groups of an image share them.
         scores: float32 [B, G, K]; what does not score more than `score_threshold` is not in the group.
         most: a group keeps no more than its so many best; a group of this function may keep more.
 
@@ -38,15 +38,15 @@ def keep_mask(boxes: Tensor, scores: Tensor, nms_threshold: float, score_thresho
         float32 [B, G, K].
     """
     mask = torch.zeros_like(scores)
-    for picture, (its_boxes, its_scores) in enumerate(zip(boxes, scores, strict=True)):
+    for image, (its_boxes, its_scores) in enumerate(zip(boxes, scores, strict=True)):
         group, place = torch.where(its_scores > score_threshold)
         kept = torchvision.ops.batched_nms(its_boxes[place], its_scores[group, place], group, nms_threshold)
-        mask[picture, group[kept], place[kept]] = 1
+        mask[image, group[kept], place[kept]] = 1
     return mask
 
 
 class Normalize(nn.Module):
-    """What NormalizeAndBatch does, for pictures that are in their frames already."""
+    """What NormalizeAndBatch does, for images that are in their frames already."""
 
     factor: Tensor
     shift: Tensor
@@ -57,15 +57,15 @@ class Normalize(nn.Module):
         self.register_buffer("shift", transform.shift.clone())
 
     def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3], int64 [N, 2] -> float32 [N, 3, H, W], zero outside the pictures."""
+        """uint8 [N, H, W, 3], int64 [N, 2] -> float32 [N, 3, H, W], zero outside the images."""
         x = images.permute(0, 3, 1, 2).float() * self.factor + self.shift
         rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
         columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
         return x * (rows.float()[:, None, :, None] * columns.float()[:, None, None, :])
 
 
-def pyramid(backbone: PyramidBackbone, x: Tensor) -> list[Tensor]:
-    """The maps of `PyramidBackbone`, finest first.
+def pyramid(backbone: BackboneWithFPN, x: Tensor) -> list[Tensor]:
+    """The maps of `BackboneWithFPN`, finest first.
 
     In frames of `STRIDE` each map is enlarged by exactly two; said so, runtimes keep the map in their own layout, which
     torchvision's "to the size of the other" makes them leave.
@@ -139,7 +139,7 @@ def decode_boxes(codes: Tensor, anchors: Tensor, weights: Sequence[float], limit
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes [N, ..., 4] xyxy inside their pictures of `sizes` [N, 2] (height, width)."""
+    """Boxes [N, ..., 4] xyxy inside their images of `sizes` [N, 2] (height, width)."""
     corner = torch.stack([sizes[:, 1], sizes[:, 0], sizes[:, 1], sizes[:, 0]], dim=1).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), corner.view(-1, *[1] * (boxes.dim() - 2), 4))
 
@@ -206,7 +206,7 @@ class RetinaNetHeads(nn.Module):
     def __init__(self, model: GhostRetinaNet) -> None:
         super().__init__()
         self.normalize = Normalize(model.transform)
-        self.backbone: PyramidBackbone = model.backbone  # type: ignore[assignment]
+        self.backbone: BackboneWithFPN = model.backbone  # type: ignore[assignment]
         self.head = model.head
         self.num_classes = model.head.classification_head.num_classes
 
@@ -230,7 +230,7 @@ class RetinaNetHeads(nn.Module):
 class RetinaNetDetector(nn.Module):
     """The end-to-end form. -> boxes float32 [N, D, 4], labels int64 [N, D], scores float32 [N, D].
 
-    What torchvision's `postprocess_detections` does picture by picture, done for all at once.
+    What torchvision's `postprocess_detections` does image by image, done for all at once.
 
     Args:
         size: (height, width) of all frames, or None.

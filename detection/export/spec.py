@@ -9,7 +9,7 @@ from detection.runtime.metadata import OUTPUTS, Metadata
 
 
 @dataclass
-class Prepared:
+class ExportSpec:
     """A detector ready to be exported.
 
     Attributes:

@@ -19,10 +19,10 @@ from detection.core.outputs import write_output
 from detection.runtime.metadata import KEY, SMALLEST
 
 if TYPE_CHECKING:
-    from detection.export.spec import Prepared
+    from detection.export.spec import ExportSpec
 
 
-def export_torch_export(prepared: "Prepared", path: Path) -> list[str]:
+def export_torch_export(prepared: "ExportSpec", path: Path) -> list[str]:
     """Export the network and write it, the metadata as an extra file in the archive.
 
     Returns:
@@ -60,7 +60,7 @@ def export_torch_export(prepared: "Prepared", path: Path) -> list[str]:
     ]
 
 
-def large_enough(prepared: "Prepared") -> tuple[Tensor, Tensor]:
+def large_enough(prepared: "ExportSpec") -> tuple[Tensor, Tensor]:
     """The example, in frames of at least `SMALLEST` where they may have any size; sides that differ stay different."""
     images, sizes = prepared.example
     least, stride = SMALLEST * prepared.metadata.stride, prepared.metadata.stride
@@ -69,43 +69,43 @@ def large_enough(prepared: "Prepared") -> tuple[Tensor, Tensor]:
     return images, sizes
 
 
-def dynamic_shapes(prepared: "Prepared") -> dict[str, dict[int, Any]]:
+def dynamic_shapes(prepared: "ExportSpec") -> dict[str, dict[int, Any]]:
     """What `torch.export` is told of the inputs: which of their sides are any, and that frames are multiples of the
     stride."""
     metadata, dim = prepared.metadata, torch.export.Dim
-    pictures: dict[int, Any] = {0: dim("batch", min=1)} if metadata.batch is None else {}
+    images: dict[int, Any] = {0: dim("batch", min=1)} if metadata.batch is None else {}
     frame: dict[int, Any] = {}
     if metadata.size is None:
         frame = {side: metadata.stride * dim(name, min=SMALLEST) for side, name in ((1, "height"), (2, "width"))}
-    return {"images": {**pictures, **frame}, "sizes": dict(pictures)}
+    return {"images": {**images, **frame}, "sizes": dict(images)}
 
 
 def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
     """`detection.export.retinanet.keep_mask` without a loop, for which torch.export wants to know the number of rounds.
 
-    One call suppresses in all pictures and groups: each is moved to a place of its own, as torchvision's `batched_nms`
+    One call suppresses in all images and groups: each is moved to a place of its own, as torchvision's `batched_nms`
     does with classes; in float64, so that the coordinates keep their digits however far they are moved.
     """
     groups = scores.shape[1]
-    picture, group, place = torch.where(scores > score_threshold)
+    image, group, place = torch.where(scores > score_threshold)
     apart = (boxes.amax() + 1).double()
-    moved = boxes[picture, place].double() + ((picture * groups + group) * apart)[:, None]
+    moved = boxes[image, place].double() + ((image * groups + group) * apart)[:, None]
     # Two boxes of nothing, which are always kept: programs check that there are two, lest the layout of memory change,
-    # and pictures with one detection, or none, would be refused. Their places are in a group that is cut off.
+    # and images with one detection, or none, would be refused. Their places are in a group that is cut off.
     moved = torch.cat([moved, moved.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])])
-    best = torch.cat([scores[picture, group, place].double(), moved.new_ones(2)])
-    picture, place = (torch.cat([index, index.new_zeros(2)]) for index in (picture, place))
+    best = torch.cat([scores[image, group, place].double(), moved.new_ones(2)])
+    image, place = (torch.cat([index, index.new_zeros(2)]) for index in (image, place))
     group = torch.cat([group, group.new_full((2,), groups)])
     kept = torchvision.ops.nms(moved, best, nms_threshold)
     mask = F.pad(torch.zeros_like(scores), (0, 0, 0, 1))
-    mask[picture[kept], group[kept], place[kept]] = 1.0
+    mask[image[kept], group[kept], place[kept]] = 1.0
     return mask[:, :groups]
 
 
 def fold_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """A copy in which convolutions do the work of the batch norms behind them: a third of the graph's nodes less.
 
-    Pairs are found by watching the network run. A convolution that is used more than once, as those of `LevelTower`,
+    Pairs are found by watching the network run. A convolution that is used more than once, as those of `PerLevelTower`,
     keeps its norms; and should something else have looked at what a convolution gave, the answers show it, and the
     copy is left as it was.
     """

@@ -16,10 +16,10 @@ from detection.core.outputs import write_output
 from detection.runtime.metadata import KEY
 
 if TYPE_CHECKING:
-    from detection.export.spec import Prepared
+    from detection.export.spec import ExportSpec
 
 
-def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
+def export_torchscript(prepared: "ExportSpec", path: Path) -> list[str]:
     """Trace the network and write it, the metadata as an extra file in the archive.
 
     Returns:
@@ -32,7 +32,7 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
         # Of the deprecation, and of Python numbers that a trace keeps: those are the number of classes and the like.
         warnings.simplefilter("ignore")
         if prepared.metadata.form == "end_to_end":
-            prepared.network.keep = torch.jit.script(keep_by_picture)  # type: ignore[assignment]
+            prepared.network.keep = torch.jit.script(keep_by_image)  # type: ignore[assignment]
         with torch.inference_mode():
             traced = torch.jit.trace(prepared.network, prepared.example, check_trace=False)
             traced = torch.jit.freeze(traced.eval())
@@ -46,13 +46,13 @@ def export_torchscript(prepared: "Prepared", path: Path) -> list[str]:
     ]
 
 
-def keep_by_picture(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
+def keep_by_image(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
     """`detection.export.retinanet.keep_mask` in the part of Python that TorchScript compiles: a trace alone would keep
-    the example's number of pictures."""
+    the example's number of images."""
     mask = torch.zeros_like(scores)
-    for picture in range(boxes.shape[0]):
-        found = torch.nonzero(scores[picture] > score_threshold)
+    for image in range(boxes.shape[0]):
+        found = torch.nonzero(scores[image] > score_threshold)
         group, place = found[:, 0], found[:, 1]
-        kept = torchvision.ops.batched_nms(boxes[picture][place], scores[picture][group, place], group, nms_threshold)
-        mask[picture, group[kept], place[kept]] = 1.0
+        kept = torchvision.ops.batched_nms(boxes[image][place], scores[image][group, place], group, nms_threshold)
+        mask[image, group[kept], place[kept]] = 1.0
     return mask

@@ -28,7 +28,7 @@ from detection.core.device import pick_device
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, note_output, write_output
 from detection.data.transforms import to_tensor
-from detection.inference.sample_images import find_pictures, read_pictures
+from detection.inference.sample_images import read_images, sample_image_paths
 from detection.models.build import build_model
 from detection.models.ghost_recipe import ghostify_by, ghostify_detector, raw_outputs, recipe_config
 
@@ -42,7 +42,7 @@ class Subject:
     """A network to be ghosted, and how it is dealt with.
 
     Attributes:
-        pack: list of uint8 pictures [3, H, W] -> an input of the model.
+        pack: list of uint8 images [3, H, W] -> an input of the model.
         apply: (model, example, calibration) -> report; ghosts the model in place.
         forward: what `output_errors` compares; None is the model's output.
         content: (ghosted model, report) -> what is written to a file; None where nothing can be.
@@ -69,14 +69,14 @@ def ghostify_network(
     device: str = "auto",
     force: bool = False,
 ) -> str:
-    """Ghost a network, compare it with the original on pictures, and write it.
+    """Ghost a network, compare it with the original on images, and write it.
 
     Args:
         network: name of a backbone, a checkpoint (.pt) or a config (.yaml) of a detector.
         width, weights: of a backbone.
-        images: pictures, folders or globs; none: only the report of costs.
-        size: side in pixels that the pictures are squeezed to (a square, so that they make batches).
-        count: at most this many pictures, spread evenly over what is found. Every fourth is kept from the fit,
+        images: images, folders or globs; none: only the report of costs.
+        size: side in pixels that the images are squeezed to (a square, so that they make batches).
+        count: at most this many images, spread evenly over what is found. Every fourth is kept from the fit,
             for the errors.
         init: what is written: "fit" or "random" weights. Both are compared.
         force: overwrite a file that this toolkit did not write.
@@ -86,10 +86,10 @@ def ghostify_network(
         The text to print.
 
     Raises:
-        UserError: anything wrong with network, weights, pictures or patterns; see the message.
+        UserError: anything wrong with network, weights, images or patterns; see the message.
     """
     if init == "fit" and out is not None and not images:
-        raise UserError("--init fit needs pictures to fit on: give --images, or --init random")
+        raise UserError("--init fit needs images to fit on: give --images, or --init random")
     if out is not None:
         if not Path(out).parent.is_dir():
             raise UserError(f"--out {out}: folder {Path(out).parent} does not exist")
@@ -102,8 +102,8 @@ def ghostify_network(
             f"{network} is a config and has no weights to write; train with model.ghostify, or give a checkpoint"
         )
 
-    def batches(pictures: list[Tensor]) -> list[Any]:
-        return [_to(subject.pack(pictures[i : i + BATCH]), place) for i in range(0, len(pictures), BATCH)]
+    def batches(tensors: list[Tensor]) -> list[Any]:
+        return [_to(subject.pack(tensors[i : i + BATCH]), place) for i in range(0, len(tensors), BATCH)]
 
     example = _to(subject.pack([torch.zeros(3, size, size, dtype=torch.uint8)]), place)
     random = copy.deepcopy(subject.model)
@@ -111,9 +111,9 @@ def ghostify_network(
     text = [str(report)]
     ghosted = random
     if images:
-        pictures = [to_tensor(picture) for picture in read_pictures(find_pictures(images, count), size)]
-        fitting = [p for i, p in enumerate(pictures) if i % 4 != 3]
-        held_out = pictures[3::4] or fitting
+        tensors = [to_tensor(image) for image in read_images(sample_image_paths(images, count), size)]
+        fitting = [p for i, p in enumerate(tensors) if i % 4 != 3]
+        held_out = tensors[3::4] or fitting
         fitted = copy.deepcopy(subject.model)
         fitted_report = subject.apply(fitted, None, batches(fitting))
         layers = [layer.name for layer in report.replaced]
@@ -121,7 +121,7 @@ def ghostify_network(
             output_errors(subject.model, model, layers, batches(held_out), subject.forward)
             for model in (random, fitted)
         ]
-        text.append(_error_table(layers, errors[0], errors[1], len(fitting), len(pictures[3::4])))
+        text.append(_error_table(layers, errors[0], errors[1], len(fitting), len(tensors[3::4])))
         if init == "fit":
             ghosted, report = fitted, fitted_report
     if out is not None and subject.content is not None:
@@ -161,7 +161,7 @@ def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | No
     def content(model: nn.Module, report: GhostReport) -> dict[str, Any]:
         return {"network": network, "width": width, "ghostify": report.recipe, "state_dict": model.state_dict()}
 
-    return Subject(backbone, lambda pictures: normalize(torch.stack(pictures) / 255, backbone), apply, None, content)
+    return Subject(backbone, lambda images: normalize(torch.stack(images) / 255, backbone), apply, None, content)
 
 
 def _detector_subject(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any, Classes] | None) -> Subject:
@@ -179,7 +179,7 @@ def _detector_subject(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any
 
     return Subject(
         model,
-        lambda pictures: (pictures,),
+        lambda images: (images,),
         lambda model, example, calibration: ghostify_detector(model, spec, example=example, calibration=calibration),
         raw_outputs,
         content if trained is not None else None,
@@ -193,11 +193,11 @@ def _error_table(
     used: int,
     held_out: int,
 ) -> str:
-    on = f"on {held_out} pictures that were kept from the fit" if held_out else "on the pictures of the fit themselves"
+    on = f"on {held_out} images that were kept from the fit" if held_out else "on the images of the fit themselves"
     width = max(len(layer) for layer in [*layers, "mean of layers", "network output"])
     rows = [
         f"error against the original: squared difference / variance; 0 equal, 1 as far off as a constant.\n"
-        f"Fitted to {used} pictures, measured {on}. Layers by themselves, given the original's input.",
+        f"Fitted to {used} images, measured {on}. Layers by themselves, given the original's input.",
         f"{'layer':<{width}}  {'random':>8}  {'fitted':>8}",
     ]
     rows += [f"{layer:<{width}}  {random[0][layer]:>8.3f}  {fitted[0][layer]:>8.3f}" for layer in layers]

@@ -1,4 +1,4 @@
-"""What tools/redundancy.py does: from a network's name and pictures to a report, a CSV and a picture."""
+"""What tools/redundancy.py does: from a network's name and images to a report, a CSV and an image."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from backbones.redundancy_plot import draw_pairs
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, write_output
 from detection.data.transforms import to_tensor
-from detection.inference.sample_images import find_pictures, read_pictures
+from detection.inference.sample_images import read_images, sample_image_paths
 
 
 def explore(
@@ -37,9 +37,9 @@ def explore(
 
     Args:
         network, width, weights: as of `build_backbone`.
-        images: pictures, folders or globs. Filters are fitted to `count` of them together; the first is drawn.
+        images: images, folders or globs. Filters are fitted to `count` of them together; the first is drawn.
         layer: by default `backbones.redundancy.default_layer`.
-        size: side in pixels that the pictures are squeezed to.
+        size: side in pixels that the images are squeezed to.
         pairs: how many are drawn and printed; the CSV holds all.
         force: overwrite files that this toolkit did not write.
 
@@ -47,14 +47,14 @@ def explore(
         The text to print.
 
     Raises:
-        UserError: anything wrong with network, weights, layer or pictures; see the message.
+        UserError: anything wrong with network, weights, layer or images; see the message.
     """
     out = Path(out)
     try:
         backbone = build_backbone(network, width=width, weights=weights)
-        paths = find_pictures(images, count)
-        pictures = read_pictures(paths, size)
-        inputs = [normalize(to_tensor(picture)[None] / 255, backbone) for picture in pictures]
+        paths = sample_image_paths(images, count)
+        arrays = read_images(paths, size)
+        inputs = [normalize(to_tensor(image)[None] / 255, backbone) for image in arrays]
         layer = layer or default_layer(backbone, inputs[0])
         stem = f"{network}_{layer}".replace("/", "_")
         check_outputs([out / f"{stem}{suffix}" for suffix in (".png", ".csv")], [*paths, weights], force=force)
@@ -64,13 +64,13 @@ def explore(
         raise UserError(str(error)) from error
     trained = "random weights" if weights is None else Path(weights).name
     title = f"{network} ({trained}), layer {layer}, {Path(paths[0]).name}"
-    picture = draw_pairs(found, maps[0][0], pictures[0], title=title, pairs=pairs)
-    png = cv2.imencode(".png", picture)[1].tobytes()
+    drawing = draw_pairs(found, maps[0][0], arrays[0], title=title, pairs=pairs)
+    png = cv2.imencode(".png", drawing)[1].tobytes()
     write_output(out / f"{stem}.png", lambda file: file.write(png))
     write_output(out / f"{stem}.csv", lambda file: file.write(to_csv(found).encode()))
     warning = [] if weights is not None else ["random weights: this shows the network's structure, nothing learnt"]
     shape = "x".join(map(str, maps[0].shape[1:]))
-    head = f"{network}, layer {layer} ({shape}), {len(paths)} picture{'s' if len(paths) > 1 else ''}"
+    head = f"{network}, layer {layer} ({shape}), {len(paths)} image{'s' if len(paths) > 1 else ''}"
     return "\n".join([head, *warning, to_text(found, pairs), f"written: {out / stem}.png and .csv"])
 
 
@@ -110,7 +110,7 @@ def to_text(found: Redundancy, count: int) -> str:
     )
     rows.append(f"error of each map from its best source: {shares} (of {len(found.best)} maps)")
     if found.dead:
-        rows.append(f"{len(found.dead)} of {found.channels} maps are constant on these pictures and left out")
+        rows.append(f"{len(found.dead)} of {found.channels} maps are constant on these images and left out")
     return "\n".join(rows)
 
 

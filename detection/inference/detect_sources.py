@@ -1,4 +1,4 @@
-"""Run a predictor over sources and write annotated pictures and videos, with a JSON beside each."""
+"""Run a predictor over sources and write annotated images and videos, with a JSON beside each."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def detect(
     batch_size: int = 1,
     max_frames: int | None = None,
     resume: bool = False,
-    pictures: bool = True,
+    draw: bool = True,
     track: bool = False,
     show_fps: bool = False,
     force: bool = False,
@@ -35,14 +35,14 @@ def detect(
 
     Under torchrun each process takes its share of the items, and the summary is of all of them.
 
-    A picture that cannot be read is reported in the summary and the rest goes on. On Ctrl-C the video under way
+    An image that cannot be read is reported in the summary and the rest goes on. On Ctrl-C the video under way
     is closed properly, so that it plays up to there.
 
     Args:
-        batch_size: pictures or frames in a pass of the network (live sources: one).
+        batch_size: images or frames in a pass of the network (live sources: one).
         max_frames: stop a video, camera or stream after this many.
         resume: pass over items whose results are there, of an earlier call that was cut off.
-        pictures: write annotated copies; else the JSON alone, which is quicker.
+        draw: write annotated copies; else the JSON alone, which is quicker.
         track: number the objects of videos, see `detection.inference.track`.
         show_fps: draw how many frames of a video are detected in per second.
         force: overwrite files that this toolkit did not write; never sources.
@@ -58,14 +58,14 @@ def detect(
     sources = [item.source for item in items if item.kind in ("image", "video") and "://" not in item.source]
     items = items[distributed.rank() :: distributed.world_size()]
     if resume:
-        left = [item for item in items if not _is_done(item, out, pictures)]
+        left = [item for item in items if not _is_done(item, out, draw)]
         summary.passed_over, items = len(items) - len(left), left
     make_folder(out, "output folder")
-    check_outputs([path for item in items for path in results_of(item, out, pictures)], sources, force=force)
+    check_outputs([path for item in items for path in results_of(item, out, draw)], sources, force=force)
     images = [item for item in items if item.kind == "image"]
-    options = VideoOptions(batch_size, max_frames, pictures, track, show_fps)
+    options = VideoOptions(batch_size, max_frames, draw, track, show_fps)
     try:
-        detect_images(predictor, images, out, summary, batch_size=batch_size, pictures=pictures)
+        detect_images(predictor, images, out, summary, batch_size=batch_size, draw=draw)
         for item in items:
             if item.kind != "image":
                 try:
@@ -77,10 +77,10 @@ def detect(
     return together(distributed.gather(summary))
 
 
-def lanes_for(items: Sequence[Item], device: torch.device) -> int:
-    """How many passes of the network at the same time (`Predictor`'s lanes) are best for these items.
+def num_streams_for(items: Sequence[Item], device: torch.device) -> int:
+    """How many passes of the network at the same time (`Predictor`'s num_streams) are best for these items.
 
-    On a CPU as many as threads, at most four; for few pictures and for live sources one, which is done sooner. A GPU
+    On a CPU as many as threads, at most four; for few images and for live sources one, which is done sooner. A GPU
     is busy with one.
     """
     live = any(item.kind in ("camera", "stream") for item in items)
@@ -88,16 +88,16 @@ def lanes_for(items: Sequence[Item], device: torch.device) -> int:
     return 1 if live or few or device.type != "cpu" else min(4, torch.get_num_threads())
 
 
-def _is_done(item: Item, out: Path, pictures: bool) -> bool:
-    """Pictures are written first, then their JSON; a video's JSON has its last line when all of it is done."""
-    files = results_of(item, out, pictures)
+def _is_done(item: Item, out: Path, images: bool) -> bool:
+    """Images are written first, then their JSON; a video's JSON has its last line when all of it is done."""
+    files = results_of(item, out, images)
     if not all(map(os.path.isfile, files)):
         return False
     return item.kind == "image" or (item.kind == "video" and Path(files[-1]).read_bytes().endswith(COMPLETE))
 
 
-def results_of(item: Item, out: Path, pictures: bool = True) -> list[str]:
-    """The files that are written for an item: its JSON, and before it, with `pictures`, the annotated copy."""
+def results_of(item: Item, out: Path, images: bool = True) -> list[str]:
+    """The files that are written for an item: its JSON, and before it, with `images`, the annotated copy."""
     stem = os.path.join(out, item.name)
-    drawn = [f"{stem}{'.jpg' if item.kind == 'image' else '.mp4'}"] if pictures else []
+    drawn = [f"{stem}{'.jpg' if item.kind == 'image' else '.mp4'}"] if images else []
     return [*drawn, f"{stem}.json"]

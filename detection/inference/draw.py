@@ -1,4 +1,4 @@
-"""Boxes, class names and scores on a picture."""
+"""Boxes, class names and scores on an image."""
 
 import colorsys
 import functools
@@ -20,14 +20,14 @@ def class_color(label: int) -> Color:
 
 
 def draw_detections(image: np.ndarray, detections: Mapping[str, Any]) -> np.ndarray:
-    """A copy of an RGB uint8 [H, W, 3] picture with the detections of `Predictor.predict` on it, see `draw_on`."""
+    """A copy of an RGB uint8 [H, W, 3] image with the detections of `Predictor.predict` on it, see `draw_on`."""
     canvas = np.ascontiguousarray(image).copy()
     draw_on(canvas, detections)
     return canvas
 
 
 def draw_on(canvas: np.ndarray, detections: Mapping[str, Any], *, bgr: bool = False) -> None:
-    """Draw detections on an uint8 [H, W, 3] picture itself, RGB or OpenCV's BGR; lines and letters suit its size.
+    """Draw detections on an uint8 [H, W, 3] image itself, RGB or OpenCV's BGR; lines and letters suit its size.
 
     Ground truth, without "scores", is drawn with names alone; with "ids" (of `track.Tracker`) each object has a color
     of its own, and its number in the label; "colors" (RGB, one a box) stand in the place of the classes' own. The best
@@ -47,7 +47,7 @@ def draw_on(canvas: np.ndarray, detections: Mapping[str, Any], *, bgr: bool = Fa
 
 
 def draw_rate(canvas: np.ndarray, rate: float) -> None:
-    """Frames per second in the upper left corner of a picture, in place."""
+    """Frames per second in the upper left corner of an image, in place."""
     _, scale, weight = _sizes(canvas)
     _label(canvas, f"{rate:.1f} fps", (0, 0, 0, 0), (0, 0, 0), False, 1.3 * scale, weight)
 
@@ -55,17 +55,17 @@ def draw_rate(canvas: np.ndarray, rate: float) -> None:
 def _sizes(canvas: np.ndarray) -> tuple[int, float, int]:
     """Width of lines, scale and weight of letters."""
     side = max(canvas.shape[:2])
-    # Letters of large pictures grow more slowly: there is more to be seen on them, also on large screens.
+    # Letters of large images grow more slowly: there is more to be seen on them, also on large screens.
     scale = max(0.35, min(side / 1300, (side / 1300) ** 0.5))
     return max(1, round(side / 400)), scale, max(1, round(1.3 * scale))
 
 
 def _rectangle(canvas: np.ndarray, box: list[int], color: tuple[int, ...], line: int) -> None:
     height, width = canvas.shape[:2]
-    # Edges that lie on the picture's own, or outside of it, are to be seen.
+    # Edges that lie on the image's own, or outside of it, are to be seen.
     x1, x2 = (min(max(x, 0), width - 1) for x in box[0::2])
     y1, y2 = (min(max(y, 0), height - 1) for y in box[1::2])
-    # Not anti-aliased: straight lines gain nothing by it, and take three times as long on a 4K picture.
+    # Not anti-aliased: straight lines gain nothing by it, and take three times as long on a 4K image.
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
 
 
@@ -78,7 +78,7 @@ def _label(
     scale: float,
     weight: int,
 ) -> None:
-    """Above the box, or just inside it where the picture ends; `color` is RGB."""
+    """Above the box, or just inside it where the image ends; `color` is RGB."""
     width = canvas.shape[1]
     # OpenCV crashes over half a character, as a file with \ud800 in a class name brings along.
     text = text.encode("utf-8", "replace").decode()

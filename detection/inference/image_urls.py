@@ -11,7 +11,7 @@ import numpy as np
 
 from detection.core.errors import UserError
 from detection.data.image_headers import largest_file
-from detection.data.image_io import SUFFIXES, image_of, read_image
+from detection.data.image_io import SUFFIXES, decode_checked_image, read_image
 
 SECONDS = 10
 """A server that does not answer for so long is given up."""
@@ -42,7 +42,7 @@ def read_source(source: str, *, bgr: bool = False) -> np.ndarray:
         raise UserError(f"image {name} cannot be read: {str(error) or type(error).__name__}") from None
     if len(content) > largest_file():
         raise UserError(f"image {name} is too large: the limit is {largest_file():,} bytes")
-    return image_of(content, name, bgr=bgr)
+    return decode_checked_image(content, name, bgr=bgr)
 
 
 def without_password(url: str) -> str:

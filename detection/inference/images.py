@@ -1,4 +1,4 @@
-"""Detection in picture files."""
+"""Detection in image files."""
 
 import contextlib
 import os
@@ -20,8 +20,8 @@ from detection.core.progress import progress_bar
 from detection.inference.draw import draw_on
 from detection.inference.image_urls import read_source
 from detection.inference.predictor import Detections, Detector
-from detection.inference.prefetch import WriteBehind, ahead
-from detection.inference.results import Summary, picture_json
+from detection.inference.prefetch import AsyncWriter, ahead
+from detection.inference.results import Summary, image_json
 from detection.inference.sources import Item
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
 
@@ -33,7 +33,7 @@ LONGEST_NAME = 230
 READERS = min(4, os.cpu_count() or 1)
 # Also more than cores: most of the time they wait until the disk has the file (detection.core.files.write_atomically).
 WRITERS = 4
-Picture = tuple[Item, np.ndarray, Any]
+LoadedImage = tuple[Item, np.ndarray, Any]
 
 
 def detect_images(
@@ -43,9 +43,9 @@ def detect_images(
     summary: Summary,
     *,
     batch_size: int,
-    pictures: bool,
+    draw: bool,
 ) -> None:
-    """Write out/NAME.jpg (with `pictures`) and then out/NAME.json for each; count in `summary` what was done.
+    """Write out/NAME.jpg (with `draw`) and then out/NAME.json for each; count in `summary` what was done.
 
     While the network works on a batch, the next one is read and the one before is drawn and written. On Ctrl-C what
     the network has seen is written to the end.
@@ -58,9 +58,9 @@ def detect_images(
     """
     if not items:
         return
-    timing = summary.pictures
+    timing = summary.images
 
-    def read(item: Item) -> Picture:
+    def read(item: Item) -> LoadedImage:
         if len(os.fsencode(Path(item.name).name)) > LONGEST_NAME:
             raise UserError(f"image {item.shown} has too long a name for results beside it: rename it")
         with timing.stage(READ):
@@ -80,17 +80,17 @@ def detect_images(
         path = out / f"{item.name}.json"
         head = {"image": item.shown, "width": image.shape[1], "height": image.shape[0]}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if pictures:
+        if draw:
             with timing.stage(DRAW):
                 draw_on(image, detections, bgr=True)
             with timing.stage(WRITE):
                 _write_jpeg(out / f"{item.name}.jpg", image)
         with timing.stage(WRITE):
-            text = picture_json(head, detections).encode()
+            text = image_json(head, detections).encode()
             write_output(path, lambda file: file.write(text))
         summary.add(timing, detections)
 
-    def look(batch: list[Picture]) -> list[Detections | None]:
+    def look(batch: list[LoadedImage]) -> list[Detections | None]:
         try:
             with timing.stage(NETWORK):
                 return [*predictor.detect([prepared for _, _, prepared in batch])]
@@ -99,23 +99,23 @@ def detect_images(
                 fail(batch[0][0], error)
                 return [None]
             # The others of the batch may be all right.
-            return [found for picture in batch for found in look([picture])]
+            return [found for prepared in batch for found in look([prepared])]
 
     def fail(item: Item, error: Exception) -> None:
         summary.failed.append(str(error) if isinstance(error, UserError) else _unforeseen(item, error))
 
     # Of several processes the first one tells how far its share is; theirs are as large.
-    bar = progress_bar(None, "pictures", len(items), unit="picture", disable=not distributed.is_main())
-    lanes = predictor.lanes
+    bar = progress_bar(None, "images", len(items), unit="image", disable=not distributed.is_main())
+    num_streams = predictor.num_streams
     with (
         interrupts_at_checks() as check,
         bar,
         timing.running(),
-        WriteBehind(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
+        AsyncWriter(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
         contextlib.closing(ahead(read, items, threads=READERS, depth=2 * batch_size)) as reading,
     ):
         batches = _batches(reading, len(items), batch_size, timing, fail)
-        with contextlib.closing(ahead(look, batches, threads=lanes, depth=lanes)) as looking:
+        with contextlib.closing(ahead(look, batches, threads=num_streams, depth=num_streams)) as looking:
             for batch, future in looking:
                 check()
                 for (item, image, _), detections in zip(batch, future.result(), strict=True):
@@ -127,14 +127,14 @@ def detect_images(
 
 
 def _batches(
-    reading: Iterator[tuple[Item, Future[Picture]]],
+    reading: Iterator[tuple[Item, Future[LoadedImage]]],
     count: int,
     size: int,
     timing: Timing,
     fail: Callable[[Item, Exception], None],
-) -> Iterator[list[Picture]]:
+) -> Iterator[list[LoadedImage]]:
     """What was read, `size` at a time; what cannot be read is passed over and noted."""
-    batch: list[Picture] = []
+    batch: list[LoadedImage] = []
     for number, (item, future) in enumerate(reading, 1):
         try:
             with timing.stage(WAIT_READ):

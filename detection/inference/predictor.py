@@ -1,4 +1,4 @@
-"""`Predictor`: a checkpoint or an exported file becomes a function from a picture to named boxes."""
+"""`Predictor`: a checkpoint or an exported file becomes a function from an image to named boxes."""
 
 import difflib
 import io
@@ -24,8 +24,8 @@ PLAIN = ("1", "L", "LA", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A picture as the network takes it: uint8 [3, H', W'] RGB, resized by `scale` (x, y).
+class PreparedImage:
+    """An image as the network takes it: uint8 [3, H', W'] RGB, resized by `scale` (x, y).
 
     `size` is the original's (height, width).
     """
@@ -36,20 +36,21 @@ class Prepared:
 
 
 class Detector(Protocol):
-    """What detects in pictures for tools: `Predictor`, or `TiledPredictor` around one.
+    """What detects in images for tools: `Predictor`, or `TiledPredictor` around one.
 
-    Reading threads prepare pictures; `detect`, called from `lanes` threads at the same time, takes what `prepare` gave.
+    Reading threads prepare images; `detect`, called from `num_streams` threads at the same time, takes what
+    `prepare` returned.
     """
 
-    lanes: int
+    num_streams: int
 
     def prepare(self, image: np.ndarray, *, bgr: bool = False) -> Any: ...
 
-    def detect(self, pictures: Sequence[Any]) -> list[Detections]: ...
+    def detect(self, prepared: Sequence[Any]) -> list[Detections]: ...
 
 
 class Predictor:
-    """Detects objects in pictures.
+    """Detects objects in images.
 
     >>> predictor = Predictor("runs/demo/best.pt")
     >>> found = predictor.predict("photo.jpg")
@@ -60,9 +61,9 @@ class Predictor:
         device: "cpu", "cuda", "cuda:N", or None for CUDA where there is one.
         score_threshold: detections below it are not returned; in [0, 1].
         classes: names to keep; None keeps all.
-        lanes: passes of the network that `detect` may be called for at the same time, in threads. They share the CPU's
-            threads (`torch.set_num_threads`, for the whole process). Two of one thread each do more pictures per
-            second than one of two threads, which is the sooner done with a single picture.
+        num_streams: number of threads that may call `detect` at the same time. They share the threads of the CPU
+            (`torch.set_num_threads`, for the whole process). Two streams of one thread each process more images per
+            second than one stream of two threads, which returns sooner for a single image.
 
     Raises:
         UserError: unreadable file, absent device, unknown class name, a threshold outside of [0, 1].
@@ -75,21 +76,21 @@ class Predictor:
         *,
         score_threshold: float = 0.3,
         classes: Iterable[str] | None = None,
-        lanes: int = 1,
+        num_streams: int = 1,
     ) -> None:
         if not isinstance(score_threshold, int | float) or not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold must be a number between 0 and 1, not {score_threshold!r}")
-        if lanes < 1:
-            raise UserError(f"lanes must be 1 at least, not {lanes}")
-        self.lanes = lanes
-        if lanes > 1:
-            torch.set_num_threads(max(1, torch.get_num_threads() // lanes))
+        if num_streams < 1:
+            raise UserError(f"num_streams must be 1 at least, not {num_streams}")
+        self.num_streams = num_streams
+        if num_streams > 1:
+            torch.set_num_threads(max(1, torch.get_num_threads() // num_streams))
         self.device = pick_device(device or "auto")
         self.model, self.config, self.classes = load_detector(path, self.device, score_threshold=score_threshold)
         self.keep = None if classes is None else {self._label(name) for name in classes}
 
     def predict(self, image: Any) -> Detections:
-        """Detect in one picture.
+        """Detect in one image.
 
         Args:
             image: a path, an RGB uint8 array [H, W, 3] (or grey [H, W]), a uint8 tensor [3, H, W], or a PIL image
@@ -97,37 +98,37 @@ class Predictor:
                 OpenCV's arrays are BGR: turn them with `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
         Returns:
-            boxes   float32 [n, 4], xyxy in pixels of the picture as given
+            boxes   float32 [n, 4], xyxy in pixels of the image as given
             labels  int64 [n], 1…number of classes
             names   list of n class names
             scores  float32 [n], descending
 
         Raises:
-            UserError: the file is absent or no picture; the array has another shape or type.
+            UserError: the file is absent or no image; the array has another shape or type.
         """
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[Any]) -> list[Detections]:
-        """As `predict`, for several pictures of any sizes in one pass of the network; none give []."""
+        """As `predict`, for several images of any sizes in one pass of the network; none give []."""
         return self.detect([self.prepare(as_rgb(image)) for image in images])
 
-    def prepare(self, image: np.ndarray, *, bgr: bool = False) -> Prepared:
-        """An uint8 [H, W, 3] picture, RGB or BGR, made ready for `detect`; meanwhile others can be detected in."""
+    def prepare(self, image: np.ndarray, *, bgr: bool = False) -> PreparedImage:
+        """An uint8 [H, W, 3] image, RGB or BGR, made ready for `detect`; meanwhile others can be detected in."""
         resized, scale = resize(image, self.config.data.short_side, self.config.data.long_side)
         if bgr:
             resized = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
-        return Prepared(to_tensor(resized), scale, (image.shape[0], image.shape[1]))
+        return PreparedImage(to_tensor(resized), scale, (image.shape[0], image.shape[1]))
 
     @torch.inference_mode()
-    def detect(self, pictures: Sequence[Prepared]) -> list[Detections]:
-        """One pass of the network over prepared pictures; results are on the host and in pixels of the originals."""
-        if not pictures:
+    def detect(self, prepared: Sequence[PreparedImage]) -> list[Detections]:
+        """One pass of the network over prepared images; results are on the host and in pixels of the originals."""
+        if not prepared:
             return []
         with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
-            outputs = self.model([picture.image.to(self.device) for picture in pictures])
+            outputs = self.model([one.image.to(self.device) for one in prepared])
         found = []
-        for output, picture in zip(outputs, pictures, strict=True):
-            boxes = to_original(output["boxes"].float().cpu(), picture.scale, picture.size)
+        for output, one in zip(outputs, prepared, strict=True):
+            boxes = to_original(output["boxes"].float().cpu(), one.scale, one.size)
             labels, scores = output["labels"].cpu().numpy(), output["scores"].float().cpu().numpy()
             order = np.argsort(-scores, kind="stable")
             if self.keep is not None:

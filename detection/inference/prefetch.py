@@ -32,7 +32,7 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-class WriteBehind:
+class AsyncWriter:
     """Does jobs in threads of its own, with one thread in order, while the caller goes on.
 
     At most `depth` jobs are kept waiting; then `submit` waits, too. On leaving the `with` block, also by Ctrl-C, all
@@ -49,7 +49,7 @@ class WriteBehind:
         while len(self._jobs) > self.depth:
             self._jobs.popleft().result()
 
-    def __enter__(self) -> "WriteBehind":
+    def __enter__(self) -> "AsyncWriter":
         return self
 
     def __exit__(
@@ -61,7 +61,7 @@ class WriteBehind:
                 job.result()
 
 
-class Newest:
+class LatestFrame:
     """The newest frame of a live source: a network slower than the camera must not fall ever further behind it.
 
     A thread takes frames as they come. `take` waits for one that is newer than the last it gave; those in between are

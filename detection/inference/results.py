@@ -23,32 +23,32 @@ class Summary:
     passed_over: int = 0
     """Items whose results were there."""
     interrupted: bool = False
-    pictures: Timing = field(default_factory=lambda: Timing("pictures"))
+    images: Timing = field(default_factory=lambda: Timing("images"))
     video: Timing = field(default_factory=lambda: Timing("frames"))
 
     @property
-    def images(self) -> int:
-        """Pictures that are done."""
-        return self.pictures.count
+    def num_images(self) -> int:
+        """Images that are done."""
+        return self.images.count
 
     @property
-    def frames(self) -> int:
+    def num_frames(self) -> int:
         """Frames of videos that are done."""
         return self.video.count
 
     def add(self, timing: Timing, detections: Detections) -> None:
-        """Count a picture or frame whose results are written; from any thread."""
+        """Count an image or frame whose results are written; from any thread."""
         with _lock:
             timing.count += 1
             self.objects.update(detections["names"])
 
     def timings(self) -> str:
         """Tables of where the time went."""
-        return "\n\n".join(str(timing) for timing in (self.pictures, self.video) if timing.count)
+        return "\n\n".join(str(timing) for timing in (self.images, self.video) if timing.count)
 
     def __str__(self) -> str:
-        done = [f"{self.images} pictures"] if self.images else []
-        done += [f"{self.frames} video frames"] if self.frames else []
+        done = [f"{self.num_images} images"] if self.num_images else []
+        done += [f"{self.num_frames} video frames"] if self.num_frames else []
         found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common(8)) or "nothing"
         text = f"{' and '.join(done) or 'nothing'} done; found {found}"
         if self.passed_over:
@@ -63,7 +63,7 @@ def together(summaries: Sequence[Summary]) -> Summary:
         failed=[reason for s in summaries for reason in s.failed],
         passed_over=sum(s.passed_over for s in summaries),
         interrupted=any(s.interrupted for s in summaries),
-        pictures=at_once([s.pictures for s in summaries]),
+        images=at_once([s.images for s in summaries]),
         video=at_once([s.video for s in summaries]),
     )
 
@@ -81,7 +81,7 @@ def to_json(detections: Detections) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def picture_json(head: dict[str, Any], detections: Detections) -> str:
+def image_json(head: dict[str, Any], detections: Detections) -> str:
     """A JSON object of `head` and, a line each, the detections. (json's own indentation takes ten times as long.)"""
     lines = [json.dumps(found) for found in to_json(detections)]
     body = "\n  " + ",\n  ".join(lines) + "\n" if lines else ""

@@ -1,4 +1,4 @@
-"""What a user may name as a source: pictures, folders, globs, videos, cameras, streams."""
+"""What a user may name as a source: images, folders, globs, videos, cameras, streams."""
 
 import glob
 import os
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import cv2
 
 from detection.core.errors import UserError
-from detection.core.files import fault_of, open_regular_file, shown
+from detection.core.files import file_fault, open_regular_file, shown
 from detection.data.image_headers import stored_size
 from detection.data.image_io import SUFFIXES as IMAGE_SUFFIXES
 from detection.inference.image_urls import is_image_url, without_password
@@ -24,7 +24,7 @@ SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "
 
 @dataclass(frozen=True)
 class Item:
-    """One picture, video, camera or stream, and the name (relative, without suffix) that its results get."""
+    """One image, video, camera or stream, and the name (relative, without suffix) that its results get."""
 
     kind: str
     """image, video, camera or stream"""
@@ -41,7 +41,7 @@ def find_items(sources: Sequence[str]) -> list[Item]:
     """Expand sources in their order; names are made unique.
 
     Raises:
-        UserError: a source that does not exist or is neither picture, video, folder, glob, camera index nor URL.
+        UserError: a source that does not exist or is neither image, video, folder, glob, camera index nor URL.
     """
     items: list[Item] = []
     taken: set[str] = set()
@@ -60,7 +60,7 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 def _expand(source: str) -> Iterator[tuple[str, str, str]]:
     # An empty path is the working folder.
     if not source:
-        raise UserError("an empty name is no source (a picture, folder, glob, video, camera index or URL is expected)")
+        raise UserError("an empty name is no source (an image, folder, glob, video, camera index or URL is expected)")
     path = Path(source).expanduser()
     if "://" in source:
         name = _stream_name(source)
@@ -73,7 +73,7 @@ def _expand(source: str) -> Iterator[tuple[str, str, str]]:
         named = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         files = _regular(named)
         if not files:
-            raise UserError(f"folder {source} holds no pictures or videos ({_suffixes()})")
+            raise UserError(f"folder {source} holds no images or videos ({_suffixes()})")
         for file in files:
             yield kind_of(file), str(file), str(file.relative_to(path).with_suffix(""))
     elif path.is_file():
@@ -85,10 +85,10 @@ def _expand(source: str) -> Iterator[tuple[str, str, str]]:
         for match in matches:
             yield kind_of(match), str(match), match.stem
     elif os.path.lexists(path):
-        raise UserError(f"source {shown(source)} cannot be read: {fault_of(path)}")
+        raise UserError(f"source {shown(source)} cannot be read: {file_fault(path)}")
     else:
         raise UserError(
-            f"source {shown(source)} does not exist (a picture, folder, glob, video, camera index or URL is expected)"
+            f"source {shown(source)} does not exist (an image, folder, glob, video, camera index or URL is expected)"
         )
 
 
@@ -98,7 +98,7 @@ def _regular(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             continue
-        reason = fault_of(path)
+        reason = file_fault(path)
         if reason is None:
             files.append(path)
         else:
@@ -138,7 +138,7 @@ def kind_of(path: Path) -> str:
     capture.release()
     if opened:
         return "video"
-    raise UserError(f"{path} is neither a picture nor a video that OpenCV can read ({_suffixes()})")
+    raise UserError(f"{path} is neither an image nor a video that OpenCV can read ({_suffixes()})")
 
 
 def _suffixes() -> str:

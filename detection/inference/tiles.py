@@ -1,4 +1,4 @@
-"""Small objects in large pictures: the picture is looked at whole and in tiles (SAHI, arXiv 2202.06934)."""
+"""Small objects in large images: the image is looked at whole and in tiles (SAHI, arXiv 2202.06934)."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import torch
 from torchvision.ops import batched_nms
 
 from detection.core.errors import UserError
-from detection.inference.predictor import Detections, Predictor, Prepared, as_rgb
+from detection.inference.predictor import Detections, Predictor, PreparedImage, as_rgb
 
 Tile = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels of the picture."""
+"""x1, y1, x2, y2 in pixels of the image."""
 
 
 def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[Tile]:
-    """Squares of `size` pixels that cover a picture; neighbours share at least `overlap` (a share) of their side.
+    """Squares of `size` pixels that cover an image; neighbours share at least `overlap` (a share) of their side.
 
-    The last of a row or column ends where the picture ends. A side shorter than `size` has one tile, as long as itself.
+    The last of a row or column ends where the image ends. A side shorter than `size` has one tile, as long as itself.
     """
     step = max(1, int(size * (1 - overlap)))
 
@@ -32,22 +32,22 @@ def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[Tile]
 
 
 @dataclass(frozen=True)
-class TiledPicture:
-    """A picture's tiles and all that is looked at: the whole first, then the tiles."""
+class TiledImage:
+    """An image's tiles and all that is looked at: the whole first, then the tiles."""
 
     size: tuple[int, int]
     tiles: list[Tile]
-    prepared: list[Prepared]
+    prepared: list[PreparedImage]
 
 
 class TiledPredictor:
-    """A `Predictor` that looks at each picture whole and in tiles, which the network sees as large as whole pictures.
+    """A `Predictor` that looks at each image whole and in tiles, which the network sees as large as whole images.
 
-    Pictures no larger than a tile are looked at once. Tiles of several pictures go through the network together.
+    Images no larger than a tile are looked at once. Tiles of several images go through the network together.
 
     Args:
         predictor: what looks.
-        size: of a tile in pixels of the picture. Objects appear enlarged by the picture's short side / size.
+        size: of a tile in pixels of the image. Objects appear enlarged by the image's short side / size.
         overlap: share of a tile's side that the next one sees again. Objects no larger than that lie whole in a tile.
         batch_size: tiles in a pass of the network.
 
@@ -61,33 +61,33 @@ class TiledPredictor:
         if not 0 <= overlap <= 0.9:
             raise UserError(f"an overlap of {overlap} is not possible; give a share between 0 and 0.9")
         self.predictor, self.size, self.overlap, self.batch_size = predictor, size, overlap, batch_size
-        self.lanes = predictor.lanes
+        self.num_streams = predictor.num_streams
 
     def predict(self, image: Any) -> Detections:
         """As `Predictor.predict`."""
         return self.detect([self.prepare(as_rgb(image))])[0]
 
-    def prepare(self, image: np.ndarray, *, bgr: bool = False) -> TiledPicture:
+    def prepare(self, image: np.ndarray, *, bgr: bool = False) -> TiledImage:
         """As `Predictor.prepare`."""
         height, width = image.shape[:2]
         tiles = tile_boxes(height, width, self.size, self.overlap)
         tiles = tiles if len(tiles) > 1 else []
         parts = [image, *(image[y1:y2, x1:x2] for x1, y1, x2, y2 in tiles)]
-        return TiledPicture((height, width), tiles, [self.predictor.prepare(part, bgr=bgr) for part in parts])
+        return TiledImage((height, width), tiles, [self.predictor.prepare(part, bgr=bgr) for part in parts])
 
-    def detect(self, pictures: Sequence[TiledPicture]) -> list[Detections]:
+    def detect(self, images: Sequence[TiledImage]) -> list[Detections]:
         """As `Predictor.detect`."""
-        # A batch is padded to its largest side: whole pictures and tiles, of other shapes, go separately.
-        wholes = self._passes([picture.prepared[0] for picture in pictures])
-        parts = iter(self._passes([part for picture in pictures for part in picture.prepared[1:]]))
+        # A batch is padded to its largest side: whole images and tiles, of other shapes, go separately.
+        wholes = self._passes([image.prepared[0] for image in images])
+        parts = iter(self._passes([part for image in images for part in image.prepared[1:]]))
         threshold = self.predictor.config.eval.nms_threshold
         return [
-            merge(whole, [next(parts) for _ in picture.tiles], picture.tiles, picture.size, threshold)
-            for picture, whole in zip(pictures, wholes, strict=True)
+            merge(whole, [next(parts) for _ in image.tiles], image.tiles, image.size, threshold)
+            for image, whole in zip(images, wholes, strict=True)
         ]
 
-    def _passes(self, pictures: Sequence[Prepared]) -> list[Detections]:
-        chunks = (pictures[i : i + self.batch_size] for i in range(0, len(pictures), self.batch_size))
+    def _passes(self, images: Sequence[PreparedImage]) -> list[Detections]:
+        chunks = (images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size))
         return [found for chunk in chunks for found in self.predictor.detect(chunk)]
 
 
@@ -98,16 +98,16 @@ def merge(
     size: tuple[int, int],
     nms_threshold: float,
 ) -> Detections:
-    """What was found in a picture and in its tiles (boxes in the tile's pixels) as the detections of the picture.
+    """What was found in an image and in its tiles (boxes in the tile's pixels) as the detections of the image.
 
-    A box that ends at an edge of its tile, where the picture goes on, is probably the part of an object that the tile
+    A box that ends at an edge of its tile, where the image goes on, is probably the part of an object that the tile
     saw of it. Its score says nothing about which box is better, so that plain NMS would often keep the part. Here the
     boxes of whole objects come first, by class-wise NMS; then a cut one is dropped where whole ones of its class
-    cover half of it or more. What is left – an object too large for the overlap that the look at the whole picture
+    cover half of it or more. What is left – an object too large for the overlap that the look at the whole image
     missed – is kept, again by NMS: better in part than not at all.
 
     Args:
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         nms_threshold: of IoU, as the detector's own.
     """
     if not parts:

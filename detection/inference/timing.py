@@ -21,7 +21,7 @@ class Timing:
     """Seconds that each stage took, in whichever threads it ran, and from beginning to end.
 
     Attributes:
-        unit: what was counted: pictures or frames.
+        unit: what was counted: images or frames.
         count: of these, done.
         wall: seconds from the first to the last, the loading of the model not counted.
     """

@@ -21,7 +21,7 @@ from detection.core.outputs import begin_output, note_output
 from detection.core.progress import progress_bar
 from detection.inference.draw import draw_on, draw_rate
 from detection.inference.predictor import Detections, Detector
-from detection.inference.prefetch import Newest, WriteBehind, ahead
+from detection.inference.prefetch import AsyncWriter, LatestFrame, ahead
 from detection.inference.results import Summary, to_json
 from detection.inference.sources import Item
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
@@ -35,19 +35,19 @@ TIMEOUT_MS = 10_000
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """batch_size: frames in a pass of the network. max_frames: stop after so many. pictures: write the annotated video.
+    """batch_size: frames in a pass of the network. max_frames: stop after so many. images: write the annotated video.
     track: number the objects. show_fps: draw how many frames per second are detected in."""
 
     batch_size: int = 1
     max_frames: int | None = None
-    pictures: bool = True
+    draw: bool = True
     track: bool = False
     show_fps: bool = False
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A BGR picture that is drawn on and written, what the network takes, and when it was: seconds from the first."""
+    """A BGR image that is drawn on and written, what the network takes, and when it was: seconds from the first."""
 
     image: np.ndarray
     prepared: Any
@@ -74,7 +74,7 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
         expected = min(source.expected or sys.maxsize, options.max_frames or sys.maxsize)
         bar = progress_bar(None, item.name, expected if expected < sys.maxsize else None, unit="frame")
         batch_size = 1 if source.live else options.batch_size
-        lanes = 1 if source.live else predictor.lanes
+        num_streams = 1 if source.live else predictor.num_streams
         done = 0
 
         def look(frames: list[Frame]) -> list[Detections]:
@@ -87,10 +87,12 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
                 bar,
                 contextlib.closing(Result(path, item, source, summary, options)) as result,
                 result.listing(),
-                WriteBehind(threads=1, depth=2 * batch_size) as writing,
+                AsyncWriter(threads=1, depth=2 * batch_size) as writing,
                 contextlib.closing(_read_frames(source, predictor, batch_size, options.max_frames, timing)) as batches,
                 # A live source's newest frame is not made to wait for the next one.
-                contextlib.closing(ahead(look, batches, threads=lanes, depth=0 if source.live else lanes)) as looking,
+                contextlib.closing(
+                    ahead(look, batches, threads=num_streams, depth=0 if source.live else num_streams)
+                ) as looking,
             ):
                 for frames, future in looking:
                     check()
@@ -133,7 +135,7 @@ class Source:
         self.live = item.kind == "camera" or (item.kind == "stream" and not self.expected)
         self._first: float | None = None
         self._number = itertools.count()
-        self._newest = Newest(self._next) if self.live else None
+        self._newest = LatestFrame(self._next) if self.live else None
 
     def read(self) -> tuple[np.ndarray, float] | None:
         """The next frame (the newest, of a live source), BGR, and its time in seconds; None at the end."""
@@ -232,7 +234,7 @@ class Result:
     def add(self, frame: Frame, detections: Detections) -> None:
         """Draw, encode and write one frame, and its line of the JSON."""
         timing = self._summary.video
-        if self._options.pictures:
+        if self._options.draw:
             with timing.stage(DRAW):
                 draw_on(frame.image, detections, bgr=True)
                 if self._options.show_fps:

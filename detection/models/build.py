@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from backbones import Backbone, WeightsError, build_backbone
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.errors import UserError
 from detection.core.limits import parameter_limit
 from detection.models.faster_rcnn import build_faster_rcnn
-from detection.models.fpn import PyramidBackbone
-from detection.models.ghost_pan import GhostPyramid
+from detection.models.fpn import BackboneWithFPN
+from detection.models.ghost_pan import BackboneWithPAN
 from detection.models.ghost_recipe import ghostify_detector, load_ghosted_backbone
 from detection.models.ghostdet import GhostDet
 from detection.models.retinanet import build_retinanet
@@ -19,7 +19,7 @@ from detection.models.retinanet import build_retinanet
 log = logging.getLogger("detection")
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
+def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
     """Build the detector that the config describes.
 
     Args:
@@ -63,13 +63,13 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return model
 
 
-def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Module:
+def _build_detector(config: DetectionConfig, body: Backbone, num_classes: int) -> nn.Module:
     spec = config.model
     limits: dict[str, Any] = config.eval.model_dump(
         include={"score_threshold", "nms_threshold", "candidates", "max_detections"}
     )
     if spec.detector == "retinanet":
-        neck = PyramidBackbone(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
+        neck = BackboneWithFPN(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
         return build_retinanet(
             neck,
             num_classes,
@@ -84,13 +84,13 @@ def _build_detector(config: Config, body: Backbone, num_classes: int) -> nn.Modu
         )
     if spec.detector == "ghostdet":
         return GhostDet(
-            GhostPyramid(body, spec.fpn_channels),
+            BackboneWithPAN(body, spec.fpn_channels),
             num_classes,
             head_depth=spec.head_depth,
             box_loss_weight=spec.box_loss_weight,
             **limits,
         )
-    neck = PyramidBackbone(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
+    neck = BackboneWithFPN(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
     return build_faster_rcnn(
         neck,
         num_classes,

@@ -9,12 +9,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from detection.models.fpn import PyramidBackbone
+from detection.models.fpn import BackboneWithFPN
 from detection.models.transform import NormalizeAndBatch
 
 
 def build_faster_rcnn(
-    backbone: PyramidBackbone,
+    backbone: BackboneWithFPN,
     num_classes: int,
     *,
     head_channels: int = 1024,
@@ -47,7 +47,7 @@ def build_faster_rcnn(
         box_nms_thresh=nms_threshold,
         box_detections_per_img=max_detections,
     )
-    # torchvision would guess the scales from the first picture it sees, wrongly if that is much smaller than its frame,
+    # torchvision would guess the scales from the first image it sees, wrongly if that is much smaller than its frame,
     # and keep them.
     pool = model.roi_heads.box_roi_pool
     strides = [backbone.body.strides[level] for level in backbone.levels]

@@ -9,7 +9,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from backbones import Backbone
 
 
-class PyramidBackbone(nn.Module):
+class BackboneWithFPN(nn.Module):
     """`body` (any `Backbone`) and `fpn` on the given levels.
 
     forward: [N, 3, H, W] -> OrderedDict p3 … p7 (or p2 … p5, pool) -> [N, out_channels, H/stride, W/stride].

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from backbones import Backbone
 from backbones.ghost import GhostModule
-from detection.models.retinanet import LevelNorm
+from detection.models.retinanet import PerLevelBatchNorm
 
 STRIDES = (8, 16, 32)
 
@@ -19,10 +19,10 @@ class DepthwiseSeparable(nn.Sequential):
     def __init__(self, channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels, bias=False),
-            LevelNorm(channels),
+            PerLevelBatchNorm(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, out_channels, 1, bias=False),
-            LevelNorm(out_channels),
+            PerLevelBatchNorm(out_channels),
             nn.ReLU(inplace=True),
         )
 
@@ -62,7 +62,7 @@ class GhostPAN(nn.Module):
         super().__init__()
         steps = range(len(in_channels) - 1)
         self.reduce = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), LevelNorm(channels), nn.ReLU(inplace=True))
+            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), PerLevelBatchNorm(channels), nn.ReLU(inplace=True))
             for c in in_channels
         )
         self.top_down = nn.ModuleList(GhostBlock(channels, kernel_size) for _ in steps)
@@ -81,7 +81,7 @@ class GhostPAN(nn.Module):
         return outer
 
 
-class GhostPyramid(nn.Module):
+class BackboneWithPAN(nn.Module):
     """`body` (any `Backbone`) and a `GhostPAN` on its C3, C4 and C5.
 
     forward: [N, 3, H, W], sides multiples of 32 -> OrderedDict p3, p4, p5 -> [N, out_channels, H/stride, W/stride] of

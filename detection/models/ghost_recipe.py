@@ -107,6 +107,6 @@ def raw_outputs(model: Any, batch: Any) -> Any:
         batch: a list of images [3, H, W], or a tuple with such a list.
     """
     images: list[Tensor] = batch[0] if isinstance(batch, tuple) else batch
-    pictures, _ = model.transform(images)
-    features = list(model.backbone(pictures.tensors).values())
+    batched, _ = model.transform(images)
+    features = list(model.backbone(batched.tensors).values())
     return model.head(features) if hasattr(model, "head") else [features, model.rpn.head(features)]

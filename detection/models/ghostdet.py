@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import clip_boxes_to_image
 
-from detection.models.ghost_pan import STRIDES, DepthwiseSeparable, GhostPyramid
-from detection.models.retinanet import best_of_classes, lowest_logit
+from detection.models.ghost_pan import STRIDES, BackboneWithPAN, DepthwiseSeparable
+from detection.models.retinanet import batched_nms_topk, score_to_logit
 from detection.models.task_aligned import aligned_losses, assign, pad_targets
 from detection.models.transform import NormalizeAndBatch
 
@@ -83,13 +83,13 @@ class GhostDet(nn.Module):
     Args:
         num_classes: object classes, without background.
         head_depth: see `GhostDetHead`.
-        candidates: (point, class) pairs of a picture that become boxes, in evaluation.
+        candidates: (point, class) pairs of an image that become boxes, in evaluation.
         box_loss_weight, distance_loss_weight: against the classification loss.
     """
 
     def __init__(
         self,
-        backbone: GhostPyramid,
+        backbone: BackboneWithPAN,
         num_classes: int,
         *,
         head_depth: int = 2,
@@ -113,14 +113,14 @@ class GhostDet(nn.Module):
         self.detections_per_img, self.topk_candidates = max_detections, candidates
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        pictures, targets = self.transform(images, targets)
-        maps = list(self.backbone(pictures.tensors).values())
+        batched, targets = self.transform(images, targets)
+        maps = list(self.backbone(batched.tensors).values())
         outputs = self.head(maps)
         logits = outputs["cls_logits"]
         distances = outputs["bbox_regression"].unflatten(2, (4, self.head.bins))
         points, strides = points_of([(x.shape[2], x.shape[3]) for x in maps], logits.device)
         if not self.training:
-            found = zip(logits, distances, pictures.image_sizes, strict=True)
+            found = zip(logits, distances, batched.image_sizes, strict=True)
             return [self.postprocess(*of_image, points, strides) for of_image in found]
         if targets is None:
             raise ValueError("targets are needed in training")
@@ -134,12 +134,12 @@ class GhostDet(nn.Module):
     def postprocess(
         self, logits: Tensor, distances: Tensor, size: tuple[int, int], points: Tensor, strides: Tensor
     ) -> dict[str, Tensor]:
-        """Of one picture of `size` (height, width): the best above the threshold, each class without doubles.
+        """Of one image of `size` (height, width): the best above the threshold, each class without doubles.
 
         Only candidates go through the sigmoid and become boxes: of 80 classes one pair in hundreds.
         """
         flat = logits.flatten()
-        places = torch.where(flat > lowest_logit(self.score_thresh))[0]
+        places = torch.where(flat > score_to_logit(self.score_thresh))[0]
         scores = flat[places].sigmoid()
         passed = scores > self.score_thresh
         scores, places = scores[passed], places[passed]
@@ -149,7 +149,7 @@ class GhostDet(nn.Module):
         point = torch.div(places, logits.shape[1], rounding_mode="floor")
         labels = places % logits.shape[1]
         boxes = clip_boxes_to_image(boxes_of(distances[point], points[point], strides[point]), size)
-        keep = best_of_classes(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
+        keep = batched_nms_topk(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep] + 1}
 
 

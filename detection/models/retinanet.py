@@ -18,7 +18,7 @@ from torchvision.models.detection.retinanet import (
 from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.ops.misc import Conv2dNormActivation
 
-from detection.models.fpn import PyramidBackbone
+from detection.models.fpn import BackboneWithFPN
 from detection.models.losses import retina_losses
 from detection.models.transform import NormalizeAndBatch
 
@@ -26,7 +26,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def build_retinanet(
-    backbone: PyramidBackbone,
+    backbone: BackboneWithFPN,
     num_classes: int,
     *,
     head_channels: int = 256,
@@ -90,7 +90,7 @@ class GhostRetinaNet(RetinaNet):
     """
 
     def __init__(
-        self, backbone: PyramidBackbone, num_classes: int, *, box_loss_weight: float = 1.0, **retinanet: Any
+        self, backbone: BackboneWithFPN, num_classes: int, *, box_loss_weight: float = 1.0, **retinanet: Any
     ) -> None:
         super().__init__(backbone, num_classes, **retinanet)
         self.box_loss_weight = box_loss_weight
@@ -135,8 +135,8 @@ class GhostRetinaNet(RetinaNet):
     def _postprocess(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], shape: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Of one picture: logits [A, C], deltas [A, 4] and anchors [A, 4] of each level -> boxes, scores, labels."""
-        lowest = lowest_logit(self.score_thresh)
+        """Of one image: logits [A, C], deltas [A, 4] and anchors [A, 4] of each level -> boxes, scores, labels."""
+        lowest = score_to_logit(self.score_thresh)
         candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
             flat = level_logits.flatten()
@@ -151,7 +151,7 @@ class GhostRetinaNet(RetinaNet):
             candidates.append((level_deltas[rows], level_anchors[rows], scores, places % level_logits.shape[1]))
         moves, priors, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
         boxes = clip_boxes_to_image(self.box_coder.decode_single(moves, priors), shape)
-        keep = best_of_classes(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
+        keep = batched_nms_topk(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep] + 1}
 
 
@@ -179,7 +179,7 @@ class GhostRetinaNetHead(RetinaNetHead):
         self.towers: nn.ModuleDict | None = None
         if norm == "batch":
             self.towers = nn.ModuleDict(
-                {name: LevelTower(in_channels, width, depth, levels) for name in ("cls", "box")}
+                {name: PerLevelTower(in_channels, width, depth, levels) for name in ("cls", "box")}
             )
             self.classification_head.conv = self.regression_head.conv = nn.Identity()
         else:
@@ -199,11 +199,11 @@ class GhostRetinaNetHead(RetinaNetHead):
         return {name: output.float() for name, output in outputs.items()}
 
 
-class LevelTower(nn.Module):
+class PerLevelTower(nn.Module):
     """3x3 convolutions shared by all levels, each followed by a batch norm of the level's own and a ReLU.
 
     Objects of different levels have different statistics; group norm, which has none, also wipes out what tells a
-    picture's objects from those of another picture. Measured on the demo, GhostNet 0.5 from scratch, 750 steps:
+    image's objects from those of another image. Measured on the demo, GhostNet 0.5 from scratch, 750 steps:
     AP50 0.49 against 0.30 with 8 groups.
     """
 
@@ -212,7 +212,7 @@ class LevelTower(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(in_channels if i == 0 else width, width, 3, padding=1, bias=False) for i in range(depth)
         )
-        self.norms = nn.ModuleList(nn.ModuleList(LevelNorm(width) for _ in range(levels)) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.ModuleList(PerLevelBatchNorm(width) for _ in range(levels)) for _ in range(depth))
         _small_normal(self.convs)
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
@@ -222,9 +222,9 @@ class LevelTower(nn.Module):
         return x
 
 
-class LevelNorm(nn.BatchNorm2d):
+class PerLevelBatchNorm(nn.BatchNorm2d):
     """Batch norm that falls back to its running statistics where a batch has one value a channel (1x1 map of one
-    picture), which PyTorch refuses."""
+    image), which PyTorch refuses."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=0.03)
@@ -235,7 +235,7 @@ class LevelNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def best_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, count: int) -> Tensor:
+def batched_nms_topk(boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, count: int) -> Tensor:
     """Class-wise NMS that is content with the `count` best: their rows, by descending score.
 
     NMS decides from the best to the worst and never looks back, so that the many candidates of an evaluation need not
@@ -258,7 +258,7 @@ def best_of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold
         among *= 4
 
 
-def lowest_logit(score: float) -> float:
+def score_to_logit(score: float) -> float:
     """Logits up to this one score at most `score`; a little below it, so that rounding leaves no other one out."""
     if not 0 < score < 1:
         return -math.inf if score <= 0 else math.inf

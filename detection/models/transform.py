@@ -1,4 +1,4 @@
-"""From a list of pictures to one normalised batch, on the device."""
+"""From a list of images to one normalised batch, on the device."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 class NormalizeAndBatch(nn.Module):
     """Takes the place of torchvision's `GeneralizedRCNNTransform`, without its resize.
 
-    Pictures are resized once, in the data pipeline, by the function that training, evaluation and
+    Images are resized once, in the data pipeline, by the function that training, evaluation and
     prediction share (`detection.data.transforms.resize`). torchvision's `_skip_resize` holds in training only,
     and its `normalize` refuses uint8, which would send four times the bytes to the device.
 
@@ -21,7 +21,7 @@ class NormalizeAndBatch(nn.Module):
 
     Attributes:
         frame: (height, width) of every batch, where it is to be always the same, as in a file exported with a fixed
-            size. None: as small as the pictures let it be.
+            size. None: as small as the images let it be.
     """
 
     scale: Tensor

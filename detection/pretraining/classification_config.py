@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from detection.config import Experiment, Positive, Probability, Section, TrainConfig
+from detection.config import BaseConfig, Positive, Probability, Section, TrainConfig
 from detection.config_paths import PathText
 from detection.core.limits import input_too_large
 
@@ -24,13 +24,13 @@ class ClassifierConfig(Section):
     """ghost_*: d of the paper; null is 3."""
 
 
-class PretrainAugmentConfig(Section):
-    """Of the training pictures, by torchvision.transforms.v2; 0 and null switch a part off."""
+class ClassificationAugmentConfig(Section):
+    """Of the training images, by torchvision.transforms.v2; 0 and null switch a part off."""
 
     random_resized_crop: tuple[Probability, Probability] | None = (0.08, 1.0)
-    """Range of the area of the part that is cut out and resized; null: the whole picture as in validation."""
+    """Range of the area of the part that is cut out and resized; null: the whole image as in validation."""
     pad_crop: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Pixels added around the picture before a crop of its size is taken (CIFAR-10's 4)."""
+    """Pixels added around the image before a crop of its size is taken (CIFAR-10's 4)."""
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.0
     brightness: Probability = 0.0
@@ -38,7 +38,7 @@ class PretrainAugmentConfig(Section):
     saturation: Probability = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     rand_augment: Annotated[int, Field(ge=0, le=100)] = 0
-    """Operations a picture (arXiv 1909.13719)."""
+    """Operations an image (arXiv 1909.13719)."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     erasing: Probability = 0.0
     mixup: NonNegative = 0.0
@@ -47,7 +47,7 @@ class PretrainAugmentConfig(Section):
     """alpha of CutMix (arXiv 1905.04899)."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "PretrainAugmentConfig":
+    def _ordered(self) -> "ClassificationAugmentConfig":
         if self.random_resized_crop is not None:
             low, high = self.random_resized_crop
             if not 0 < low <= high:
@@ -55,24 +55,24 @@ class PretrainAugmentConfig(Section):
         return self
 
 
-class PicturesConfig(Section):
+class ImageFoldersConfig(Section):
     format: Literal["imagefolder", "cifar10"] = "imagefolder"
-    """imagefolder: FOLDER/class/picture.jpg; cifar10: FOLDER/cifar-10-batches-py/ as it is published."""
+    """imagefolder: FOLDER/class/image.jpg; cifar10: FOLDER/cifar-10-batches-py/ as it is published."""
     train: PathText
     val: PathText
     """cifar10: the same folder; its test batch is taken."""
     size: Positive = 224
-    """Side of the square pictures that the network sees."""
+    """Side of the square images that the network sees."""
     val_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """In validation the short side is scaled to size / val_crop, and the middle is cut out."""
     batch_size: Positive = 256
-    """Pictures a batch in each process."""
+    """Images a batch in each process."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 8
-    augment: PretrainAugmentConfig = Field(default_factory=PretrainAugmentConfig)
+    augment: ClassificationAugmentConfig = Field(default_factory=ClassificationAugmentConfig)
 
     @model_validator(mode="after")
-    def _fits(self) -> "PicturesConfig":
-        # In validation whole pictures are scaled to this before the middle is cut out.
+    def _fits(self) -> "ImageFoldersConfig":
+        # In validation whole images are scaled to this before the middle is cut out.
         side = round(self.size / self.val_crop)
         if reason := input_too_large(side, side):
             raise ValueError(f"size: {reason}")
@@ -105,10 +105,10 @@ class TeacherConfig(Section):
         return self
 
 
-class PretrainConfig(Experiment):
+class ClassificationConfig(BaseConfig):
     """Everything about one pre-training."""
 
     model: ClassifierConfig = Field(default_factory=ClassifierConfig)
-    data: PicturesConfig
+    data: ImageFoldersConfig
     train: ClassifierTrainConfig = Field(default_factory=ClassifierTrainConfig)
     teacher: TeacherConfig | None = None

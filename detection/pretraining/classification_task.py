@@ -28,7 +28,7 @@ from detection.engine.run_logger import Monitor, start_logging
 from detection.engine.session import describe_machine, dry_run_report, duration, launch, try_steps
 from detection.engine.signals import StopSignal
 from detection.engine.trainer import TrainingRun, part_ways, seed_everything
-from detection.pretraining.classification_config import PretrainConfig
+from detection.pretraining.classification_config import ClassificationConfig
 from detection.pretraining.distillation import Objective
 from detection.pretraining.image_folders import batch_mixing, build_datasets, build_loaders, labels_of
 from detection.pretraining.teacher import Teacher, build_teacher
@@ -39,10 +39,10 @@ FORMAT = "ghostnet-classification/1"
 
 
 @dataclass(kw_only=True)
-class PretrainRun(TrainingRun):
+class ClassificationRun(TrainingRun):
     """A classifier's training in progress."""
 
-    config: PretrainConfig
+    config: ClassificationConfig
     mixing: v2.Transform | None
     teacher: Teacher | None
 
@@ -53,7 +53,7 @@ class PretrainRun(TrainingRun):
         labels = labels_of(targets, self.device)
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
-        # The teacher sees the very same picture, mixed and cut as it is (arXiv 2106.05237).
+        # The teacher sees the very same image, mixed and cut as it is (arXiv 2106.05237).
         lesson = None if self.teacher is None else self.teacher(images)
         return self.parallel(images, labels, lesson)
 
@@ -68,7 +68,7 @@ class PretrainRun(TrainingRun):
         write_atomically(self.folder / "backbone.pth", lambda file: torch.save(state, file))
 
 
-def run_pretraining(config: PretrainConfig, *, resume: bool = False) -> bool:
+def run_pretraining(config: ClassificationConfig, *, resume: bool = False) -> bool:
     """Train; results are in `config.output_dir`. Returns False where a signal stopped it (resume goes on).
 
     An earlier run in the same folder is moved aside, never overwritten.
@@ -79,7 +79,7 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False) -> bool:
     return launch(config, build=build_run, evaluate=evaluate, describe=describe, summarize=_summarize, resume=resume)
 
 
-def build_run(config: PretrainConfig, device: torch.device | None = None) -> PretrainRun:
+def build_run(config: ClassificationConfig, device: torch.device | None = None) -> ClassificationRun:
     """Build data, network, teacher and optimizer; `device` is that of the config where it is not given.
 
     Raises:
@@ -88,15 +88,15 @@ def build_run(config: PretrainConfig, device: torch.device | None = None) -> Pre
     device = device or pick_device(config.device)
     seed_everything(config.seed, config.train.deterministic)
     train_set, val_set = build_datasets(config)
-    names = train_set.pictures.classes
+    names = train_set.images.classes
     for split, data in (("train", train_set), ("val", val_set)):
-        log.info("%-6s %s: %d pictures, %d classes", f"{split}:", data.pictures.root, len(data), len(names))
+        log.info("%-6s %s: %d images, %d classes", f"{split}:", data.images.root, len(data), len(names))
     model = _build_network(config, len(names))
     spec = config.teacher
     teacher = None if spec is None else build_teacher(spec, names, config.data.size, device)
     objective = Objective(model, config.train.label_smoothing, spec, teacher.taps if teacher else None)
     batches, train_loader, val_loader = build_loaders(config, train_set, val_set, device)
-    run = PretrainRun(
+    run = ClassificationRun(
         config=config,
         device=device,
         classes=Classes(names, tuple(range(len(names)))),
@@ -112,7 +112,7 @@ def build_run(config: PretrainConfig, device: torch.device | None = None) -> Pre
     return run
 
 
-def _build_network(config: PretrainConfig, num_classes: int) -> nn.Module:
+def _build_network(config: ClassificationConfig, num_classes: int) -> nn.Module:
     spec, size = config.model, config.data.size
     try:
         with parameter_limit({"model.name": spec.name, "model.width": spec.width, "classes": num_classes}):
@@ -126,7 +126,7 @@ def _build_network(config: PretrainConfig, num_classes: int) -> nn.Module:
             model.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"data.size: {spec.name} cannot take pictures of {size} px: {reason}") from error
+        raise UserError(f"data.size: {spec.name} cannot take images of {size} px: {reason}") from error
     return model.train()
 
 
@@ -140,7 +140,7 @@ def to_unit(images: Tensor, device: torch.device, channels_last: bool) -> Tensor
 def measure_accuracy(
     model: nn.Module, loader: DataLoader, device: torch.device, *, amp: str = "off", channels_last: bool = False
 ) -> dict[str, float]:
-    """Share of the pictures whose class is the network's first guess (top1), one of its first five (top5), and the
+    """Share of the images whose class is the network's first guess (top1), one of its first five (top5), and the
     mean cross-entropy (val_loss); of several processes, over the shares of all. The model stays in its mode."""
     training = model.training
     model.eval()
@@ -158,7 +158,7 @@ def measure_accuracy(
     return {"top1": top1 / count, "top5": top5 / count, "val_loss": loss_sum / count}
 
 
-def evaluate(run: PretrainRun, monitor: Monitor, loss: float, stop: StopSignal) -> None:
+def evaluate(run: ClassificationRun, monitor: Monitor, loss: float, stop: StopSignal) -> None:
     """Measure the evaluated weights on val; write metrics and, when they are the best so far, best.pt."""
     progress, train = run.progress, run.config.train
     start = time.monotonic()
@@ -179,22 +179,22 @@ def evaluate(run: PretrainRun, monitor: Monitor, loss: float, stop: StopSignal) 
     )  # fmt: skip
 
 
-def dry_run(config: PretrainConfig) -> str:
+def dry_run(config: ClassificationConfig) -> str:
     """Build everything, run one batch of training and one of evaluation, write nothing; returns what was seen."""
     start_logging()
     with memory_advice(config):
         return _dry_run(config)
 
 
-def _dry_run(config: PretrainConfig) -> str:
+def _dry_run(config: ClassificationConfig) -> str:
     run = build_run(config)
     images, _, losses, seconds = try_steps(run)
     val_images, _ = next(iterate(run.val_loader))
     run.model.eval()
     start = time.perf_counter()
     with torch.inference_mode(), autocast(run.device, config.train.amp):
-        pictures = to_unit(val_images, run.device, config.train.channels_last)
-        run.model(normalize(pictures, run.model)).sum().item()
+        inputs = to_unit(val_images, run.device, config.train.channels_last)
+        run.model(normalize(inputs, run.model)).sum().item()
     val_seconds = time.perf_counter() - start
     return dry_run_report(
         run,
@@ -207,7 +207,7 @@ def _dry_run(config: PretrainConfig) -> str:
     )
 
 
-def describe(run: PretrainRun) -> str:
+def describe(run: ClassificationRun) -> str:
     """What is about to be trained, in two lines."""
     spec = run.config.model
     sizes = {parameter.data_ptr(): parameter.numel() for parameter in run.model.parameters()}
@@ -220,7 +220,7 @@ def describe(run: PretrainRun) -> str:
     )
 
 
-def _summarize(run: PretrainRun) -> str:
+def _summarize(run: ClassificationRun) -> str:
     progress, folder = run.progress, run.folder
     best = "none" if progress.best is None else f"{100 * progress.best:.2f} % after epoch {progress.best_epoch}"
     return (
@@ -232,7 +232,7 @@ def _summarize(run: PretrainRun) -> str:
     )
 
 
-def _next_command(config: PretrainConfig, folder: Path) -> str:
+def _next_command(config: ClassificationConfig, folder: Path) -> str:
     if config.model.name == "ghost_resnet56":
         return "nothing: its maps have strides 1, 2 and 4, which no detector here reads"
     if config.model.ratio not in (None, 2) or config.model.kernel_size not in (None, 3):

@@ -105,7 +105,7 @@ def write(converted: Converted, out: Path) -> None:
 
 
 def _view() -> transforms.Compose:
-    """What the published accuracies were measured on: the middle 224 x 224 of a picture of short side 256."""
+    """What the published accuracies were measured on: the middle 224 x 224 of an image of short side 256."""
     return transforms.Compose(
         [
             transforms.Resize(256),
@@ -117,9 +117,9 @@ def _view() -> transforms.Compose:
 
 
 @torch.inference_mode()
-def name_picture(network: GhostNet, picture: str | Path, count: int = 5) -> list[tuple[str, float]]:
-    """The likeliest classes of a picture: (ImageNet's name, probability), best first. Raises UserError."""
-    probabilities = network(_view()(_open(picture))[None])[0].softmax(0)
+def name_image(network: GhostNet, image: str | Path, count: int = 5) -> list[tuple[str, float]]:
+    """The likeliest classes of an image: (ImageNet's name, probability), best first. Raises UserError."""
+    probabilities = network(_view()(_open(image))[None])[0].softmax(0)
     names = models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     if len(names) != len(probabilities):
         names = [f"class {index}" for index in range(len(probabilities))]
@@ -129,27 +129,27 @@ def name_picture(network: GhostNet, picture: str | Path, count: int = 5) -> list
 
 @torch.inference_mode()
 def accuracy(network: GhostNet, folder: str | Path) -> tuple[float, float, int]:
-    """Top-1 and top-5 accuracy in percent, and the number of pictures, on a folder of class folders (n01440764, …).
+    """Top-1 and top-5 accuracy in percent, and the number of images, on a folder of class folders (n01440764, …).
 
     Raises:
-        UserError: absent, empty, a broken picture, or another number of class folders than the network has classes.
+        UserError: absent, empty, a broken image, or another number of class folders than the network has classes.
     """
     device = pick_device("auto")
     network = network.to(device)
     try:
-        pictures = ImageFolder(str(folder), _view(), loader=_open)
+        dataset = ImageFolder(str(folder), _view(), loader=_open)
     except FileNotFoundError as error:
         raise UserError(f"--val {folder}: {str(error).splitlines()[0]}") from error
     classes = network.classifier.out_features
-    if len(pictures.classes) != classes:
-        raise UserError(f"--val {folder} has {len(pictures.classes)} class folders, the network {classes} classes")
+    if len(dataset.classes) != classes:
+        raise UserError(f"--val {folder} has {len(dataset.classes)} class folders, the network {classes} classes")
     right = torch.zeros(2, dtype=torch.long)
-    for images, labels in progress_bar(DataLoader(pictures, 64), "validation", unit="batch"):
+    for images, labels in progress_bar(DataLoader(dataset, 64), "validation", unit="batch"):
         found = network(images.to(device)).topk(min(5, classes)).indices.cpu() == labels[:, None]
         right += torch.stack([found[:, 0].sum(), found.any(1).sum()])
-    top1, top5 = (100 * right / len(pictures)).tolist()
-    return top1, top5, len(pictures)
+    top1, top5 = (100 * right / len(dataset)).tolist()
+    return top1, top5, len(dataset)
 
 
-def _open(picture: str | Path) -> Image.Image:
-    return Image.fromarray(read_image(picture))
+def _open(image: str | Path) -> Image.Image:
+    return Image.fromarray(read_image(image))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from backbones.classifier import normalize
 from detection.core.errors import UserError
 from detection.pretraining.classification_config import TeacherConfig
-from detection.pretraining.teacher import Lesson, Tap, find_taps, logits_and_maps
+from detection.pretraining.teacher import FeatureTap, TeacherOutput, find_taps, logits_and_maps
 
 
 class Objective(nn.Module):
@@ -24,7 +24,7 @@ class Objective(nn.Module):
         network: nn.Module,
         label_smoothing: float = 0.0,
         teacher: TeacherConfig | None = None,
-        teacher_taps: Mapping[str, Tap] | None = None,
+        teacher_taps: Mapping[str, FeatureTap] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -45,7 +45,7 @@ class Objective(nn.Module):
             }
         )
 
-    def forward(self, images: Tensor, labels: Tensor, lesson: Lesson | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, lesson: TeacherOutput | None = None) -> dict[str, Tensor]:
         logits, maps = logits_and_maps(self.network, normalize(images, self.network), self.taps)
         losses = {"label": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
         if self.teacher is None or lesson is None:

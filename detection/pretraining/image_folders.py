@@ -1,4 +1,4 @@
-"""Labelled pictures: an ImageFolder or CIFAR-10, augmented by torchvision, in batches."""
+"""Labelled images: an ImageFolder or CIFAR-10, augmented by torchvision, in batches."""
 
 import os
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from detection.core.files import open_regular_file
 from detection.data.dataset import Draw
 from detection.data.image_headers import too_large
 from detection.data.loader import build_loader
-from detection.data.sampler import EvalBatches, TrainBatches
-from detection.pretraining.classification_config import PretrainAugmentConfig, PretrainConfig
+from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
+from detection.pretraining.classification_config import ClassificationAugmentConfig, ClassificationConfig
 
 Sample = tuple[Tensor, dict[str, Any]]
 Batch = tuple[Tensor, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class FolderPictures:
+class FolderImages:
     """An ImageFolder's contents. Paths are bytes in an array: a million strings would be copied into each worker."""
 
     root: Path
@@ -52,64 +52,64 @@ class FolderPictures:
 
 
 @dataclass(frozen=True)
-class CifarPictures:
+class CifarImages:
     """CIFAR-10's training or test set, in memory."""
 
     root: Path
     classes: tuple[str, ...]
-    pictures: np.ndarray
+    images: np.ndarray
     """uint8 [n, 32, 32, 3]"""
     labels: np.ndarray
 
     def name(self, i: int) -> str:
-        return f"picture {i} of {self.root}"
+        return f"image {i} of {self.root}"
 
     def read(self, i: int) -> Image.Image:
-        return Image.fromarray(self.pictures[i])
+        return Image.fromarray(self.images[i])
 
 
-Pictures = FolderPictures | CifarPictures
+Images = FolderImages | CifarImages
 
 
 class ClassificationDataset(Dataset):
-    """Keys are `Draw`s: the augmentation of picture i is seeded by (seed, epoch, i), as in detection.
+    """Keys are `Draw`s: the augmentation of image i is seeded by (seed, epoch, i), as in detection.
 
-    A sample is (picture uint8 [3, size, size], {label: int, name: of the picture}).
+    A sample is (image uint8 [3, size, size], {label: int, name: of the image}).
     """
 
-    def __init__(self, pictures: Pictures, transform: v2.Transform, seed: int) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    def __init__(self, images: Images, transform: v2.Transform, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
-        return len(self.pictures.labels)
+        return len(self.images.labels)
 
     def __getitem__(self, draw: Draw) -> Sample | UserError:
-        """A bad picture is *returned* as its error: raised in a worker, it would reach the user as a traceback."""
+        """A bad image is *returned* as its error: raised in a worker, it would reach the user as a traceback."""
         try:
             return self.load(draw.epoch, draw.image)
         except UserError as error:
             return error
 
     def load(self, epoch: int, i: int) -> Sample:
-        """The sample; raises UserError for a picture that cannot be read."""
-        picture = self.pictures.read(i)
+        """The sample; raises UserError for an image that cannot be read."""
+        image = self.images.read(i)
         seed = int(np.random.SeedSequence([self.seed, epoch, i]).generate_state(1)[0])
         # torchvision draws from torch's generator, which is the training's own where there are no workers.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            tensor = self.transform(picture)
-        return tensor, {"label": int(self.pictures.labels[i]), "name": self.pictures.name(i)}
+            tensor = self.transform(image)
+        return tensor, {"label": int(self.images.labels[i]), "name": self.images.name(i)}
 
 
-def build_datasets(config: PretrainConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
+def build_datasets(config: ClassificationConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
     """Training and validation set.
 
     Raises:
-        UserError: folders that are absent, empty, or not of the format; classes that differ or have no picture.
+        UserError: folders that are absent, empty, or not of the format; classes that differ or have no image.
     """
     spec = config.data
-    train: Pictures
-    val: Pictures
+    train: Images
+    val: Images
     if spec.format == "cifar10":
         train, val = (read_cifar10(getattr(spec, key), key) for key in ("train", "val"))
     else:
@@ -124,13 +124,13 @@ def build_datasets(config: PretrainConfig) -> tuple[ClassificationDataset, Class
     )
 
 
-def read_folder(root: str | Path, split: str) -> FolderPictures:
-    """List ROOT/class/…/picture; classes are the folders' names in order. Raises UserError, see `build_datasets`."""
+def read_folder(root: str | Path, split: str) -> FolderImages:
+    """List ROOT/class/…/image; classes are the folders' names in order. Raises UserError, see `build_datasets`."""
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"data.{split}: folder {root} does not exist")
     if not any(entry.is_dir() for entry in root.iterdir()):
-        raise UserError(f"data.{split}: {root} has no class folders; expected is {root}/CLASS/PICTURE.jpg")
+        raise UserError(f"data.{split}: {root} has no class folders; expected is {root}/CLASS/IMAGE.jpg")
     folder = ImageFolder(str(root), allow_empty=True)
     labels = np.array([label for _, label in folder.samples], np.int64)
     counts = np.bincount(labels, minlength=len(folder.classes))
@@ -143,10 +143,10 @@ def read_folder(root: str | Path, split: str) -> FolderPictures:
             f"{_some(empty)}; fill or remove them"
         )
     paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples])
-    return FolderPictures(root, tuple(folder.classes), paths, labels)
+    return FolderImages(root, tuple(folder.classes), paths, labels)
 
 
-def read_cifar10(root: str | Path, split: str) -> CifarPictures:
+def read_cifar10(root: str | Path, split: str) -> CifarImages:
     """CIFAR-10's training or test set as published, its files checked by torchvision. Raises UserError."""
     root = Path(root)
     try:
@@ -156,17 +156,15 @@ def read_cifar10(root: str | Path, split: str) -> CifarPictures:
             f"data.{split}: {root} holds no whole CIFAR-10: expected is {root}/cifar-10-batches-py, unpacked from "
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
         ) from error
-    return CifarPictures(root, tuple(data.classes), data.data, np.array(data.targets, np.int64))
+    return CifarImages(root, tuple(data.classes), data.data, np.array(data.targets, np.int64))
 
 
-def _check_same_classes(train: Pictures, val: Pictures) -> None:
+def _check_same_classes(train: Images, val: Images) -> None:
     """Labels are positions in the sorted list of folders: one that is missing in val would shift all after it."""
     only = [sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train))]
     if any(only):
         parts = [
-            f"{_some(names)} only in {pictures.root}"
-            for names, pictures in zip(only, (train, val), strict=True)
-            if names
+            f"{_some(names)} only in {images.root}" for names, images in zip(only, (train, val), strict=True) if names
         ]
         raise UserError(f"data.train and data.val have different class folders: {'; '.join(parts)}")
 
@@ -176,11 +174,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def val_transform(size: int, crop: float) -> v2.Transform:
-    """PIL -> uint8 [3, size, size], the middle of the picture."""
+    """PIL -> uint8 [3, size, size], the middle of the image."""
     return v2.Compose([v2.Resize(round(size / crop)), v2.CenterCrop(size), v2.PILToTensor()])
 
 
-def train_transform(spec: PretrainAugmentConfig, size: int, crop: float) -> v2.Transform:
+def train_transform(spec: ClassificationAugmentConfig, size: int, crop: float) -> v2.Transform:
     """PIL -> uint8 [3, size, size], augmented."""
     steps: list[v2.Transform] = []
     if spec.random_resized_crop is not None:
@@ -203,7 +201,7 @@ def train_transform(spec: PretrainAugmentConfig, size: int, crop: float) -> v2.T
     return v2.Compose(steps)
 
 
-def batch_mixing(spec: PretrainAugmentConfig, num_classes: int) -> v2.Transform | None:
+def batch_mixing(spec: ClassificationAugmentConfig, num_classes: int) -> v2.Transform | None:
     """(images float [N, 3, H, W], labels int64 [N]) -> (mixed, labels float [N, num_classes]); None for no mixing."""
     choices: list[v2.Transform] = []
     if spec.mixup:
@@ -214,15 +212,15 @@ def batch_mixing(spec: PretrainAugmentConfig, num_classes: int) -> v2.Transform 
 
 
 def build_loaders(
-    config: PretrainConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
-) -> tuple[TrainBatches, DataLoader, DataLoader]:
+    config: ClassificationConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
+) -> tuple[TrainBatchSampler, DataLoader, DataLoader]:
     """Of (images uint8 [N, 3, H, W], list of {label, name}); each process has its share."""
     spec = config.data
     rank, processes = distributed.rank(), distributed.world_size()
-    # All pictures reach the network in one size.
+    # All images reach the network in one size.
     train_sizes, val_sizes = (np.full((len(data), 2), spec.size) for data in (train, val))
-    batches = TrainBatches(train_sizes, spec.batch_size, config.seed, rank=rank, world_size=processes)
-    val_batches = EvalBatches(val_sizes, spec.batch_size, rank=rank, world_size=processes)
+    batches = TrainBatchSampler(train_sizes, spec.batch_size, config.seed, rank=rank, world_size=processes)
+    val_batches = EvalBatchSampler(val_sizes, spec.batch_size, rank=rank, world_size=processes)
     train_loader = build_loader(train, batches, workers=spec.workers, device=device, join=torch.stack)
     return batches, train_loader, build_loader(val, val_batches, workers=spec.workers, device=device, join=torch.stack)
 

@@ -5,10 +5,10 @@ import os
 from detection.core.errors import UserError
 from detection.core.files import shown
 from detection.data.source_paths import check_weights_file
-from detection.pretraining.classification_config import PretrainConfig
+from detection.pretraining.classification_config import ClassificationConfig
 
 
-def check_pretraining_paths(config: PretrainConfig) -> None:
+def check_pretraining_paths(config: ClassificationConfig) -> None:
     """As `check_source_paths`, of a pre-training. Raises UserError."""
     for split in ("train", "val"):
         folder = getattr(config.data, split)

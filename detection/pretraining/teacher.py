@@ -28,7 +28,7 @@ LEVELS = {8: "c3", 16: "c4", 32: "c5"}
 
 
 @dataclass(frozen=True)
-class Tap:
+class FeatureTap:
     """Where a network has its map of one level."""
 
     module: str
@@ -36,7 +36,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherOutput:
     """What the teacher says of a batch."""
 
     logits: Tensor
@@ -46,16 +46,16 @@ class Lesson:
 
 
 class Teacher:
-    """Call it on images, float32 [N, 3, H, W] in [0, 1], to get a `Lesson`. Always in evaluation mode."""
+    """Call it on images, float32 [N, 3, H, W] in [0, 1], to get a `TeacherOutput`. Always in evaluation mode."""
 
-    def __init__(self, network: nn.Module, taps: Mapping[str, Tap]) -> None:
+    def __init__(self, network: nn.Module, taps: Mapping[str, FeatureTap]) -> None:
         self.network = network.eval().requires_grad_(False)
         self.taps = taps
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Lesson:
+    def __call__(self, images: Tensor) -> TeacherOutput:
         logits, maps = logits_and_maps(self.network, normalize(images, self.network), self.taps)
-        return Lesson(logits, maps)
+        return TeacherOutput(logits, maps)
 
 
 def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, device: torch.device) -> Teacher:
@@ -63,10 +63,10 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
 
     Args:
         classes: names of the data's classes.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
 
     Raises:
-        UserError: unknown name; weights that cannot be had or do not fit; pictures that it cannot take; other classes
+        UserError: unknown name; weights that cannot be had or do not fit; images that it cannot take; other classes
             than the data's, where its logits are to be learned; no maps of strides 8, 16, 32, where those are.
     """
     source, _, name = spec.name.partition("/")
@@ -85,15 +85,15 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
     except ValueError as error:
         raise UserError(f"teacher: {error}") from error
     network = network.to(device).eval()
-    taps: dict[str, Tap] = {}
+    taps: dict[str, FeatureTap] = {}
     try:
         with torch.no_grad():
             count = network(torch.zeros(1, 3, size, size, device=device)).shape[1]
         if spec.features:
             taps = find_taps(network)
-    except (RuntimeError, AssertionError, ValueError) as error:  # made for one size of pictures, as transformers are
+    except (RuntimeError, AssertionError, ValueError) as error:  # made for one size of images, as transformers are
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"teacher: {spec.name} cannot take pictures of {size} px (data.size): {reason}") from error
+        raise UserError(f"teacher: {spec.name} cannot take images of {size} px (data.size): {reason}") from error
     if spec.logits:
         _check_classes(spec, count, classes)
     if spec.features and not taps:
@@ -177,8 +177,8 @@ def _class_names(weights: str) -> tuple[str, ...] | None:
     return tuple(content["classes"]["names"])
 
 
-def find_taps(network: nn.Module) -> dict[str, Tap]:
-    """level -> the last block of its stride, found by watching a picture pass: the rule of all backbones here.
+def find_taps(network: nn.Module) -> dict[str, FeatureTap]:
+    """level -> the last block of its stride, found by watching an image pass: the rule of all backbones here.
 
     Left out are parts of a block that leads to the next stride, modules that give maps of several sizes (one ReLU used
     everywhere), and a classifier's last convolution.
@@ -208,10 +208,12 @@ def find_taps(network: nn.Module) -> dict[str, Tap]:
         and not any(name.startswith(block) and stride == before for block, before in leading_on)
         and not f"{name}.".startswith(HEADS)
     }
-    return {LEVELS[stride]: Tap(last[stride], channels[last[stride]]) for stride in sorted(last)}
+    return {LEVELS[stride]: FeatureTap(last[stride], channels[last[stride]]) for stride in sorted(last)}
 
 
-def logits_and_maps(network: nn.Module, images: Tensor, taps: Mapping[str, Tap]) -> tuple[Tensor, dict[str, Tensor]]:
+def logits_and_maps(
+    network: nn.Module, images: Tensor, taps: Mapping[str, FeatureTap]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """One forward pass of a classifier; what its tapped modules gave last is returned by level."""
     maps: dict[str, Tensor] = {}
     modules = {level: network.get_submodule(tap.module) for level, tap in taps.items()}

@@ -1,4 +1,4 @@
-"""What smaller files of a detector are judged by: AP on pictures of the val set, and time, all files by turns."""
+"""What smaller files of a detector are judged by: AP on images of the val set, and time, all files by turns."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from detection.checkpoint import Classes
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.device import cpu_fields, processor_name
-from detection.core.interleave import take_turns
+from detection.core.interleave import interleave
 from detection.core.progress import progress_bar
 from detection.core.text import markdown
 from detection.data.dataset import DetectionDataset
@@ -47,10 +47,10 @@ class Row:
     milliseconds: float = 0.0
 
 
-class Exam:
-    """The pictures of `data.val`, or some of them, on which files are scored."""
+class AccuracyTest:
+    """The images of `data.val`, or some of them, on which files are scored."""
 
-    def __init__(self, config: Config, metadata: Metadata, count: int, threads: int) -> None:
+    def __init__(self, config: DetectionConfig, metadata: Metadata, count: int, threads: int) -> None:
         index = read_split(config.data, "val", alone=True)
         self.index = index.part(spread(len(index), count))
         self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
@@ -67,7 +67,7 @@ class Exam:
         return evaluate_results(self.index, detect_dataset(detector, self.loader, self.category_ids, CPU))
 
     def frame(self) -> Frames:
-        """The first pictures, as a file takes them."""
+        """The first images, as a file takes them."""
         images, _ = next(iter(self.loader))
         detector = ExportedDetector(lambda images, sizes: {}, self.metadata)
         return detector.put_into_frames([image.permute(1, 2, 0).numpy() for image in images])
@@ -80,13 +80,13 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def latencies(paths: Sequence[Path], frame: Frames, threads: int, runs: int = 30) -> list[float]:
-    """Median milliseconds of each file for the same pictures, by turns."""
+    """Median milliseconds of each file for the same images, by turns."""
     calls = [partial(open_exported(path, CPU, threads)[0], *frame) for path in paths]
     with progress_bar(None, "timing", len(paths) * runs) as bar:
-        return [1000 * statistics.median(own) for own in take_turns(calls, runs, progress=bar.update)]
+        return [1000 * statistics.median(own) for own in interleave(calls, runs, progress=bar.update)]
 
 
-def report(rows: Sequence[Row], pictures: int, shape: Sequence[int], threads: int) -> str:
+def report(rows: Sequence[Row], images: int, shape: Sequence[int], threads: int) -> str:
     """The table, and what it was measured on."""
     plain = {row.file_format: row for row in rows if row.precision == "float32"}
     cells = []
@@ -108,7 +108,7 @@ def report(rows: Sequence[Row], pictures: int, shape: Sequence[int], threads: in
     lines = [
         markdown(HEADER, cells, left=1),
         "",
-        f"AP on {pictures} pictures of data.val. Time: median of batches of {shape[0]} in frames of "
+        f"AP on {images} images of data.val. Time: median of batches of {shape[0]} in frames of "
         f"{shape[1]}x{shape[2]}, {threads} thread{'s' if threads > 1 else ''}, the files by turns.",
         int8_support(),
     ]

@@ -39,7 +39,7 @@ class OnnxQuantizer:
 
     Args:
         model: an `onnx.ModelProto` of tools/export.py, either form.
-        frames: calibration pictures in their frames.
+        frames: calibration images in their frames.
         threads: of ONNX Runtime.
 
     Attributes:
@@ -58,10 +58,10 @@ class OnnxQuantizer:
         """The model with all its layers in int8 but those `kept` in float32."""
         return self._quantize([layer for layer in self.layers if layer not in set(kept)])
 
-    def errors(self, pictures: int = 8) -> dict[str, float]:
+    def errors(self, images: int = 8) -> dict[str, float]:
         """Of each layer, how much the answers change when it alone is quantised: the root of the mean squared
         difference by that of the answers' own spread, the mean over the layers that answer."""
-        frames = self.frames[:: max(1, len(self.frames) // pictures)]
+        frames = self.frames[:: max(1, len(self.frames) // images)]
         expected = [self._answers(self.model, frame) for frame in frames]
         spread = [np.concatenate([answers[i].ravel() for answers in expected]).std() for i in range(len(expected[0]))]
         found = {}
@@ -99,7 +99,7 @@ class OnnxQuantizer:
 
     @cached_property
     def ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Of each tensor that may be quantised the smallest and the largest value in all calibration pictures."""
+        """Of each tensor that may be quantised the smallest and the largest value in all calibration images."""
         import onnx
 
         inner = {name for unit in self.units.values() for name in unit}

@@ -19,7 +19,7 @@ def quantized_openvino(model: Any, units: dict[str, list[str]], frames: Sequence
     Args:
         model: the detector as an `onnx.ModelProto`.
         units: of each layer the names of the nodes that are quantised with it, see `OnnxQuantizer`.
-        frames: calibration pictures in their frames.
+        frames: calibration images in their frames.
         kept: layers that stay in float32.
 
     Raises:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.extras import require_for_quantization
@@ -17,8 +17,8 @@ from detection.data.image_io import read_image
 from detection.data.load_split import read_split
 from detection.data.transforms import resize
 from detection.export.exporter import files_of, prepare, verify
-from detection.inference.sample_images import find_pictures
-from detection.quantization.accuracy import Exam, Row, latencies, report, spread
+from detection.inference.sample_images import sample_image_paths
+from detection.quantization.accuracy import AccuracyTest, Row, latencies, report, spread
 from detection.quantization.onnx import Frames, OnnxQuantizer, store_fp16
 from detection.runtime.exported import ExportedDetector
 from detection.runtime.metadata import KEY, Metadata, parse_metadata
@@ -36,8 +36,8 @@ def quantize_checkpoint(
     size: tuple[int, int] | None = None,
     out: str | Path | None = None,
     calibration: Sequence[str] = (),
-    calibration_pictures: int = 128,
-    val_pictures: int = 1000,
+    calibration_images: int = 128,
+    val_images: int = 1000,
     max_loss: float = 0.01,
     keep: Sequence[str] = (),
     threads: int = 2,
@@ -54,8 +54,8 @@ def quantize_checkpoint(
         precisions: "fp16", "int8"; the float32 file to compare with is always made.
         form, batch, size: see `detection.export.exporter.prepare`.
         out: folder; default: the checkpoint's.
-        calibration: pictures for the ranges of int8 (files, folders, globs); default: `data.train` of the config.
-        calibration_pictures, val_pictures: at most so many, spread evenly.
+        calibration: images for the ranges of int8 (files, folders, globs); default: `data.train` of the config.
+        calibration_images, val_images: at most so many, spread evenly.
         keep: patterns of names of layers that stay in float32 in any case.
         threads: of the runtimes.
         overrides: `key=value` for the config.
@@ -76,14 +76,14 @@ def quantize_checkpoint(
     check_outputs([table, *(file for name in made for file in files_of(folder / name))], [checkpoint], force=force)
     model, metadata = export_float32(checkpoint, form, batch, size, overrides)
     config = parse_config(dict(metadata.config), f"config in {checkpoint}")
-    exam = Exam(config, metadata, val_pictures, threads)
+    exam = AccuracyTest(config, metadata, val_images, threads)
     quantizer = None
     if "int8" in precisions:
-        frames = calibration_frames(config, metadata, calibration, calibration_pictures)
+        frames = calibration_frames(config, metadata, calibration, calibration_images)
         quantizer = OnnxQuantizer(model, frames, threads)
     rows = []
     for file_format in formats:
-        maker = Maker(file_format, model, metadata, quantizer)
+        maker = QuantizedExporter(file_format, model, metadata, quantizer)
         plain = folder / f"{stem}.float32{SUFFIXES[file_format]}"
         size_ = maker.plain(plain)
         numbers = exam.score(plain).numbers
@@ -121,23 +121,23 @@ def export_float32(
     return model, metadata
 
 
-def calibration_frames(config: Config, metadata: Metadata, sources: Sequence[str], count: int) -> list[Frames]:
-    """Pictures as the file takes them, resized and put into frames as in detection.
+def calibration_frames(config: DetectionConfig, metadata: Metadata, sources: Sequence[str], count: int) -> list[Frames]:
+    """Images as the file takes them, resized and put into frames as in detection.
 
     Args:
-        sources: pictures; empty: those of `data.train`.
+        sources: images; empty: those of `data.train`.
 
     Raises:
         UserError: they are not there, or cannot be read.
     """
     if sources:
-        paths = find_pictures(sources, count)
+        paths = sample_image_paths(sources, count)
     else:
         try:
             index = read_split(config.data, "train")
         except UserError as error:
             raise UserError(
-                f"int8 is calibrated on pictures of the training, or name some: --calibration DIR ({error})"
+                f"int8 is calibrated on images of the training, or name some: --calibration DIR ({error})"
             ) from None
         paths = [str(Path(index.images) / str(index.file_names[i])) for i in spread(len(index), count)]
     # Only for its frames.
@@ -152,7 +152,7 @@ def calibration_frames(config: Config, metadata: Metadata, sources: Sequence[str
     return frames
 
 
-class Maker:
+class QuantizedExporter:
     """Writes the files of one format.
 
     Args:
@@ -184,7 +184,7 @@ class Maker:
         note = {
             "weights": "int8 (7 bits), per channel",
             "activations": "uint8",
-            "calibration_pictures": sum(len(images) for images, _ in quantizer.frames),
+            "calibration_images": sum(len(images) for images, _ in quantizer.frames),
             "layers": [layer for layer in quantizer.layers if layer not in kept],
             "float32_layers": [layer for layer in quantizer.layers if layer in kept],
         }
@@ -220,7 +220,12 @@ class Maker:
 
 
 def search_int8(
-    maker: Maker, exam: Exam, path: Path, reference: float, max_loss: float, keep: Sequence[str] = ()
+    maker: QuantizedExporter,
+    exam: AccuracyTest,
+    path: Path,
+    reference: float,
+    max_loss: float,
+    keep: Sequence[str] = (),
 ) -> Row:
     """Write the int8 file with the fewest layers in float32 (of 0, 1, 2, 4, … more than `keep` says) that scores within
     `max_loss` of `reference` AP.

@@ -12,13 +12,13 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core import html
 from detection.core.device import autocast, pick_device
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, write_output
 from detection.data.dataset import DetectionDataset, Draw, build_dataset
-from detection.data.sampler import EvalBatches, TrainBatches
+from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
 from detection.data.transforms import FILL
 from detection.inference.draw import draw_on
 from detection.runtime.pytorch import load_detector
@@ -30,15 +30,15 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture of a batch as it goes into the network, RGB uint8 [H, W, 3] with its boxes, and what to say of it."""
+    """An image of a batch as it goes into the network, RGB uint8 [H, W, 3] with its boxes, and what to say of it."""
 
-    picture: np.ndarray
+    pixels: np.ndarray
     name: str
     caption: str
 
 
 class Finder:
-    """A checkpoint or an exported file that detects in pictures that are resized already."""
+    """A checkpoint or an exported file that detects in images that are resized already."""
 
     def __init__(self, path: str, device: str, threshold: float) -> None:
         self.device = pick_device(device)
@@ -47,7 +47,7 @@ class Finder:
 
     @torch.inference_mode()
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Of each picture uint8 [3, H, W]: boxes xyxy in its pixels, labels, names, scores."""
+        """Of each image uint8 [3, H, W]: boxes xyxy in its pixels, labels, names, scores."""
         with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
             outputs = self.model([image.to(self.device) for image in images])
         found = []
@@ -72,27 +72,27 @@ class Browser:
         finder: what detects in them, or None.
     """
 
-    def __init__(self, config: Config, split: str, finder: Finder | None = None) -> None:
+    def __init__(self, config: DetectionConfig, split: str, finder: Finder | None = None) -> None:
         self.dataset: DetectionDataset = build_dataset(config, split)
         self.split, self.finder = split, finder
         sizes, data = self.dataset.index.sizes, config.data
-        self.batches: TrainBatches | EvalBatches
+        self.batches: TrainBatchSampler | EvalBatchSampler
         if split == "train":
-            self.batches = TrainBatches(
+            self.batches = TrainBatchSampler(
                 sizes, data.batch_size, config.seed, data.group_by_aspect, short_sides=data.multi_scale
             )
         else:
-            self.batches = EvalBatches(sizes, config.eval.batch_size or data.batch_size)
+            self.batches = EvalBatchSampler(sizes, config.eval.batch_size or data.batch_size)
 
     def draws(self, number: int) -> list[Draw]:
         """What batch `number` holds, counted from 0 over all epochs; the val set is one epoch, over and over."""
         epoch, within = divmod(number, len(self.batches))
-        if isinstance(self.batches, TrainBatches):
+        if isinstance(self.batches, TrainBatchSampler):
             self.batches.epoch = epoch
         return list(self.batches)[within]
 
     def batch(self, number: int) -> list[Shown]:
-        """The pictures of a batch, each in the frame that all of them share, padded as for the network."""
+        """The images of a batch, each in the frame that all of them share, padded as for the network."""
         samples = [(draw, self.dataset[draw]) for draw in self.draws(number)]
         good = [(draw, *sample) for draw, sample in samples if not isinstance(sample, UserError)]
         found = self.finder.find([image for _, image, _ in good]) if self.finder and good else None
@@ -102,11 +102,11 @@ class Browser:
         names = self.dataset.index.class_names
         shown = []
         for i, (draw, image, target) in enumerate(good):
-            picture = _framed(image, frame[0], frame[1])
+            canvas = _framed(image, frame[0], frame[1])
             detections = found[i] if found is not None else None
-            _draw(picture, target, names, detections)
+            _draw(canvas, target, names, detections)
             file_name = str(self.dataset.index.file_names[draw.image])
-            shown.append(Shown(picture, file_name, _caption(file_name, image, target, names, detections)))
+            shown.append(Shown(canvas, file_name, _caption(file_name, image, target, names, detections)))
         for draw, sample in samples:
             if isinstance(sample, UserError):
                 empty = np.full((DIVISOR, DIVISOR, 3), FILL, np.uint8)
@@ -122,9 +122,9 @@ class Browser:
         """The part of a page for a batch."""
         shown = self.batch(number)
         for one in shown:
-            album.add(one.picture, one.caption, max_side=640)
-        height, width = shown[0].picture.shape[:2]
-        lead = f"{len(shown)} pictures in a frame of {width}x{height} pixels."
+            album.add(one.pixels, one.caption, max_side=640)
+        height, width = shown[0].pixels.shape[:2]
+        lead = f"{len(shown)} images in a frame of {width}x{height} pixels."
         return html.Section(self.title(number), [album.gallery(300)], lead), shown
 
     def subtitle(self) -> str:
@@ -135,7 +135,7 @@ class Browser:
 
 
 def browse(browser: Browser, out: Path, *, first: int, count: int, force: bool = False) -> Path:
-    """Write out/index.html and a JPEG of each picture of `count` batches; returns the page.
+    """Write out/index.html and a JPEG of each image of `count` batches; returns the page.
 
     Args:
         force: overwrite files that this toolkit did not write.
@@ -158,7 +158,7 @@ def browse(browser: Browser, out: Path, *, first: int, count: int, force: bool =
         section, shown = browser.section(number, album)
         sections.append(section)
         for place, one in enumerate(shown):
-            _, data = cv2.imencode(".jpg", one.picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            _, data = cv2.imencode(".jpg", one.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             write_output(file_of(number, place), lambda file, data=data: file.write(data.tobytes()))
     html.write_page(out / "index.html", "What the network sees", sections, subtitle=browser.subtitle())
     return out / "index.html"
@@ -173,23 +173,23 @@ def serve_links(number: int) -> Markup:
 
 def _framed(image: Tensor, height: int, width: int) -> np.ndarray:
     """uint8 [3, h, w] -> [height, width, 3] with the padding's colour to the right and below."""
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[:] = FILL
-    picture[: image.shape[1], : image.shape[2]] = image.numpy().transpose(1, 2, 0)
-    return picture
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = FILL
+    canvas[: image.shape[1], : image.shape[2]] = image.numpy().transpose(1, 2, 0)
+    return canvas
 
 
 def _draw(
-    picture: np.ndarray, target: Mapping[str, Any], names: Sequence[str], detections: Mapping[str, Any] | None
+    pixels: np.ndarray, target: Mapping[str, Any], names: Sequence[str], detections: Mapping[str, Any] | None
 ) -> None:
     labels = target["labels"].tolist()
     if detections is None:
         boxes = target["boxes"].numpy()
-        draw_on(picture, {"boxes": boxes, "labels": labels, "names": [names[label - 1] for label in labels]})
+        draw_on(pixels, {"boxes": boxes, "labels": labels, "names": [names[label - 1] for label in labels]})
         return
     for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
-        cv2.rectangle(picture, (x1, y1), (x2, y2), TRUTH, 1)
-    draw_on(picture, detections)
+        cv2.rectangle(pixels, (x1, y1), (x2, y2), TRUTH, 1)
+    draw_on(pixels, detections)
 
 
 def _caption(
@@ -203,5 +203,5 @@ def _caption(
     boxes = ", ".join(f"{count} {name}" for name, count in counts.most_common(6)) or "no boxes"
     more = ", …" if len(counts) > 6 else ""
     found = f"; {len(detections['labels'])} detections" if detections is not None else ""
-    passed = f"; in place of a bad picture: {target['skipped'][0]}" if target.get("skipped") else ""
+    passed = f"; in place of a bad image: {target['skipped'][0]}" if target.get("skipped") else ""
     return f"{file_name}, {image.shape[2]}x{image.shape[1]}: {boxes}{more}{found}{passed}"

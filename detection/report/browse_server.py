@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self) -> None:
-        # A page of another site whose name was pointed at this machine must not read the pictures.
+        # A page of another site whose name was pointed at this machine must not read the images.
         host = (self.headers.get("Host") or "").rpartition(":")[0]
         if host not in (ADDRESS, "localhost"):
             self.send_error(403, "only this machine may ask")

@@ -13,8 +13,7 @@ from detection.core.html import Album, Section
 from detection.evaluation.bootstrap import LEVEL, Difference, check_same, compare
 from detection.evaluation.breakdown import KINDS
 from detection.evaluation.coco_evaluator import METRICS
-from detection.report import image_gallery as pictures
-from detection.report import plots
+from detection.report import image_gallery, plots
 from detection.report.run_data import Source
 from detection.report.write_report import FORMAT, footer, output_path, write_json
 
@@ -156,7 +155,7 @@ def _images(first: Source, second: Source, names: tuple[str, str], change: np.nd
     order = np.argsort(change, kind="stable")
     gained = [int(i) for i in order[::-1][:IMAGES] if change[i] > 0]
     lost = [int(i) for i in order[:IMAGES] if change[i] < 0]
-    read = pictures.PictureReader(first.analysis, folder)
+    read = image_gallery.ImageReader(first.analysis, folder)
     lead = (
         f"Truth, {names[0]}, {names[1]}. In the truth green: found by {names[1]}, orange: missed by it; in the others "
         "green: right, red: wrong. By the change of the image's F1 at IoU 0.5, each run at its own recommended "
@@ -170,19 +169,19 @@ def _images(first: Source, second: Source, names: tuple[str, str], change: np.nd
             if image is None:
                 continue
             panels = [
-                pictures.draw_truth(image, second.analysis, i),
-                pictures.draw_found(image, first.analysis, i),
-                pictures.draw_found(image, second.analysis, i),
+                image_gallery.draw_truth(image, second.analysis, i),
+                image_gallery.draw_found(image, first.analysis, i),
+                image_gallery.draw_found(image, second.analysis, i),
             ]
             f1 = first.analysis.images.f1[i], second.analysis.images.f1[i]
             caption = f"{first.index.file_names[i]}: F1 {f1[0]:.2f} to {f1[1]:.2f}"
-            if not album.add(pictures.side_by_side(panels), caption, max_side=1300):
+            if not album.add(image_gallery.side_by_side(panels), caption, max_side=1300):
                 break
         block = album.gallery(620)
         if not images:
             block = html.note("None.")
         elif folder is None:
-            block = html.note("The pictures were not to be found: name their folder with --images.")
+            block = html.note("The images were not to be found: name their folder with --images.")
         sections.append(Section(title, [block], lead if images else ""))
     sections.append(_image_table(first, second, names, change))
     return sections

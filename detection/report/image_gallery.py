@@ -1,4 +1,4 @@
-"""The pictures of a report: what was wrong and what was missed, and whole pictures with truth beside detections."""
+"""The images of a report: what was wrong and what was missed, and whole images with truth beside detections."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +17,17 @@ from detection.inference.draw import draw_on
 
 GREEN, RED, ORANGE = (46, 204, 90), (255, 60, 60), (255, 170, 0)
 GAP = 8
-"""Pixels between two pictures side by side."""
+"""Pixels between two images side by side."""
 SAME_IMAGE = 3
-"""At most so many crops of one picture in a gallery."""
+"""At most so many crops of one image in a gallery."""
 CROP = 200
 
 
-class PictureReader:
-    """Reads pictures of a data set, the last one kept; those that cannot be read are counted, not raised.
+class ImageReader:
+    """Reads images of a data set, the last one kept; those that cannot be read are counted, not raised.
 
     Args:
-        folder: None: there are no pictures.
+        folder: None: there are no images.
     """
 
     def __init__(self, analysis: Analysis, folder: Path | None) -> None:
@@ -49,7 +49,7 @@ class PictureReader:
         return self._last[1]
 
 
-def add_false_positives(album: Album, analysis: Analysis, read: PictureReader, count: int) -> None:
+def add_false_positives(album: Album, analysis: Analysis, read: ImageReader, count: int) -> None:
     """Crops of the most confident false positives (red) with the objects around them (green)."""
     matches, breakdown = analysis.matches, analysis.breakdown
     wrong = np.flatnonzero(matches.wrong(0))
@@ -71,7 +71,7 @@ def add_false_positives(album: Album, analysis: Analysis, read: PictureReader, c
             return
 
 
-def add_missed(album: Album, analysis: Analysis, read: PictureReader, count: int) -> None:
+def add_missed(album: Album, analysis: Analysis, read: ImageReader, count: int) -> None:
     """Crops of the largest objects (orange) that are missed at the recommended thresholds, and what came near (red)."""
     matches = analysis.matches
     index = matches.index
@@ -107,8 +107,8 @@ def add_missed(album: Album, analysis: Analysis, read: PictureReader, count: int
             return
 
 
-def add_images(album: Album, analysis: Analysis, read: PictureReader, images: Sequence[int]) -> None:
-    """Whole pictures, truth beside detections at the recommended thresholds."""
+def add_images(album: Album, analysis: Analysis, read: ImageReader, images: Sequence[int]) -> None:
+    """Whole images, truth beside detections at the recommended thresholds."""
     scores = analysis.images
     for i in images:
         image = read(i)
@@ -150,11 +150,11 @@ def draw_found(image: np.ndarray, analysis: Analysis, i: int) -> np.ndarray:
     return canvas
 
 
-def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one height in a row."""
-    height = pictures[0].shape[0]
+def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images of one height in a row."""
+    height = images[0].shape[0]
     gap = np.full((height, GAP, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (gap, picture)]
+    parts = [part for image in images for part in (gap, image)]
     return np.concatenate(parts[1:], axis=1)
 
 
@@ -218,7 +218,7 @@ def _crop(image: np.ndarray, xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     height, width = image.shape[:2]
     side = round(max(1.8 * max(xywh[2], xywh[3]), 48.0))
     middle = xywh[:2] + xywh[2:] / 2
-    # Within the picture, if it is large enough; a box of a foreign file may lie anywhere.
+    # Within the image, if it is large enough; a box of a foreign file may lie anywhere.
     x1, y1 = (
         int(np.clip(round(float(m - side / 2)), 0, max(0, limit - side)))
         for m, limit in zip(middle, (width, height), strict=True)

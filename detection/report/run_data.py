@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from detection.checkpoint import read_checkpoint
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import load_config
 from detection.core.environment import read_environments
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.formats.detect_format import read_annotations
 from detection.data.load_split import check_images, read_split
 from detection.engine.run_folder import read_metrics
@@ -36,7 +36,7 @@ class Source:
 
     Attributes:
         name: for people.
-        images: the folder of the pictures; None where it is not to be had.
+        images: the folder of the images; None where it is not to be had.
         came_from: where the detections came from, in words.
         folder, checkpoint, config: of a run; None for a file of detections.
         history: the lines of metrics.jsonl, by epoch.
@@ -45,13 +45,13 @@ class Source:
     """
 
     name: str
-    index: AnnotationIndex
+    index: Annotations
     images: Path | None
     analysis: Analysis
     came_from: str
     folder: Path | None = None
     checkpoint: Path | None = None
-    config: Config | None = None
+    config: DetectionConfig | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
     trained_with: list[dict[str, str]] = field(default_factory=list)
@@ -112,9 +112,9 @@ def read_run(
     if not checkpoint.is_file() and not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run of tools/train.py: it has neither best.pt nor config.yaml")
     config, numbers = _config_of(folder, checkpoint, overrides)
-    index, pictures = _val_data(config, images) if data is None else _named_data(data, images)
+    index, image_folder = _val_data(config, images) if data is None else _named_data(data, images)
     own = [folder / name for name in ("config.yaml", "metrics.jsonl", "environment.json", *PREDICTIONS)]
-    check_outputs(outputs, [checkpoint, *own, data, index.source, pictures], force=force)
+    check_outputs(outputs, [checkpoint, *own, data, index.source, image_folder], force=force)
     analysis, came_from = None, ""
     if not any(override.startswith(DECISIVE) for override in overrides):
         analysis, came_from = _left_by_training(folder, index, numbers)
@@ -126,11 +126,14 @@ def read_run(
             )
         if not detect:
             raise UserError(f"{folder} has no detections that give the AP of {checkpoint}")
-        analysis, came_from = analyze(index, _detect(checkpoint, index, pictures, overrides)), f"{checkpoint}, run now"
+        analysis, came_from = (
+            analyze(index, _detect(checkpoint, index, image_folder, overrides)),
+            f"{checkpoint}, run now",
+        )
     return Source(
         name=folder.name or str(folder.resolve().name),
         index=index,
-        images=pictures,
+        images=image_folder,
         analysis=analysis,
         came_from=came_from,
         folder=folder,
@@ -157,7 +160,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     return {}
 
 
-def _config_of(folder: Path, checkpoint: Path, overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+def _config_of(folder: Path, checkpoint: Path, overrides: Sequence[str]) -> tuple[DetectionConfig, dict[str, Any]]:
     """The config, and the numbers that the checkpoint claims."""
     if not checkpoint.is_file():
         return load_config(folder / "config.yaml", overrides), {}
@@ -168,7 +171,7 @@ def _config_of(folder: Path, checkpoint: Path, overrides: Sequence[str]) -> tupl
     return detector_config(checkpoint, overrides), numbers
 
 
-def _left_by_training(folder: Path, index: AnnotationIndex, numbers: dict[str, Any]) -> tuple[Analysis | None, str]:
+def _left_by_training(folder: Path, index: Annotations, numbers: dict[str, Any]) -> tuple[Analysis | None, str]:
     """The analysis of the first file of detections that gives the AP of `numbers`, and its name."""
     for name in PREDICTIONS:
         path = folder / name
@@ -189,7 +192,7 @@ def _left_by_training(folder: Path, index: AnnotationIndex, numbers: dict[str, A
     return None, ""
 
 
-def _detect(checkpoint: Path, index: AnnotationIndex, images: Path | None, overrides: Sequence[str]) -> list[Result]:
+def _detect(checkpoint: Path, index: Annotations, images: Path | None, overrides: Sequence[str]) -> list[Result]:
     from detection.core.device import pick_device
     from detection.data.dataset import DetectionDataset
     from detection.evaluation.detect_dataset import detect_dataset, eval_loader
@@ -197,7 +200,7 @@ def _detect(checkpoint: Path, index: AnnotationIndex, images: Path | None, overr
     from detection.runtime.pytorch import detector_config, load_detector
 
     if images is None:
-        raise UserError(f"the pictures of {index.source} are needed to run {checkpoint} on them: name --images DIR")
+        raise UserError(f"the images of {index.source} are needed to run {checkpoint} on them: name --images DIR")
     check_images(index, images)
     device = pick_device(detector_config(checkpoint, overrides).device)
     model, config, classes = load_detector(checkpoint, device, overrides=overrides)
@@ -206,14 +209,14 @@ def _detect(checkpoint: Path, index: AnnotationIndex, images: Path | None, overr
     return detect_dataset(model, loader, category_ids_of(classes, index), device, amp=config.train.amp)
 
 
-def _val_data(config: Config, images: str | Path | None) -> tuple[AnnotationIndex, Path | None]:
-    """The val set of a config, and the folder of its pictures, if it is there."""
-    index = read_split(config.data, "val", alone=True, pictures=False)
+def _val_data(config: DetectionConfig, images: str | Path | None) -> tuple[Annotations, Path | None]:
+    """The val set of a config, and the folder of its images, if it is there."""
+    index = read_split(config.data, "val", alone=True, images=False)
     return index, _folder(images, index.images)
 
 
-def _named_data(data: str | Path, images: str | Path | None) -> tuple[AnnotationIndex, Path | None]:
-    """Annotations that the user named, and the folder of their pictures, if it is there."""
+def _named_data(data: str | Path, images: str | Path | None) -> tuple[Annotations, Path | None]:
+    """Annotations that the user named, and the folder of their images, if it is there."""
     index = read_annotations(data, images=images)
     return index, _folder(images, index.images)
 
@@ -226,6 +229,6 @@ def _folder(named: str | Path | None, default: str | Path) -> Path | None:
     return Path(named)
 
 
-def resolved_config(config: Config) -> str:
+def resolved_config(config: DetectionConfig) -> str:
     """As YAML."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False)

@@ -13,8 +13,7 @@ from detection.evaluation.breakdown import KINDS
 from detection.evaluation.coco_evaluator import METRICS
 from detection.evaluation.curves import CALIBRATED_FROM
 from detection.evaluation.groups import Group
-from detection.report import image_gallery as pictures
-from detection.report import plots
+from detection.report import image_gallery, plots
 from detection.report.run_data import Source, resolved_config
 
 CROPS = 24
@@ -48,14 +47,14 @@ KIND_MEANINGS = {
 def run_sections(
     source: Source, environment: dict[str, str], latency: LatencyReport | None, *, max_bytes: int
 ) -> list[Section]:
-    """All sections of the report on a run; its pictures take at most `max_bytes`."""
+    """All sections of the report on a run; its images take at most `max_bytes`."""
     analysis = source.analysis
     sections = [_overview(source), _errors(analysis), _classes(analysis), _curves(analysis), _groups(analysis)]
     sections.append(_calibration(analysis))
     history = plots.history_plots(source)
     if history:
         sections.insert(1, Section("Training", [html.plots(history)], _training_lead(source)))
-    sections += picture_sections(source, max_bytes)
+    sections += image_sections(source, max_bytes)
     if latency is not None:
         sections.append(_latency(latency))
     sections.append(_made_with(source, environment))
@@ -86,9 +85,9 @@ def remarks(analysis: Analysis) -> list[tuple[str, str]]:
     largest = max(KINDS, key=lambda kind: breakdown.costs[kind])
     if breakdown.costs[largest] > 0.005:
         advice = {
-            "classification": "Are the classes told apart in the data, and are there enough pictures of each?",
+            "classification": "Are the classes told apart in the data, and are there enough images of each?",
             "localisation": "Look at the box loss and the input size; are the annotated boxes tight?",
-            "both": "Look at the pictures of wrong detections below.",
+            "both": "Look at the images of wrong detections below.",
             "duplicate": "A lower eval.nms_threshold may help.",
             "background": "Look at the most confident ones below: are they objects that nobody annotated?",
             "missed": "Are the objects too small at this input size? Look at them below.",
@@ -169,7 +168,7 @@ def _groups(analysis: Analysis) -> Section:
     for title, groups in (
         ("Size, in pixels of area", analysis.by_size),
         ("Shape, width to height", analysis.by_shape),
-        ("Objects in the picture", analysis.by_crowdedness),
+        ("Objects in the image", analysis.by_crowdedness),
     ):
         blocks.append(_group_table(title, groups))
     return Section(
@@ -201,16 +200,16 @@ def _calibration(analysis: Analysis) -> Section:
     )
 
 
-def picture_sections(source: Source, max_bytes: int) -> list[Section]:
+def image_sections(source: Source, max_bytes: int) -> list[Section]:
     """The most confident mistakes, missed objects, worst and best images."""
     analysis = source.analysis
     if source.images is None:
-        return [Section("Pictures", [html.note("The pictures were not to be found: name their folder with --images.")])]
-    read = pictures.PictureReader(analysis, source.images)
+        return [Section("Images", [html.note("The images were not to be found: name their folder with --images.")])]
+    read = image_gallery.ImageReader(analysis, source.images)
     sections = []
     # A quarter of the room each, so that the first gallery does not take it all.
     albums = [Album(max_bytes // 4) for _ in range(4)]
-    pictures.add_false_positives(albums[0], analysis, read, CROPS)
+    image_gallery.add_false_positives(albums[0], analysis, read, CROPS)
     sections.append(
         Section(
             "Most confident false positives",
@@ -218,7 +217,7 @@ def picture_sections(source: Source, max_bytes: int) -> list[Section]:
             "Red: the detection; green: annotated objects. Where there is clearly an object, the annotation is amiss.",
         )
     )
-    pictures.add_missed(albums[1], analysis, read, CROPS)
+    image_gallery.add_missed(albums[1], analysis, read, CROPS)
     sections.append(
         Section(
             "Missed objects",
@@ -232,7 +231,7 @@ def picture_sections(source: Source, max_bytes: int) -> list[Section]:
         (albums[2], "Worst images", order[:IMAGES]),
         (albums[3], "Best images", order[::-1][:IMAGES]),
     ):
-        pictures.add_images(album, analysis, read, images)
+        image_gallery.add_images(album, analysis, read, images)
         sections.append(
             Section(
                 title,
@@ -243,7 +242,7 @@ def picture_sections(source: Source, max_bytes: int) -> list[Section]:
         )
     if read.unreadable:
         named = ", ".join(sorted(read.unreadable)[:5])
-        note = f"{len(read.unreadable)} pictures could not be read and are not shown: {named}"
+        note = f"{len(read.unreadable)} images could not be read and are not shown: {named}"
         sections[0] = Section(sections[0].title, [html.note(note, "warning"), *sections[0].blocks], sections[0].lead)
     return sections
 
@@ -272,7 +271,7 @@ def _latency(report: LatencyReport) -> Section:
     return Section(
         "Cost and speed",
         [html.table(header, rows, left=2), html.details("How it was measured", *about)],
-        "One picture, from uint8 pixels to boxes, NMS included. tools/benchmark.py measures more backends and longer.",
+        "One image, from uint8 pixels to boxes, NMS included. tools/benchmark.py measures more backends and longer.",
     )
 
 

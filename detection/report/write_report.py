@@ -18,7 +18,7 @@ from detection.report.run_page import run_sections
 log = logging.getLogger("detection")
 FORMAT = "ghostnet-detection/report/1"
 MAX_BYTES = 6_000_000
-"""Of the pictures of a page."""
+"""Of the images of a page."""
 LATENCY_RUNS = 10
 
 
@@ -33,7 +33,7 @@ def write_report(
 
     Args:
         latency: time the checkpoint, if there is one, which takes some seconds.
-        max_bytes: of all pictures together.
+        max_bytes: of all images together.
 
     Raises:
         UserError: a file cannot be written.

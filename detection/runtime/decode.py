@@ -11,7 +11,7 @@ map has ceil(frame / stride) rows and columns; they are floor(frame / rows) and 
 1. Of each level the `candidates` highest logits (over its anchors and classes) are looked at. Their score is
    1 / (1 + exp(-logit)); those not above the threshold are dropped.
 2. A regression (dx, dy, dw, dh), divided by `weights`, moves and scales its anchor: x = dx * width + centre x,
-   width' = exp(min(dw, limit)) * width. Boxes are clipped to the picture.
+   width' = exp(min(dw, limit)) * width. Boxes are clipped to the image.
 3. Within each class, the best box suppresses those whose intersection over union with it is above the NMS threshold,
    then the next best that is left, and so on. The `max_detections` best of all classes are the result; labels are 1…C.
 
@@ -42,13 +42,13 @@ def decode(
     Args:
         cls_logits: float32 [N, A, C].
         bbox_regression: float32 [N, A, 4].
-        sizes: int [N, 2], (height, width) of each picture in its frame.
+        sizes: int [N, 2], (height, width) of each image in its frame.
         frame: (height, width) of the frames.
         metadata: the JSON object that the file holds under "ghostnet_detection".
         score_threshold, nms_threshold, max_detections: in place of the metadata's.
 
     Returns:
-        For each picture boxes float32 [n, 4] (xyxy in pixels of the frame), labels int64 [n] (1…C), scores float32 [n],
+        For each image boxes float32 [n, 4] (xyxy in pixels of the frame), labels int64 [n] (1…C), scores float32 [n],
         descending.
     """
     least = metadata["score_threshold"] if score_threshold is None else score_threshold

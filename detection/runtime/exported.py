@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.checkpoint import Classes
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
@@ -36,7 +36,7 @@ def load_exported(
     score_threshold: float | None = None,
     overrides: Sequence[str] = (),
     threads: int | None = None,
-) -> tuple["ExportedDetector", Config, Classes]:
+) -> tuple["ExportedDetector", DetectionConfig, Classes]:
     """As `detection.runtime.pytorch.load_detector`, which calls it, for an exported file.
 
     Args:
@@ -90,7 +90,7 @@ def read_metadata(path: str | Path) -> Metadata:
     return open_exported(path, torch.device("cpu"), 1)[1]
 
 
-def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[str] = ()) -> DetectionConfig:
     """The config of the training, with the sizes and limits of the file, and overrides that it can still follow.
 
     Raises:
@@ -154,8 +154,8 @@ class ExportedDetector(nn.Module):
         found: list[dict[str, Tensor]] = []
         chunk = self.metadata.batch or max(len(images), 1)
         for start in range(0, len(images), chunk):
-            pictures = [picture_of(image) for image in images[start : start + chunk]]
-            frames, sizes = self.put_into_frames(pictures)
+            arrays = [to_array(image) for image in images[start : start + chunk]]
+            frames, sizes = self.put_into_frames(arrays)
             try:
                 detections = self.detections(self.run(frames, sizes), frames, sizes)
             except Exception as error:
@@ -167,16 +167,16 @@ class ExportedDetector(nn.Module):
                     f"{self.path} does not run on {len(frames)} images of {frames.shape[1]}x{frames.shape[2]} pixels: "
                     f"{type(error).__name__}: {reason}"
                 ) from error
-            found += detections[: len(pictures)]
+            found += detections[: len(arrays)]
         return found
 
-    def put_into_frames(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def put_into_frames(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [h, w, 3] each -> uint8 [N, H, W, 3], int64 [N, 2]; a file's fixed batch is filled up with nothing.
 
         Raises:
-            UserError: a picture does not fit into the file's fixed frame.
+            UserError: an image does not fit into the file's fixed frame.
         """
-        sizes = np.array([picture.shape[:2] for picture in pictures], np.int64)
+        sizes = np.array([image.shape[:2] for image in images], np.int64)
         height, width = (int(side) for side in sizes.max(axis=0))
         if self.metadata.size is None:
             stride = self.metadata.stride
@@ -185,20 +185,20 @@ class ExportedDetector(nn.Module):
             frame = self.metadata.size
             if height > frame[0] or width > frame[1]:
                 raise UserError(
-                    f"a picture of {height}x{width} pixels (height x width, resized) does not fit into the fixed "
+                    f"an image of {height}x{width} pixels (height x width, resized) does not fit into the fixed "
                     f"{frame[0]}x{frame[1]} of {self.path}; export with --size dynamic, or one that fits"
                 )
-        batch = self.metadata.batch or len(pictures)
+        batch = self.metadata.batch or len(images)
         frames = np.zeros((batch, *frame, 3), np.uint8)
-        for slot, picture in zip(frames, pictures, strict=False):
-            slot[: picture.shape[0], : picture.shape[1]] = picture
-        unused = np.ones((batch - len(pictures), 2), np.int64)
+        for slot, image in zip(frames, images, strict=False):
+            slot[: image.shape[0], : image.shape[1]] = image
+        unused = np.ones((batch - len(images), 2), np.int64)
         return frames, np.concatenate([sizes, unused])
 
     def detections(
         self, outputs: dict[str, np.ndarray], frames: np.ndarray, sizes: np.ndarray
     ) -> list[dict[str, Tensor]]:
-        """What the file put out, as one dict of tensors for each picture."""
+        """What the file put out, as one dict of tensors for each image."""
         if self.metadata.form == "raw":
             found = decode(
                 outputs["cls_logits"],
@@ -215,16 +215,16 @@ class ExportedDetector(nn.Module):
             # Unused rows score zero.
             used = outputs["scores"] > max(self.score_threshold, 0)
             found = [{name: outputs[name][i][row] for name in names} for i, row in enumerate(used)]
-            labels = np.concatenate([picture["labels"] for picture in found])
+            labels = np.concatenate([image["labels"] for image in found])
             if len(labels) and not 1 <= labels.min() <= labels.max() <= len(self.metadata.names):
                 raise UserError(
                     f"{self.path} gives labels {labels.min()} to {labels.max()}, but its metadata have "
                     f"{len(self.metadata.names)} class names; export the checkpoint again"
                 )
-        return [{name: torch.from_numpy(value) for name, value in picture.items()} for picture in found]
+        return [{name: torch.from_numpy(value) for name, value in image.items()} for image in found]
 
 
-def picture_of(image: Tensor) -> np.ndarray:
+def to_array(image: Tensor) -> np.ndarray:
     """uint8 [3, H, W] -> uint8 [H, W, 3], without a copy where it is on the CPU."""
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise ValueError(f"an exported detector takes uint8 [3, H, W], not {image.dtype} {list(image.shape)}")

@@ -16,12 +16,12 @@ KEY = "ghostnet_detection"
 """Where the string of `Metadata.to_json` lies in a file: ONNX's metadata_props, OpenVINO's rt_info, an extra file."""
 VERSION = 1
 LARGEST_SIDE = 8192
-"""Of a frame and of its pictures, in pixels."""
+"""Of a frame and of its images, in pixels."""
 LARGEST_BATCH = 1024
 SMALLEST = 5
 """Sides of a frame, in strides of 32 pixels, below which a program of any size does not run: the coarsest map, of
 stride 128, would have a single row or column, and memory laid out in another way, for which PyTorch would have to write
-another program. `detection.runtime.torch_archives` puts smaller pictures into frames of this size."""
+another program. `detection.runtime.torch_archives` puts smaller images into frames of this size."""
 OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
 """Form -> what a file of that form puts out, in this order."""
 
@@ -64,10 +64,10 @@ class Metadata:
         detector: as in a config, "retinanet", "faster_rcnn" or "ghostdet".
         names, ids: label l is `names[l - 1]`, its original id `ids[l - 1]`.
         mean, std: of RGB in [0, 1]. The file normalises by itself; they are here for other uses.
-        short_side, long_side: how pictures are resized before they are put into the frame
+        short_side, long_side: how images are resized before they are put into the frame
             (`detection.data.transforms.resize`).
         stride: sides of a frame are multiples of it.
-        batch, size: number of pictures and (height, width) of the frame; None is any.
+        batch, size: number of images and (height, width) of the frame; None is any.
         score_threshold: detections score more than this.
         nms_threshold, max_detections: of the file itself (end_to_end), or what decoding should use (raw).
         anchors: what `detection.runtime.decode` needs; empty for Faster R-CNN, which has no raw form.

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 
 from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint, weights_of
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.models.build import build_model
-from detection.models.fpn import PyramidBackbone
+from detection.models.fpn import BackboneWithFPN
 from detection.runtime.exported import exported_config, is_exported, load_exported, read_metadata
 
 
 def load_detector(
     path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
-) -> tuple[torch.nn.Module, Config, Classes]:
+) -> tuple[torch.nn.Module, DetectionConfig, Classes]:
     """The model of a checkpoint (averaged weights where it has them) or of an exported file, ready for inference.
 
     A backbone that re-parameterises is fused: the model cannot be trained. Exported files are ONNX (`.onnx`), OpenVINO
@@ -39,7 +39,7 @@ def load_detector(
         build.eval.score_threshold = score_threshold
     model = build_model(build, len(classes.names))
     load_model_state(model, weights_of(content, path), path)
-    neck: PyramidBackbone = model.backbone  # type: ignore[assignment]
+    neck: BackboneWithFPN = model.backbone  # type: ignore[assignment]
     neck.body.fuse()
     model = model.to(device).eval()
     if config.train.channels_last:
@@ -47,7 +47,7 @@ def load_detector(
     return model, config, classes
 
 
-def detector_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def detector_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectionConfig:
     """The config of a checkpoint or an exported file, without its model. Raises UserError, see `load_detector`."""
     if is_exported(path):
         return exported_config(read_metadata(path), path, overrides)

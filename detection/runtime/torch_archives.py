@@ -97,7 +97,7 @@ def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -
                 raise
             # What torch.export could not prove when it wrote the file, it checks now.
             raise UserError(
-                f"{path} cannot take {len(images)} pictures in frames of {images.shape[1]}x{images.shape[2]}; export "
+                f"{path} cannot take {len(images)} images in frames of {images.shape[1]}x{images.shape[2]}; export "
                 f"it with a fixed --size and --batch, or --format onnx ({str(error).splitlines()[0]})"
             ) from error
         return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}

@@ -1,4 +1,4 @@
-"""Detect objects in a picture with an exported file; it needs onnxruntime, numpy and opencv-python-headless alone.
+"""Detect objects in an image with an exported file; it needs onnxruntime, numpy and opencv-python-headless alone.
 
 python detect_onnx.py detector.onnx photo.jpg
 """
@@ -26,13 +26,13 @@ def detect(session, meta, image, threshold=0.3):
     scale = min(meta["short_side"] / min(height, width), meta["long_side"] / max(height, width))
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     shrinks = h < height or w < width
-    picture = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    # The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
+    image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # The image lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
     frame_h, frame_w = meta["size"] or [-(-side // meta["stride"]) * meta["stride"] for side in (h, w)]
     if h > frame_h or w > frame_w:
-        raise ValueError(f"a picture of {w}x{h} pixels is too large for the file's {frame_w}x{frame_h}")
+        raise ValueError(f"an image of {w}x{h} pixels is too large for the file's {frame_w}x{frame_h}")
     frames = np.zeros((meta["batch"] or 1, frame_h, frame_w, 3), np.uint8)
-    frames[0, :h, :w] = picture
+    frames[0, :h, :w] = image
     sizes = np.tile(np.array([[h, w]], np.int64), (len(frames), 1))
     boxes, labels, scores = session.run(["boxes", "labels", "scores"], {"images": frames, "sizes": sizes})
     boxes = boxes[0] / np.float32([w / width, h / height] * 2)
@@ -47,11 +47,11 @@ def detect(session, meta, image, threshold=0.3):
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    picture = cv2.imread(sys.argv[2])
-    if picture is None:
-        sys.exit(f"{sys.argv[2]} is not a picture that OpenCV can read")
+    image = cv2.imread(sys.argv[2])
+    if image is None:
+        sys.exit(f"{sys.argv[2]} is not an image that OpenCV can read")
     try:
-        boxes = detect(*load(sys.argv[1]), cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        boxes = detect(*load(sys.argv[1]), cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         for found in boxes:
             print(json.dumps(found))
         if not boxes:

@@ -49,12 +49,12 @@ def small_network() -> nn.Sequential:
 def test_memory_by_hand():
     model = small_network()
     memory = measure_memory(model, torch.zeros(2, 3, 10, 10))
-    picture, wide, narrow = (4 * 2 * 100 * channels for channels in (3, 8, 4))
+    image, wide, narrow = (4 * 2 * 100 * channels for channels in (3, 8, 4))
     # The convolution keeps its input, the batch norm its own, the ReLU its output (in place of the batch norm's),
     # which is also what the second convolution keeps; the sigmoid keeps its output.
-    assert memory["0.0"] == picture and memory["0.1"] == wide and memory["0.2"] == wide
+    assert memory["0.0"] == image and memory["0.1"] == wide and memory["0.2"] == wide
     assert memory["1"] == 0 and memory["2"] == narrow
-    assert memory["0"] == picture + 2 * wide and memory[""] == picture + 2 * wide + narrow
+    assert memory["0"] == image + 2 * wide and memory[""] == image + 2 * wide + narrow
 
 
 def test_memory_on_the_meta_device_is_that_of_real_tensors():

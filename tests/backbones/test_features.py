@@ -202,7 +202,7 @@ def test_widths():
         ({"name": "timm/ghostnet_100", "width": 0.5}, "timm's widths have names of their own"),
         ({"name": "ghostnet", "out_levels": ("c6",)}, "unknown feature level 'c6'"),
         ({"name": "resnet18", "out_levels": ("c6",)}, "unknown feature level 'c6'; this backbone has c1, c2"),
-        ({"name": "vit_b_32"}, "vit_b_32 cannot be a backbone: it does not take pictures of any size"),
+        ({"name": "vit_b_32"}, "vit_b_32 cannot be a backbone: it does not take images of any size"),
         ({"name": "swin_t"}, "only these could be found.*: 4. Vision transformers"),
         ({"name": "squeezenet1_1"}, "of the strides 4, 8, 16 and 32 .*: none"),
         ({"name": "timm/test_vit"}, "timm/test_vit cannot be a backbone"),
@@ -257,9 +257,9 @@ def test_a_network_that_is_no_chain_is_refused(kind):
 
 
 @pytest.mark.parametrize("name", ["ghostnetv2", "convnext_tiny", "timm/ghostnetv2_100"])
-def test_pictures_that_a_network_is_too_deep_for(name):
+def test_images_that_a_network_is_too_deep_for(name):
     backbone = build_backbone(name).eval()
-    with pytest.raises(ValueError, match=r"pictures of 16x40 pixels are too small .*enlarge them to 64"):
+    with pytest.raises(ValueError, match=r"images of 16x40 pixels are too small .*enlarge them to 64"):
         backbone(torch.zeros(1, 3, 16, 40))
 
 
@@ -270,7 +270,7 @@ def test_other_errors_keep_their_names():
 
 @pytest.mark.parametrize("name", ["ghostnet", "mobilenet_v2", "timm/repghostnet_050"])
 @pytest.mark.parametrize("size", [(33, 47), (1, 1)])
-def test_networks_that_pad_take_any_picture(name, size):
+def test_networks_that_pad_take_any_image(name, size):
     backbone = build_backbone(name).eval()
     with torch.no_grad():
         for level, x in backbone(torch.zeros(1, 3, *size)).items():

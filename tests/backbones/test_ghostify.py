@@ -146,7 +146,7 @@ def test_places_with_1x1_maps_are_kept():
     model = nn.Sequential(conv(3, 32, 3), pooled, nn.Sequential(nn.AdaptiveAvgPool2d(4), conv(32, 32, 1)))
     found = reasons(ghostify(model))
     assert "maps are 1x1" in found["1.1.0"] and ghosts(model) == ["2.1"]
-    # A small picture changes nothing: what is replaced depends on the network alone.
+    # A small image changes nothing: what is replaced depends on the network alone.
     recipes = []
     for size in (32, 64):
         network = torchvision.models.mobilenet_v3_small()

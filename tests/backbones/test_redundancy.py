@@ -24,7 +24,7 @@ def maps():
     torch.manual_seed(run_seed())
     filters = {pair: torch.randn(1, 1, d, d) for pair, d in PLANTED.items()}
     maps = []
-    for size in ((32, 40), (20, 33)):  # pictures may differ in size
+    for size in ((32, 40), (20, 33)):  # images may differ in size
         smooth = nn.functional.interpolate(torch.randn(1, 12, 8, 10), size, mode="bicubic")
         maps.append(smooth + 0.5 * torch.randn(1, 12, *size))
         for (source, target), d in PLANTED.items():
@@ -109,11 +109,11 @@ def test_default_layers(model, layer):
     assert default_layer(model, torch.rand(1, 3, 64, 64)) == layer
 
 
-def test_picture(maps):
+def test_image(maps):
     found = find_pairs(maps)
     photograph = np.full((64, 80, 3), (200, 30, 30), np.uint8)
-    picture = draw_pairs(found, maps[0][0], photograph, title="network – layer", pairs=3)
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    assert (picture[95:240, 20:200] == (30, 30, 200)).all(-1).mean() > 0.9  # the photograph, in OpenCV's order
+    image = draw_pairs(found, maps[0][0], photograph, title="network – layer", pairs=3)
+    assert image.dtype == np.uint8 and image.shape[2] == 3
+    assert (image[95:240, 20:200] == (30, 30, 200)).all(-1).mean() > 0.9  # the photograph, in OpenCV's order
     longer = draw_pairs(found, maps[0][0], photograph, title="", pairs=5)
-    assert longer.shape[0] > picture.shape[0] and longer.shape[1] == picture.shape[1]
+    assert longer.shape[0] > image.shape[0] and longer.shape[1] == image.shape[1]

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from detection import UserError, build_model, load_config
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_check import valid_keys
 from detection.config_io import parse_config, save_config
 
@@ -124,7 +124,7 @@ def test_saved_config_reads_back_equal(config_file, tmp_path):
 
 
 def test_keys_that_other_programs_set_exist():
-    keys = set(valid_keys(Config))
+    keys = set(valid_keys(DetectionConfig))
     for key in """output_dir seed device model.detector model.backbone.name model.backbone.width model.backbone.weights
         model.backbone.frozen_stages data.train.images data.train.annotations data.train.format data.val.images
         data.batch_size data.workers optim.name optim.lr optim.weight_decay train.epochs train.minutes train.amp

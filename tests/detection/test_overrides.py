@@ -9,11 +9,11 @@ from conftest import ROOT, tiny_raw, write_coco
 from small_sets import write_voc, write_yolo
 
 from detection import UserError, load_config
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.config_io import read_config
 from detection.data.load_split import read_split
 from detection.data.prepare.convert import convert_data
-from detection.pretraining.classification_config import PretrainConfig
+from detection.pretraining.classification_config import ClassificationConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PRETRAIN = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
@@ -41,7 +41,7 @@ def test_annotations_are_enough_for_every_config(sets, path, kind):
 
 def test_other_annotations_drop_what_described_the_earlier_ones(tmp_path):
     raw = tiny_raw(tmp_path, tmp_path / "run")
-    raw["data"]["train"] = {"annotations": "a.json", "images": "pictures", "format": "coco", "split": "val"}
+    raw["data"]["train"] = {"annotations": "a.json", "images": "images", "format": "coco", "split": "val"}
     raw["data"]["val"] = dict(raw["data"]["train"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
     overrides = ["data.train.images=kept", "data.train.annotations=b.yaml"]
@@ -69,7 +69,9 @@ def test_a_yaml_alias_does_not_tie_two_places_together(tmp_path):
     assert data.val.annotations == "other.json" and data.train.annotations == str(tmp_path / "annotations.json")
 
 
-@pytest.mark.parametrize(("schema", "path"), [(Config, p) for p in CONFIGS] + [(PretrainConfig, p) for p in PRETRAIN])
+@pytest.mark.parametrize(
+    ("schema", "path"), [(DetectionConfig, p) for p in CONFIGS] + [(ClassificationConfig, p) for p in PRETRAIN]
+)
 def test_the_budget_that_is_named_counts(schema, path):
     for load in (
         lambda override: read_config(schema, path, [override]),
@@ -114,12 +116,12 @@ def test_how_a_value_is_read(override, value):
 
 
 @pytest.mark.parametrize("to", ["coco", "voc", "yolo"])
-@pytest.mark.parametrize("pictures", ["copy", "none"])
-def test_what_convert_data_prints_is_what_a_config_takes(sets, tmp_path, to, pictures):
-    if (to, pictures) == ("yolo", "none"):
-        pytest.skip("YOLO finds labels by the pictures' places")
+@pytest.mark.parametrize("transfer", ["copy", "none"])
+def test_what_convert_data_prints_is_what_a_config_takes(sets, tmp_path, to, transfer):
+    if (to, transfer) == ("yolo", "none"):
+        pytest.skip("YOLO finds labels by the images' places")
     out = tmp_path / "my set #1"
-    report = convert_data([f"{s}={sets['coco'][0]}" for s in ("train", "val", "test")], to, out, pictures=pictures)
+    report = convert_data([f"{s}={sets['coco'][0]}" for s in ("train", "val", "test")], to, out, transfer=transfer)
     said = report.partition("in a config:\n")[2].partition("\n\nto evaluate on test, after tools/evaluate.py:\n")
     for path in CONFIGS[:2] + CONFIGS[-2:]:
         config = load_config(path, shlex.split(said[0]))
@@ -140,7 +142,9 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         assert found == [str(tmp_path / name) for name in ("run", "w.pth", "a.json", "b.json", "c")]
     assert load_config(TIMED, ["model.backbone.weights=timm"]).model.backbone.weights == "timm"
     teacher = "teacher={name: a, weights: ~/t.pth}"
-    config = read_config(PretrainConfig, PRETRAIN[0], ["data.train=~/a", "data.val=~/b", "model.weights=~/w", teacher])
+    config = read_config(
+        ClassificationConfig, PRETRAIN[0], ["data.train=~/a", "data.val=~/b", "model.weights=~/w", teacher]
+    )
     assert config.teacher is not None
     found = [config.data.train, config.data.val, config.model.weights, config.teacher.weights]
     assert found == [str(tmp_path / name) for name in ("a", "b", "w", "t.pth")]

@@ -36,19 +36,19 @@ def predictor(trained) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def pictures(trained, tmp_path_factory) -> dict[str, Path]:
-    """A picture of the tiny set to be scaled down (by an odd factor, by two) or up; turned; strange colours."""
-    folder = tmp_path_factory.mktemp("pictures")
-    original = read_image(trained.parent / "data" / "images" / "picture 5.jpg")
+def images(trained, tmp_path_factory) -> dict[str, Path]:
+    """An image of the tiny set to be scaled down (by an odd factor, by two) or up; turned; strange colours."""
+    folder = tmp_path_factory.mktemp("images")
+    original = read_image(trained.parent / "data" / "images" / "image 5.jpg")
     made = {}
     for name, factor in (("third.png", 2.7), ("half.png", 2), ("larger.png", 0.7), ("turned.jpg", 3.3)):
         width, height = round(original.shape[1] * factor), round(original.shape[0] * factor)
-        picture = Image.fromarray(cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC))
+        image = Image.fromarray(cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC))
         exif = Image.Exif()
         if name == "turned.jpg":
-            picture = picture.transpose(Image.Transpose.ROTATE_90)
+            image = image.transpose(Image.Transpose.ROTATE_90)
             exif[0x0112] = 6  # orientation: turn clockwise to view
-        picture.save(folder / name, exif=exif, **({"quality": 95} if name.endswith("jpg") else {}))
+        image.save(folder / name, exif=exif, **({"quality": 95} if name.endswith("jpg") else {}))
         made[name] = folder / name
     made["profile.jpg"] = folder / "profile.jpg"
     Image.open(made["third.png"]).save(made["profile.jpg"], quality=95, icc_profile=red_for_blue())
@@ -56,7 +56,7 @@ def pictures(trained, tmp_path_factory) -> dict[str, Path]:
 
 
 def red_for_blue() -> bytes:
-    """A colour profile that exchanges red and blue: who follows it, as OpenCV does not, sees another picture."""
+    """A colour profile that exchanges red and blue: who follows it, as OpenCV does not, sees another image."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
     profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
@@ -105,19 +105,19 @@ def python_example(*arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg", "profile.jpg"])
-def test_python(model, predictor, pictures, name):
-    assert_same(lines(python_example(model, pictures[name])), expected(predictor, pictures[name]))
+def test_python(model, predictor, images, name):
+    assert_same(lines(python_example(model, images[name])), expected(predictor, images[name]))
 
 
-def test_python_says_what_is_wrong(model, pictures, tmp_path):
+def test_python_says_what_is_wrong(model, images, tmp_path):
     (tmp_path / "no.png").write_bytes(b"?")
     (tmp_path / "no.onnx").write_bytes(model.read_bytes()[:1000])
-    picture = pictures["half.png"]
+    image = images["half.png"]
     for arguments, words in (
         ((), "python detect_onnx.py detector.onnx photo.jpg"),
-        ((model, tmp_path / "no.png"), "not a picture"),
-        ((tmp_path / "no.onnx", picture), "error: "),
-        ((tmp_path / "absent.onnx", picture), "error: "),
+        ((model, tmp_path / "no.png"), "not an image"),
+        ((tmp_path / "no.onnx", image), "error: "),
+        ((tmp_path / "absent.onnx", image), "error: "),
     ):
         done = python_example(*arguments)
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
@@ -180,9 +180,9 @@ def chromium() -> str:
 )
 def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long, share):
     """The same but for one grey level in at most `share` of the pixels."""
-    picture = np.random.default_rng(run_seed()).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    wanted, _ = resize(picture, short, long)
-    np.dstack([picture, np.full(shape, 255, np.uint8)]).tofile(tmp_path / "rgba")
+    image = np.random.default_rng(run_seed()).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    wanted, _ = resize(image, short, long)
+    np.dstack([image, np.full(shape, 255, np.uint8)]).tofile(tmp_path / "rgba")
     script = f"""
         import {{ readFileSync, writeFileSync }} from "node:fs";
         import {{ resizedShape, resizeInto }} from {json.dumps((EXAMPLES / "web" / "detector.js").as_uri())};
@@ -228,15 +228,15 @@ def test_javascript_reads_metadata(node, model, tmp_path):
 @pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["third.png", "half.png", "larger.png", "turned.jpg"])
-def test_node(installed, node, model, predictor, pictures, name):
+def test_node(installed, node, model, predictor, images, name):
     folder = installed("node")
-    assert_same(lines(run(node, folder / "detect.js", model, pictures[name])), expected(predictor, pictures[name]))
+    assert_same(lines(run(node, folder / "detect.js", model, images[name])), expected(predictor, images[name]))
 
 
 @pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["third.png", "turned.jpg", "profile.jpg"])
-def test_page(installed, node, chromium, model, predictor, pictures, tmp_path, name):
+def test_page(installed, node, chromium, model, predictor, images, tmp_path, name):
     folder = installed("web")
     site = tmp_path / "site"
     # All that has to be put on a server.
@@ -247,21 +247,21 @@ def test_page(installed, node, chromium, model, predictor, pictures, tmp_path, n
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
         script = ROOT / "tests" / "examples" / "page.mjs"
-        done = run(node, script, chromium, url, tmp_path, pictures[name], THRESHOLD)
+        done = run(node, script, chromium, url, tmp_path, images[name], THRESHOLD)
         server.shutdown()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["console"] == []
-    # Everything comes from beside the page, and nothing is asked for or sent once a picture is there.
+    # Everything comes from beside the page, and nothing is asked for or sent once an image is there.
     assert all(request.startswith((f"GET {url}", "GET data:", "GET blob:")) for request in seen["requests"])
     assert not [request for request in seen["requests"][seen["loading"] :] if not request.startswith("GET blob:")]
     for kind in ("chosen", "dropped"):
         record = json.loads((tmp_path / f"{kind}.json").read_text())
-        assert (record["height"], record["width"]) == read_image(pictures[name]).shape[:2]
-        assert_same(record["detections"], expected(predictor, pictures[name]))
+        assert (record["height"], record["width"]) == read_image(images[name]).shape[:2]
+        assert_same(record["detections"], expected(predictor, images[name]))
     assert seen["saved"]["chosen"] == f"{Path(name).stem}.json"
     assert "2 classes (square, disc)" in seen["model"]
-    assert "not a picture" in seen["noPicture"] and "truncated" in seen["noModel"]
+    assert "not an image" in seen["noImage"] and "truncated" in seen["noModel"]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

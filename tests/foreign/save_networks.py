@@ -1,4 +1,4 @@
-"""Save random GhostNets of PaddleClas or MindCV, and what the framework itself makes of a picture with them.
+"""Save random GhostNets of PaddleClas or MindCV, and what the framework itself makes of an image with them.
 
 Runs in an environment of the framework's own (see docs/weights.md), which has neither PyTorch nor this project:
 

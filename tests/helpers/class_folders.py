@@ -10,21 +10,21 @@ from PIL import Image
 
 from detection.checkpoint import read_checkpoint
 from detection.config_check import check
-from detection.pretraining.classification_config import PretrainConfig
+from detection.pretraining.classification_config import ClassificationConfig
 from detection.pretraining.classification_task import FORMAT
 
 CLASSES = ("disc", "plain", "stripes")
 
 
 def draw(kind: str, rng: np.random.Generator) -> Image.Image:
-    """A 40x36 picture that even a tiny network can tell."""
-    picture = rng.integers(60, 120, (36, 40, 3), dtype=np.uint8)
+    """A 40x36 image that even a tiny network can tell."""
+    image = rng.integers(60, 120, (36, 40, 3), dtype=np.uint8)
     if kind == "disc":
         y, x = np.ogrid[:36, :40]
-        picture[(y - 18) ** 2 + (x - 20) ** 2 < 120] = (230, 40, 40)
+        image[(y - 18) ** 2 + (x - 20) ** 2 < 120] = (230, 40, 40)
     elif kind == "stripes":
-        picture[:, ::8] = picture[:, 1::8] = picture[:, 2::8] = (40, 40, 240)
-    return Image.fromarray(picture)
+        image[:, ::8] = image[:, 1::8] = image[:, 2::8] = (40, 40, 240)
+    return Image.fromarray(image)
 
 
 def write_folders(root: Path, train: int = 8, val: int = 4) -> Path:
@@ -38,7 +38,7 @@ def write_folders(root: Path, train: int = 8, val: int = 4) -> Path:
     return root
 
 
-def tiny(folders: Path, out: Path, *overrides: str) -> PretrainConfig:
+def tiny(folders: Path, out: Path, *overrides: str) -> ClassificationConfig:
     """GhostNet 0.5 at 32 px: 3 steps an epoch."""
     raw = {
         "output_dir": str(out),
@@ -56,7 +56,7 @@ def tiny(folders: Path, out: Path, *overrides: str) -> PretrainConfig:
         "optim": {"name": "adamw", "lr": 0.003, "lr_batch": None, "schedule": "cosine", "warmup_steps": 2},
         "train": {"epochs": 2, "ema": 0.9},
     }
-    return check(PretrainConfig, raw, "test").with_overrides(overrides)
+    return check(ClassificationConfig, raw, "test").with_overrides(overrides)
 
 
 def lines(folder):

@@ -11,7 +11,7 @@ from torch import nn
 
 from detection import build_model, load_config
 from detection.checkpoint import save_checkpoint
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.data.image_io import read_image
 from detection.data.transforms import resize, to_tensor
 from detection.models.ghost_recipe import raw_outputs
@@ -19,7 +19,9 @@ from detection.models.ghost_recipe import raw_outputs
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def save_detector(path: Path, config: Config, as_trained, names: tuple[str, ...] = ("cat", "dog", "bird")) -> Path:
+def save_detector(
+    path: Path, config: DetectionConfig, as_trained, names: tuple[str, ...] = ("cat", "dog", "bird")
+) -> Path:
     """Build the config's detector with random weights and write it as a checkpoint."""
     torch.manual_seed(run_seed())
     model = build_model(config, len(names))
@@ -39,9 +41,9 @@ def make_decided(model: Any) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    pictures = drawn((160, 192), (192, 160), (128, 128), (64, 192))
+    images = drawn((160, 192), (192, 160), (128, 128), (64, 192))
     with torch.no_grad():
-        raw_outputs(model.train(), pictures)
+        raw_outputs(model.train(), images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     last = {"cls_logits": (1.5, -4.0), "cls_score": (2.0, None), "bbox_reg": (0.3, 0.0), "bbox_pred": (0.3, 0.0)}
@@ -50,7 +52,7 @@ def make_decided(model: Any) -> None:
         if (ending := name.rpartition(".")[2]) in last:
             hooks.append(module.register_forward_pre_hook(partial(scale_output, *last[ending])))
     with torch.no_grad():
-        model.eval()(pictures)
+        model.eval()(images)
     for hook in hooks:
         hook.remove()
 
@@ -65,11 +67,11 @@ def scale_output(spread: float, middle: float | None, layer: Any, inputs: tuple[
             nn.init.constant_(layer.bias, middle)
 
 
-def retina_ghost_320(*overrides: str) -> Config:
+def retina_ghost_320(*overrides: str) -> DetectionConfig:
     return load_config(ROOT / "configs" / "retina_ghost_320.yaml", overrides)
 
 
-def tiny(*overrides: str) -> Config:
+def tiny(*overrides: str) -> DetectionConfig:
     """A RetinaNet that is built and exported in a second or two. Its pyramid is the recipe's."""
     return retina_ghost_320(
         "model.backbone.width=0.5",
@@ -84,16 +86,16 @@ def tiny(*overrides: str) -> Config:
 
 
 def photographs(folder: Path, count: int, side: int = 320) -> list[torch.Tensor]:
-    """Real pictures as detectors take them, of several shapes."""
+    """Real images as detectors take them, of several shapes."""
     paths = sorted((folder / "coco128" / "images").iterdir())[:count]
     return [to_tensor(resize(read_image(path), side, side)[0]) for path in paths]
 
 
 def drawn(*sizes: tuple[int, int]) -> list[torch.Tensor]:
-    """Pictures [3, H, W] of random blocks."""
+    """Images [3, H, W] of random blocks."""
     rng = np.random.default_rng(run_seed())
-    pictures = []
+    images = []
     for height, width in sizes:
         blocks = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        pictures.append(to_tensor(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width]))
-    return pictures
+        images.append(to_tensor(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width]))
+    return images

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import write_coco
 from processes import ROOT
-from small_sets import picture
+from small_sets import save_image
 
 README = ROOT / "README.md"
 NO_COMMANDS = "backbones/ "
@@ -116,10 +116,10 @@ def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
     for name in ("photo.jpg", "dog.jpg", "holiday/1.jpg", "photos/1.jpg", "photos/2.jpg"):
         (place / name).parent.mkdir(exist_ok=True)
         shutil.copy(some[1], place / name)
-    picture(place / "more" / "1.png")
-    picture(place / "aerial" / "1.jpg", 700, 660)
-    picture(shared / "coco128" / "images" / "000000000030.jpg", 64, 64)
-    picture(shared / "bccd" / "images" / "PICTURE.jpg", 64, 64).rename(shared / "bccd" / "images" / "PICTURE")
+    save_image(place / "more" / "1.png")
+    save_image(place / "aerial" / "1.jpg", 700, 660)
+    save_image(shared / "coco128" / "images" / "000000000030.jpg", 64, 64)
+    save_image(shared / "bccd" / "images" / "PICTURE.jpg", 64, 64).rename(shared / "bccd" / "images" / "PICTURE")
     shutil.copytree(shared / "cards" / "images", shared / "person" / "images")
     write_video(place / "traffic.mp4", frames=4)
 
@@ -141,12 +141,12 @@ def add_weights(place: Path) -> None:
 
 
 def two_sets(folder: Path) -> None:
-    """train.json and val.json, whose pictures are in images/."""
+    """train.json and val.json, whose images are in images/."""
     for seed, (split, images) in enumerate((("train", 30), ("val", 6))):
         path = write_coco(folder / split, images=images, seed=seed)
-        text = path.read_text().replace('"picture ', f'"{split} ')
+        text = path.read_text().replace('"image ', f'"{split} ')
         (folder / f"{split}.json").write_text(text)
         (folder / "images").mkdir(exist_ok=True)
         for image in (folder / split / "images").iterdir():
-            image.rename(folder / "images" / image.name.replace("picture ", f"{split} "))
+            image.rename(folder / "images" / image.name.replace("image ", f"{split} "))
         shutil.rmtree(folder / split)

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 96, 72
 
 
 def write_clean(folder: Path, *, images: int = 12, seed: int = 0, name: str = "set") -> Path:
-    """images/ and set.json: COCO, two classes of 24 boxes each, every picture another one."""
+    """images/ and set.json: COCO, two classes of 24 boxes each, every image another one."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content: Content = {
@@ -24,9 +24,9 @@ def write_clean(folder: Path, *, images: int = 12, seed: int = 0, name: str = "s
     }
     for i in range(images):
         coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
-        picture = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         file_name = f"{name} {i:02d}.jpg"
-        cv2.imwrite(str(folder / "images" / file_name), picture)
+        cv2.imwrite(str(folder / "images" / file_name), image)
         content["images"].append({"id": i + 1, "file_name": file_name, "width": WIDTH, "height": HEIGHT})
         for k in range(4):
             x, y = 6 + 22 * k + int(rng.integers(0, 6)), int(rng.integers(0, 40))
@@ -48,14 +48,14 @@ def write_clean(folder: Path, *, images: int = 12, seed: int = 0, name: str = "s
 
 
 def spoil(path: Path, fault: Callable[[Content, Path], None]) -> Path:
-    """Apply a fault to a set's content and folder of pictures."""
+    """Apply a fault to a set's content and folder of images."""
     content = json.loads(path.read_text())
     fault(content, path.parent / "images")
     path.write_text(json.dumps(content))
     return path
 
 
-def _picture(folder: Path, number: int = 3) -> Path:
+def _image(folder: Path, number: int = 3) -> Path:
     return folder / f"set {number:02d}.jpg"
 
 
@@ -89,11 +89,11 @@ def _append(kind: str, **fields):
 
 
 def _save(**options):
-    """Write picture 3 anew with Pillow; convert: its mode; options as for Image.save."""
+    """Write image 3 anew with Pillow; convert: its mode; options as for Image.save."""
     mode = options.pop("convert", None)
 
     def fault(content, folder):
-        path = _picture(folder)
+        path = _image(folder)
         image = Image.open(path).copy()
         (image.convert(mode) if mode else image).save(path, **options)
 
@@ -102,7 +102,7 @@ def _save(**options):
 
 def _bytes(change):
     def fault(content, folder):
-        path = _picture(folder)
+        path = _image(folder)
         path.write_bytes(change(path.read_bytes()))
 
     return fault
@@ -110,7 +110,7 @@ def _bytes(change):
 
 def _rename(to: str):
     def fault(content, folder):
-        _picture(folder).rename(folder / to)
+        _image(folder).rename(folder / to)
 
     return fault
 
@@ -144,7 +144,7 @@ def _exif(orientation: int, width: int, height: int):
 
 
 def _transparent(content, folder):
-    path = _picture(folder)
+    path = _image(folder)
     image = Image.open(path).convert("RGBA")
     image.putalpha(Image.fromarray(np.tile(np.arange(WIDTH, dtype=np.uint8), (HEIGHT, 1))))
     path.unlink()
@@ -153,41 +153,41 @@ def _transparent(content, folder):
 
 
 def _sixteen_bits(content, folder):
-    grey = cv2.imread(str(_picture(folder)), cv2.IMREAD_GRAYSCALE)
-    _picture(folder).unlink()
+    grey = cv2.imread(str(_image(folder)), cv2.IMREAD_GRAYSCALE)
+    _image(folder).unlink()
     cv2.imwrite(str(folder / "deep.png"), grey.astype(np.uint16) * 16)
     content["images"][3]["file_name"] = "deep.png"
 
 
 def _deep_color(content, folder):
-    picture = cv2.imread(str(_picture(folder)))
-    _picture(folder).unlink()
-    cv2.imwrite(str(folder / "deep.png"), picture.astype(np.uint16) * 200)
+    image = cv2.imread(str(_image(folder)))
+    _image(folder).unlink()
+    cv2.imwrite(str(folder / "deep.png"), image.astype(np.uint16) * 200)
     content["images"][3]["file_name"] = "deep.png"
 
 
 def _blank(content, folder):
-    cv2.imwrite(str(_picture(folder)), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    cv2.imwrite(str(_image(folder)), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
 
 
 def _damaged_png(content, folder):
-    picture = cv2.imread(str(_picture(folder)))
-    _picture(folder).unlink()
+    image = cv2.imread(str(_image(folder)))
+    _image(folder).unlink()
     path = folder / "bad.png"
-    cv2.imwrite(str(path), picture)
+    cv2.imwrite(str(path), image)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     path.write_bytes(data)
     content["images"][3]["file_name"] = "bad.png"
 
 
-def _copy_of_a_picture(content, folder):
-    shutil.copy(_picture(folder, 2), _picture(folder, 3))
+def _copy_of_an_image(content, folder):
+    shutil.copy(_image(folder, 2), _image(folder, 3))
 
 
 def _resaved(content, folder):
-    small = cv2.resize(cv2.imread(str(_picture(folder, 2))), (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(_picture(folder, 3)), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    small = cv2.resize(cv2.imread(str(_image(folder, 2))), (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(_image(folder, 3)), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
     content["images"][3].update(width=WIDTH // 2, height=HEIGHT // 2)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 4]
 
@@ -243,7 +243,7 @@ FAULTS: dict[str, tuple[Callable, set[str]]] = {
     "crowd-missing": (_without("iscrowd"), set()),
     "area-wrong": (_annotation(area=99999), {"area-wrong"}),
     "image-outside": (lambda c, f: c["images"][3].update(file_name="../../passwd.jpg"), {"image-outside"}),
-    "image-missing": (lambda c, f: _picture(f).unlink(), {"image-missing"}),
+    "image-missing": (lambda c, f: _image(f).unlink(), {"image-missing"}),
     "image-missing renamed": (_rename("SET 03.JPG"), {"image-missing"}),
     "image-unreadable": (_bytes(lambda data: b"<html>404 not found</html>"), {"image-unreadable"}),
     "image-unreadable empty": (_bytes(lambda data: b""), {"image-unreadable"}),
@@ -285,6 +285,6 @@ FAULTS: dict[str, tuple[Callable, set[str]]] = {
     "class-id-gaps": (_append("categories", id=9, name="cow"), set()),
     "image-without-boxes": (_empty, set()),
     "no-boxes": (_nothing, {"no-boxes"}),
-    "picture-twice": (_copy_of_a_picture, {"picture-twice"}),
-    "picture-alike": (_resaved, set()),
+    "image-twice": (_copy_of_an_image, {"image-twice"}),
+    "image-alike": (_resaved, set()),
 }  # fmt: skip

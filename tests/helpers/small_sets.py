@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 
-def picture(path: Path, width: int = 60, height: int = 40) -> Path:
+def save_image(path: Path, width: int = 60, height: int = 40) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, np.zeros((height, width, 3), np.uint8))[1].tobytes())
     return path
@@ -25,13 +25,13 @@ def voc_object(name="cat", corners=(1, 1, 60, 40), more="") -> str:
 
 
 def write_voc(folder: Path) -> Path:
-    """Two pictures, of which train.txt has one; names with spaces and letters of other scripts."""
+    """Two images, of which train.txt has one; names with spaces and letters of other scripts."""
     root = folder / "VOC набор 1"
     for stem, objects in (
         ("gato ñ 1", voc_object() + voc_object("dog", (11, 21, 20, 30), "<difficult>1</difficult>")),
         ("b", ""),
     ):
-        picture(root / "JPEGImages" / f"{stem}.jpg")
+        save_image(root / "JPEGImages" / f"{stem}.jpg")
         (root / "Annotations").mkdir(exist_ok=True)
         (root / "Annotations" / f"{stem}.xml").write_text(voc_xml(objects, name=f"{stem}.jpg"), encoding="utf-8")
     (root / "ImageSets" / "Main").mkdir(parents=True)
@@ -40,10 +40,10 @@ def write_voc(folder: Path) -> Path:
 
 
 def write_yolo(folder: Path) -> Path:
-    """Three pictures for training, one of them without a label file, one with an empty one; one for validation."""
+    """Three images for training, one of them without a label file, one with an empty one; one for validation."""
     root = folder / "YOLO 集"
     for name in ("train/a 猫.jpg", "train/sub/b.png", "train/c.jpg", "val/d.jpg"):
-        picture(root / "images" / name)
+        save_image(root / "images" / name)
         (root / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
     (root / "labels/train/a 猫.txt").write_text("1 0.5 0.5 1 1\n\n0 0.25 0.5 0.1 0.2\n")
     (root / "labels/train/sub/b.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.3\n")

@@ -27,13 +27,13 @@ def frames_of(path):
 class SquareFinder:
     """Stands in for a predictor: finds bright squares on a dark ground exactly, without a network."""
 
-    lanes = 1
+    num_streams = 1
 
     def prepare(self, image, *, bgr=False):
         return image.copy()
 
-    def detect(self, pictures):
-        return [self._find(image) for image in pictures]
+    def detect(self, images):
+        return [self._find(image) for image in images]
 
     def _find(self, image):
         mask = (image.min(axis=2) > 170).astype(np.uint8)

@@ -57,7 +57,7 @@ def fuzz_config(rnd: random.Random, base: Path, folder: Path) -> list[Command]:
         path.write_bytes(mutate_bytes((base / "config.yaml").read_bytes(), rnd))
     else:
         path = dumped(mutate(raw, rnd), folder / "config.yaml", "yaml")
-    tool = rnd.choice([("train", ["--dry-run"]), ("check_data", ["--no-pictures", "--workers", "1"])])
+    tool = rnd.choice([("train", ["--dry-run"]), ("check_data", ["--no-images", "--workers", "1"])])
     return [(tool[0], [str(path), *overrides, *tool[1]])]
 
 
@@ -153,7 +153,7 @@ def fuzz_checkpoint(rnd: random.Random, base: Path, folder: Path) -> list[Comman
         weight = next(value for value in content["model"].values() if value.dim() == 4)
         odd = (torch.zeros(0), torch.full_like(weight, float("nan")), torch.zeros(3, dtype=torch.int8), weight[:1])
         torch.save(mutate(content, rnd, (*VALUES, *odd)), path)
-    image = str(base / "set" / "images" / "picture 1.jpg")
+    image = str(base / "set" / "images" / "image 1.jpg")
     if name == "last.pt":
         return [("train", [str(base / "config.yaml"), f"output_dir={folder / 'run'}", "train.epochs=1", "--resume"])]
     return rnd.choice(
@@ -179,7 +179,7 @@ def fuzz_metadata(rnd: random.Random, base: Path, folder: Path) -> list[Command]
                 entry.value = text.encode("utf-8", "replace").decode()
     path = folder / "best.onnx"
     onnx.save(model, path)
-    image = str(base / "set" / "images" / "picture 1.jpg")
+    image = str(base / "set" / "images" / "image 1.jpg")
     if rnd.random() < 0.3:
         return [("evaluate", [str(path)])]
     return [("detect", [str(path), image, "--out", str(folder / "found"), "--threshold", rnd.choice(["0", "0.3"])])]
@@ -268,7 +268,7 @@ def try_example(target: str, rnd: random.Random, base: Path, folder: Path) -> st
 
 def warm_up(base: Path, folder: Path) -> None:
     """Import everything that the tools import when they need it: that is no example's time."""
-    image, data = base / "set" / "images" / "picture 1.jpg", base / "set" / "annotations.json"
+    image, data = base / "set" / "images" / "image 1.jpg", base / "set" / "annotations.json"
     _succeed(run("train", base / "config.yaml", "--dry-run"))
     for name in ("best.pt", "best.onnx"):
         _succeed(run("detect", base / "run" / name, image, "--out", folder / "found"))

@@ -93,8 +93,8 @@ def test_names_that_leave_the_images_folder(name, tmp_path):
         (source / "JPEGImages" / "a.jpg").rename(source / "JPEGImages" / "b.jpg")  # else it is found by the XML's name
     with pytest.raises(UserError, match="leads out of the"):
         read_annotations(source, split=None if name in ("voc", "voc absolute") else "train")
-    for pictures in ("copy", "link"):
-        outcome = run("convert_data", source, "--to", "coco", "--out", tmp_path / "out", "--pictures", pictures)
+    for transfer in ("copy", "link"):
+        outcome = run("convert_data", source, "--to", "coco", "--out", tmp_path / "out", "--transfer", transfer)
         outcome.assert_error("leads out of the")
         assert not (tmp_path / "out").exists()
     outcome = run("check_data", source)
@@ -113,13 +113,13 @@ def test_names_that_stay_inside(tmp_path):
     (tmp_path / "set" / "images" / "a.jpg").symlink_to(secret(tmp_path))
     assert run("convert_data", path, "--to", "yolo", "--out", tmp_path / "out").code == 0
     # So are the folders that a data.yaml names, wherever they are.
-    source = yolo(tmp_path / "yolo", train="../pictures")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "yolo" / "images" / "a.jpg").rename(tmp_path / "pictures" / "a.jpg")
-    (tmp_path / "pictures" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    source = yolo(tmp_path / "yolo", train="../photos")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "yolo" / "images" / "a.jpg").rename(tmp_path / "photos" / "a.jpg")
+    (tmp_path / "photos" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     assert len(read_annotations(source)) == 1
-    for pictures, code in (("copy", 0), ("none", 2)):
-        outcome = run("convert_data", source, "--to", "coco", "--out", tmp_path / pictures, "--pictures", pictures)
+    for transfer, code in (("copy", 0), ("none", 2)):
+        outcome = run("convert_data", source, "--to", "coco", "--out", tmp_path / transfer, "--transfer", transfer)
         assert outcome.code == code, outcome.err
 
 

@@ -62,11 +62,11 @@ def test_a_missing_package_is_told_before_any_work(name, tiny_file, tmp_path, mo
     for file in ("a.pt", "a.onnx", "a.xml", "a.jpg", "a.mp4", "a.json"):
         (tmp_path / file).write_text("nothing")
     if "PRETRAIN" in arguments:
-        pictures = tmp_path / "pictures"
+        images = tmp_path / "images"
         for split in ("train", "val"):
-            (pictures / split).mkdir(parents=True)
+            (images / split).mkdir(parents=True)
         (tmp_path / "pretrain.yaml").write_text(
-            f"output_dir: {tmp_path / 'run'}\ndata: {{train: {pictures}/train, val: {pictures}/val}}\n"
+            f"output_dir: {tmp_path / 'run'}\ndata: {{train: {images}/train, val: {images}/val}}\n"
         )
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ PATHS = [
     ["benchmark", "--train", "{}.yaml"],
     ["benchmark", "--cost", "{}.yaml"],
     ["convert_weights", "{}"],
-    ["convert_weights", "FILE", "--picture", "{}"],
+    ["convert_weights", "FILE", "--image", "{}"],
     ["convert_weights", "FILE", "--val", "{}"],
     ["convert_data", "{}", "--to", "voc", "--out", "new"],
     ["convert_data", "train={}", "--to", "voc", "--out", "new"],

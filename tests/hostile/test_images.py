@@ -108,7 +108,7 @@ def test_large_images_are_not_decoded(kind, tmp_path, monkeypatch):
         read_image(path)
     assert not called
     monkeypatch.setenv("GHOSTNET_MAX_IMAGE_PIXELS", str(size[0] * size[1]))
-    with pytest.raises(UserError, match="is not a picture"):
+    with pytest.raises(UserError, match="is not an image"):
         read_image(path)
     assert called
 
@@ -147,8 +147,8 @@ def named(name: str, data: bytes):
 
 SMALL = cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
 BAD = {
-    "empty": (named("empty.jpg", b""), "is not a picture"),
-    "text": (named("text.jpg", b"hello"), "is not a picture"),
+    "empty": (named("empty.jpg", b""), "is not an image"),
+    "text": (named("text.jpg", b"hello"), "is not an image"),
     "header alone": (named("header.jpg", b"\xff\xd8\xff\xc0\0\x11\x08\0\x10\0\x10\x03"), "truncated"),
     "30000 x 30000": (named("bomb.png", png_header(30_000, 30_000)), "30000x30000 pixels"),
     "10 GB": (huge_file, "is too large"),
@@ -169,7 +169,7 @@ def test_one_bad_image_does_not_end_a_folder(name, checkpoint, folder, tmp_path)
     path = make(folder)
     outcome = run("detect", checkpoint, folder, "--out", tmp_path / "out", "--batch-size", 3)
     outcome.assert_error(path.name[:50], words, code=1)
-    assert "5 pictures done" in outcome.out
+    assert "5 images done" in outcome.out
     assert len(list((tmp_path / "out").glob("*.jpg"))) == len(list((tmp_path / "out").glob("*.json"))) == 5
 
 
@@ -178,10 +178,10 @@ def test_what_is_no_file_is_passed_over_in_folders(name, checkpoint, folder, tmp
     make, words = ODD[name]
     make(folder)
     for source in (folder, f"{folder}/*.jpg"):
-        outcome = run("detect", checkpoint, source, "--out", tmp_path / "out", "--no-pictures")
-        assert outcome.code == 0 and "5 pictures done" in outcome.out
+        outcome = run("detect", checkpoint, source, "--out", tmp_path / "out", "--no-images")
+        assert outcome.code == 0 and "5 images done" in outcome.out
         assert "warning: passed over" in outcome.err and words in outcome.err
-    (odd,) = [path for path in folder.iterdir() if not path.name.startswith("picture")]
+    (odd,) = [path for path in folder.iterdir() if not path.name.startswith("image")]
     outcome = run("detect", checkpoint, odd, "--out", tmp_path / "out")
     outcome.assert_error(odd.name, words)
 
@@ -191,8 +191,8 @@ def test_what_is_no_file_is_passed_over_in_folders(name, checkpoint, folder, tmp
 def test_what_is_no_file_among_the_images_of_a_set(tool, name, folder, tmp_path):
     make, words = ODD[name]
     make(folder)
-    (odd,) = [path for path in folder.iterdir() if not path.name.startswith("picture")]
-    odd.rename(folder / "picture 3.jpg")
+    (odd,) = [path for path in folder.iterdir() if not path.name.startswith("image")]
+    odd.rename(folder / "image 3.jpg")
     annotations = folder.parent / "annotations.json"
     sources = [f"data.{split}.annotations={annotations}" for split in ("train", "val")]
     arguments = {
@@ -206,7 +206,7 @@ def test_what_is_no_file_among_the_images_of_a_set(tool, name, folder, tmp_path)
         ],
     }[tool]
     words = words if "loop" not in name and "dangling" not in name else ""
-    run(tool, *arguments).assert_error("1 of 5 images", "picture 3.jpg (it is", words)
+    run(tool, *arguments).assert_error("1 of 5 images", "image 3.jpg (it is", words)
     assert not (tmp_path / "out").exists()
 
 
@@ -214,7 +214,7 @@ def test_what_is_no_file_among_the_images_of_a_set(tool, name, folder, tmp_path)
 def test_what_is_no_file_is_a_finding(name, folder):
     make, words = ODD[name]
     make(folder)
-    (odd,) = [path for path in folder.iterdir() if not path.name.startswith("picture")]
+    (odd,) = [path for path in folder.iterdir() if not path.name.startswith("image")]
     content = json.loads((folder.parent / "annotations.json").read_text())
     content["images"][3]["file_name"] = odd.name
     (folder.parent / "annotations.json").write_text(json.dumps(content))
@@ -223,7 +223,7 @@ def test_what_is_no_file_is_a_finding(name, folder):
 
 
 def test_large_images_are_a_finding(folder):
-    (folder / "picture 3.jpg").write_bytes(png_header(30_000, 30_000))
+    (folder / "image 3.jpg").write_bytes(png_header(30_000, 30_000))
     outcome = run("check_data", folder.parent / "annotations.json")
     assert outcome.code == 1 and "GHOSTNET_MAX_IMAGE_PIXELS" in outcome.out and "30000x30000" in outcome.out
 
@@ -231,7 +231,7 @@ def test_large_images_are_a_finding(folder):
 class Picky:
     """Stands in for a predictor: finds nothing, and fails on images of one size, in preparing or in detecting."""
 
-    lanes = 1
+    num_streams = 1
 
     def __init__(self, stage: str = "", error: Exception | None = None) -> None:
         self.stage, self.error = stage, error
@@ -239,9 +239,9 @@ class Picky:
     def prepare(self, image, *, bgr=False):
         return self._check("prepare", image)
 
-    def detect(self, pictures):
+    def detect(self, images):
         none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "names": [], "scores": np.zeros(0)}
-        return [none for picture in pictures if self._check("detect", picture) is not None]
+        return [none for image in images if self._check("detect", image) is not None]
 
     def _check(self, stage, image):
         if stage == self.stage and image.shape[0] == 50:
@@ -253,10 +253,10 @@ class Picky:
 @pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), RuntimeError("tensor sizes"), cv2.error("odd")])
 def test_an_image_that_fails_in_a_new_way_does_not_end_a_folder(stage, error, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("detection.core.crash_report.CACHE_FOLDER", tmp_path / "cache")
-    cv2.imwrite(str(folder / "picture 2b.jpg"), np.zeros((50, 50, 3), np.uint8))
+    cv2.imwrite(str(folder / "image 2b.jpg"), np.zeros((50, 50, 3), np.uint8))
     summary = detect(Picky(stage, error), find_items([str(folder)]), tmp_path / "out", batch_size=3)
     (reason,) = summary.failed
-    assert "picture 2b.jpg" in reason and summary.images == 5
+    assert "image 2b.jpg" in reason and summary.num_images == 5
     assert str(tmp_path / "cache") in reason or (isinstance(error, MemoryError) and "memory ran out" in reason)
     assert len(list((tmp_path / "out").glob("*.json"))) == 5
 
@@ -265,7 +265,7 @@ def test_an_image_that_fails_in_a_new_way_does_not_end_a_folder(stage, error, fo
 def test_results_too_wide_for_a_jpeg_are_smaller(shape, folder, tmp_path):
     cv2.imwrite(str(folder / "wide.png"), np.full(shape, 99, np.uint8))
     summary = detect(Picky(), find_items([str(folder)]), tmp_path / "out", batch_size=3)
-    assert not summary.failed and summary.images == 6
+    assert not summary.failed and summary.num_images == 6
     drawn = cv2.imread(str(tmp_path / "out" / "wide.jpg"))
     assert max(drawn.shape) == 65_500 and min(drawn.shape[:2]) in (3, 4)
     record = json.loads((tmp_path / "out" / "wide.json").read_text())
@@ -276,7 +276,7 @@ def test_shapes_that_a_network_seldom_sees(checkpoint, folder, tmp_path):
     for height, width in ((1, 1), (1, 3000), (3000, 1), (2, 66_000)):
         cv2.imwrite(str(folder / f"{height}_{width}.png"), np.full((height, width, 3), 99, np.uint8))
     outcome = run("detect", checkpoint, folder, "--out", tmp_path / "out")
-    assert outcome.code == 0 and "9 pictures done" in outcome.out, outcome.err
+    assert outcome.code == 0 and "9 images done" in outcome.out, outcome.err
 
 
 # One conversion to RGB, whether an image comes as a file or as PIL opened it.

@@ -17,15 +17,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from detection.cli.run_tool import run_tool
-from detection.doctor import image_checks as pictures
+from detection.doctor import image_checks as images
 
 def main():
     print("ready", flush=True)
-    found = pictures.look_at(sorted(Path({folder!r}).iterdir()) * 200, workers=2)
+    found = images.look_at(sorted(Path({folder!r}).iterdir()) * 200, workers=2)
     print("done", len(found.rows("ok")), flush=True)
 
 if __name__ == "__main__":
-    pictures.ALONE = 0
+    images.ALONE = 0
     run_tool(main)
 """
 slow = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_doctor_stopped_while_its_workers_start(name, delay, tmp_path):
         time.sleep(delay)
         os.killpg(process.pid, getattr(signal, name))  # what a terminal does
         out, err = process.communicate(timeout=30)
-    lines = [line for line in err.splitlines() if not line.startswith("pictures: ")]  # progress
+    lines = [line for line in err.splitlines() if not line.startswith("images: ")]  # progress
     assert (process.returncode, out, lines) == (130, "", ["stopped"])
     deadline = time.monotonic() + 5
     while alive(process.pid) and time.monotonic() < deadline:

@@ -11,13 +11,13 @@ from run_tool import run
 
 from detection.core.errors import UserError
 from detection.core.outputs import NOTES, begin_output, is_own, note_output, write_output
-from detection.data.image_io import pictures_below
+from detection.data.image_io import images_below
 from detection.engine.run_folder import foreign_entries
 from detection.evaluation.journal import Journal
 from detection.inference.sources import find_items
 
 USERS = b"the user's own"
-PHOTO = "set/images/picture 3.jpg"
+PHOTO = "set/images/image 3.jpg"
 LAYER = "ghostnet_conv_stem"
 INPUT, FOREIGN = "is an input of the same command", "this toolkit did not write it"
 
@@ -126,7 +126,7 @@ USERS_FILES = {
     "report --out, the numbers": (("report", *FILE, "--out", "mine.html"), "mine.json"),
     "benchmark --out": (("benchmark", *NETWORKS, "--out", "mine.txt"), "mine.txt"),
     "benchmark --plot": (("benchmark", *LATENCY, "--plot", "mine.png"), "mine.png"),
-    "detect, an annotation file": (("detect", "run/best.pt", PHOTO, "--out", "."), "picture 3.json"),
+    "detect, an annotation file": (("detect", "run/best.pt", PHOTO, "--out", "."), "image 3.json"),
     "detect, a video": (("detect", "run/best.pt", "v.mp4", "--out", "found"), "found/v.mp4"),
     "detect, the JSON of a video": (("detect", "run/best.pt", "v.mp4", "--out", "found"), "found/v.json"),
     "export": (("export", "run/best.pt", "--format", "onnx", "--out", "mine.onnx"), "mine.onnx"),
@@ -142,7 +142,7 @@ USERS_FILES = {
     "make_demo_data": (("make_demo_data", "--out", "."), "val.json"),
     "make_demo_data, an image": (("make_demo_data", "--out", "set"), "set/images/train_000299.jpg"),
     "make_coco_like": (("make_coco_like", "--out", "mine.json", "--images", "2"), "mine.json"),
-    "detect, an image": (("detect", "run/best.pt", PHOTO, "--out", "."), "picture 3.jpg"),
+    "detect, an image": (("detect", "run/best.pt", PHOTO, "--out", "."), "image 3.jpg"),
 }
 
 
@@ -199,14 +199,14 @@ def test_files_of_a_run_are_own_until_they_are_edited(place):
 def test_detections_are_own_also_where_a_kill_left_them(place):
     """An image file whose JSON is missing, and both of a call that ended."""
     detect = ("detect", "run/best.pt", PHOTO, "--out", "found", "--device", "cpu")
-    results = [place / "found" / f"picture 3{suffix}" for suffix in (".jpg", ".json")]
+    results = [place / "found" / f"image 3{suffix}" for suffix in (".jpg", ".json")]
     assert run(*detect).code == 0
     assert all(map(is_own, results))
     assert run(*detect).code == 0
     results[1].unlink()
     assert run(*detect, "--resume").code == 0
     results[0].write_bytes(USERS)
-    run(*detect).assert_error("picture 3.jpg", FOREIGN)
+    run(*detect).assert_error("image 3.jpg", FOREIGN)
     assert results[0].read_bytes() == USERS
 
 
@@ -297,7 +297,7 @@ def test_what_tools_write_into_a_run_is_no_reason_to_refuse_the_next_one(place):
     for _ in range(2):
         assert run("evaluate", "run/best.pt", "device=cpu", "--json", "run/evaluation.json").code == 0
         assert run("evaluate", "run/best.pt", *VAL, "--json", "run/mine.json").code == 0
-        assert run("detect", "run/best.pt", PHOTO, "--out", "run/pictures", "--device", "cpu").code == 0
+        assert run("detect", "run/best.pt", PHOTO, "--out", "run/images", "--device", "cpu").code == 0
     assert foreign_entries(place / "run") == []
     (place / "run" / "mine.json").write_bytes(USERS)
     assert foreign_entries(place / "run") == ["mine.json"]
@@ -309,4 +309,4 @@ def test_the_notes_are_no_part_of_a_set(place):
     assert (place / "set/images/found" / NOTES).is_file()
     found = find_items(["set/images"])
     assert len(found) == 13 and not any(NOTES in item.source for item in found)
-    assert not any(NOTES in name for name in pictures_below(Path("set/images")))
+    assert not any(NOTES in name for name in images_below(Path("set/images")))

@@ -98,7 +98,7 @@ def test_an_image_of_a_web_server_is_an_image(path, server, trained, tmp_path):
     ("path", "words"),
     [
         ("absent.jpg", "cannot be opened"),
-        ("text.jpg", "is not a picture that OpenCV can read"),
+        ("text.jpg", "is not an image that OpenCV can read"),
         ("video.mp4", "cannot"),
     ],
 )

@@ -11,8 +11,8 @@ from detection.inference.sources import Item
 
 
 @pytest.mark.numeric
-def test_both_ways_do_the_same_work(predictor, pictures, tmp_path):
-    items = [Item("image", str(path), path.stem) for path in sorted(pictures.iterdir())[:5]]
+def test_both_ways_do_the_same_work(predictor, images, tmp_path):
+    items = [Item("image", str(path), path.stem) for path in sorted(images.iterdir())[:5]]
     for way in ("plain", "quick"):
         (tmp_path / way).mkdir()
     plain_loop(predictor, items, tmp_path / "plain")
@@ -28,8 +28,8 @@ def test_both_ways_do_the_same_work(predictor, pictures, tmp_path):
         ).is_file()
 
 
-def test_the_rates_are_told(trained, pictures):
-    told = compare_folder(trained / "best.pt", str(pictures), count=6, batch_size=2, device="cpu")
-    assert re.search(r"plain loop, .*best\.pt: 6 pictures in \d+\.\d\d s", told)
+def test_the_rates_are_told(trained, images):
+    told = compare_folder(trained / "best.pt", str(images), count=6, batch_size=2, device="cpu")
+    assert re.search(r"plain loop, .*best\.pt: 6 images in \d+\.\d\d s", told)
     assert float(re.search(r"batches of 2: (\S+) times as fast", told)[1]) > 0
     assert all(stage in told for stage in ("read", "network", "write"))

@@ -37,7 +37,7 @@ CONFIGS = (
 )
 BLOCK = re.compile(r"(<!-- table:(\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
-# A network, the side of its picture, and the paper's parameters and multiply-adds, both in millions ("" for unknown).
+# A network, the side of its image, and the paper's parameters and multiply-adds, both in millions ("" for unknown).
 Comparison = tuple[str, Callable[[], nn.Module], int, str, str]
 
 
@@ -81,7 +81,7 @@ def classics_table() -> str:
 
 
 def detectors_table() -> str:
-    """Multiply-adds of every shipped config's backbone, neck and head at two sizes of picture, for 80 classes."""
+    """Multiply-adds of every shipped config's backbone, neck and head at two sizes of image, for 80 classes."""
     return _detectors(CONFIGS)
 
 

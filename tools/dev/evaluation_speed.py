@@ -5,18 +5,18 @@ import time
 import numpy as np
 
 from detection.config import EVAL_BACKENDS
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.evaluation.coco_evaluator import METRICS, Result, evaluate_results
 
 OBJECTS = 7
-"""Objects of a picture on average, as in COCO."""
+"""Objects of an image on average, as in COCO."""
 
 
 def compare_evaluations(images: int, detections: int, classes: int, *, runs: int = 1, seed: int = 0) -> str:
     """Time each backend on random data; a table with the ratio, and how far the numbers are apart.
 
     Args:
-        detections: of each picture.
+        detections: of each image.
         runs: of each backend; the shortest counts.
 
     Raises:
@@ -45,16 +45,14 @@ def compare_evaluations(images: int, detections: int, classes: int, *, runs: int
     return "\n".join(lines)
 
 
-def random_evaluation(
-    images: int, detections: int, classes: int, seed: int = 0
-) -> tuple[AnnotationIndex, list[Result]]:
+def random_evaluation(images: int, detections: int, classes: int, seed: int = 0) -> tuple[Annotations, list[Result]]:
     """Objects of all sizes, one in fifty a crowd region, and detections: near misses of them and noise."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson(OBJECTS, images)
     boxes = _boxes(rng, int(counts.sum()))
     labels = rng.integers(1, classes + 1, len(boxes))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    index = AnnotationIndex(
+    index = Annotations(
         source=f"random data of {images} images",
         format="coco",
         images="",

@@ -1,4 +1,4 @@
-"""What `tools/detect.py` makes of a folder of pictures, against the plain loop that one would write first."""
+"""What `tools/detect.py` makes of a folder of images, against the plain loop that one would write first."""
 
 import json
 import tempfile
@@ -11,16 +11,16 @@ import torch
 
 from detection.core.device import pick_device
 from detection.data.image_io import read_image
-from detection.inference.detect_sources import detect, lanes_for
+from detection.inference.detect_sources import detect, num_streams_for
 from detection.inference.draw import draw_detections
 from detection.inference.predictor import Predictor
 from detection.inference.results import Summary, to_json
-from detection.inference.sample_images import find_pictures
+from detection.inference.sample_images import sample_image_paths
 from detection.inference.sources import Item
 from detection.inference.timing import Timing, in_turn
 
 CHUNK = 50
-"""Pictures that one way has before it is the other's turn."""
+"""Images that one way has before it is the other's turn."""
 
 
 def compare_folder(
@@ -32,26 +32,26 @@ def compare_folder(
     batch_size: int = 4,
     device: str = "auto",
 ) -> str:
-    """Detect in the pictures of a folder both ways, in turns of 50 pictures, and tell how fast each way was.
+    """Detect in the images of a folder both ways, in turns of 50 images, and tell how fast each way was.
 
-    The plain loop reads a picture, runs the PyTorch model on it, draws, and writes the picture and its JSON. The other
+    The plain loop reads an image, runs the PyTorch model on it, draws, and writes the image and its JSON. The other
     way is `detect`, as tools/detect.py calls it. Both write into a temporary folder that is removed.
 
     Args:
         checkpoint: of the plain loop's PyTorch model.
         exported: what `detect` runs; None is the same checkpoint.
-        count: pictures at most, spread evenly over the folder.
+        count: images at most, spread evenly over the folder.
         batch_size: of `detect`.
 
     Raises:
-        UserError: no pictures, an unreadable checkpoint or export, an absent device.
+        UserError: no images, an unreadable checkpoint or export, an absent device.
     """
     place = str(pick_device(device))
-    paths = find_pictures([folder], count)
+    paths = sample_image_paths([folder], count)
     items = [Item("image", path, str(number)) for number, path in enumerate(paths)]
     threads = torch.get_num_threads()
     plain = Predictor(checkpoint, place)
-    quick = Predictor(exported or checkpoint, place, lanes=lanes_for(items, torch.device(place)))
+    quick = Predictor(exported or checkpoint, place, num_streams=num_streams_for(items, torch.device(place)))
     shared = torch.get_num_threads()
     seconds = 0.0
     timings: list[Timing] = []
@@ -72,11 +72,11 @@ def compare_folder(
                 else:
                     torch.set_num_threads(shared)
                     summary: Summary = detect(quick, chunk, out, batch_size=batch_size, force=True)
-                    timings.append(summary.pictures)
+                    timings.append(summary.images)
     timing = in_turn(timings)
     plain_rate, quick_rate = len(items) / seconds, timing.count / timing.wall
     return (
-        f"plain loop, {checkpoint}: {len(items)} pictures in {seconds:.2f} s: {plain_rate:.1f} pictures per second\n"
+        f"plain loop, {checkpoint}: {len(items)} images in {seconds:.2f} s: {plain_rate:.1f} images per second\n"
         f"detect, {exported or checkpoint}, batches of {batch_size}: {quick_rate / plain_rate:.2f} times as fast\n\n"
         f"{timing}"
     )

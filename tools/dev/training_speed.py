@@ -1,6 +1,6 @@
-"""A training step and the loading of pictures, against torchvision's plain ways, in one run.
+"""A training step and the loading of images, against torchvision's plain ways, in one run.
 
-"Plain" is what torchvision's detection references do with the same network, data and batch: PIL decodes, the picture
+"Plain" is what torchvision's detection references do with the same network, data and batch: PIL decodes, the image
 goes through torchvision's transforms as a float tensor, `GeneralizedRCNNTransform` resizes and normalises it inside
 the model, NCHW, torchvision's own loss, an optimizer made with its defaults.
 """
@@ -24,9 +24,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
 from detection import build_model
-from detection.config import Config
+from detection.config import DetectionConfig
 from detection.core.errors import UserError
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.loader import iterate
 from detection.engine.detection_task import Run, build_run
 from detection.engine.loop import optimizer_step, train_step
@@ -40,9 +40,9 @@ class Comparison:
 
     step: float
     plain_step: float
-    picture: float
+    image: float
     """From the file to the normalised batch."""
-    plain_picture: float
+    plain_image: float
     steps: int
     workers: int
 
@@ -51,14 +51,14 @@ class Comparison:
             [
                 f"training step     {self.step:.3f} s, plain torchvision {self.plain_step:.3f} s: "
                 f"{self.plain_step / self.step:.2f} times as fast (medians of {self.steps})",
-                f"loading           {1 / self.picture:.0f} pictures a second, plain torchvision "
-                f"{1 / self.plain_picture:.0f}: {self.plain_picture / self.picture:.2f} times as fast "
+                f"loading           {1 / self.image:.0f} images a second, plain torchvision "
+                f"{1 / self.plain_image:.0f}: {self.plain_image / self.image:.2f} times as fast "
                 f"(file to normalised batch, {self.workers} workers)",
             ]
         )
 
 
-def compare_training(config: Config, steps: int = 20) -> Comparison:
+def compare_training(config: DetectionConfig, steps: int = 20) -> Comparison:
     """Time `steps` training steps each way, by turns, and an epoch of loading each way.
 
     Raises:
@@ -89,13 +89,13 @@ def compare_training(config: Config, steps: int = 20) -> Comparison:
 
     our_loading, plain_loading = [], []
     for _ in range(3):
-        our_loading.append(_seconds_a_picture(iterate(run.train_loader), run.model.transform))
-        plain_loading.append(_seconds_a_picture(plain.loader, plain.model.transform))
+        our_loading.append(_seconds_an_image(iterate(run.train_loader), run.model.transform))
+        plain_loading.append(_seconds_an_image(plain.loader, plain.model.transform))
     return Comparison(
         step=statistics.median(ways[0][1]),
         plain_step=statistics.median(ways[1][1]),
-        picture=statistics.median(our_loading),
-        plain_picture=statistics.median(plain_loading),
+        image=statistics.median(our_loading),
+        plain_image=statistics.median(plain_loading),
         steps=steps,
         workers=config.data.workers,
     )
@@ -104,7 +104,7 @@ def compare_training(config: Config, steps: int = 20) -> Comparison:
 class PlainTraining:
     """torchvision's reference loop with the network of `config`."""
 
-    def __init__(self, config: Config, run: Run) -> None:
+    def __init__(self, config: DetectionConfig, run: Run) -> None:
         self.device = run.device
         model: Any = build_model(config, len(run.classes.names))
         mean, std = model.backbone.body.mean, model.backbone.body.std
@@ -144,7 +144,7 @@ class PlainTraining:
 class PlainDataset(Dataset):
     """As in torchvision's references: PIL, float tensors, a flip."""
 
-    def __init__(self, index: AnnotationIndex) -> None:
+    def __init__(self, index: Annotations) -> None:
         self.index, self.images = index, Path(index.images)
         self.transform = v2.Compose(
             [v2.RandomHorizontalFlip(0.5), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
@@ -162,15 +162,15 @@ class PlainDataset(Dataset):
         return self.transform(image, {"boxes": wrapped, "labels": torch.from_numpy(labels)})
 
 
-def _seconds_a_picture(batches: Iterable[Batch], normalise: Any) -> float:
+def _seconds_an_image(batches: Iterable[Batch], normalise: Any) -> float:
     """Of an epoch, from its first batch on: starting the workers is paid once a training."""
-    pictures, start = 0, 0.0
+    count, start = 0, 0.0
     for images, targets in batches:
         normalise(list(images), [dict(target) for target in targets])
         if start:
-            pictures += len(images)
+            count += len(images)
         else:
             start = time.perf_counter()
-    if not pictures:
-        raise UserError("--train needs at least two batches of pictures; lower data.batch_size")
-    return (time.perf_counter() - start) / pictures
+    if not count:
+        raise UserError("--train needs at least two batches of images; lower data.batch_size")
+    return (time.perf_counter() - start) / count

@@ -15,11 +15,11 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import numpy as np
 
-from detection.core.errors import UserError, brief
+from detection.core.errors import UserError, shorten
 from detection.core.files import open_regular_file
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.formats.json_stream import Chunk, JsonError, NotAnObject, line_of, top_level_lists
-from detection.data.formats.raw import Problems, RawSet, printable, to_index
+from detection.data.formats.raw import Issues, RawAnnotations, printable, to_index
 
 LISTS = ("images", "annotations", "categories")
 
@@ -57,7 +57,7 @@ _DECODERS: dict[str, Any] = {
 }
 
 
-def read_coco(path: str | Path) -> AnnotationIndex:
+def read_coco(path: str | Path) -> Annotations:
     """Read a COCO detection file, strictly; see `formats.read_annotations` for the way with a cache.
 
     Raises:
@@ -67,8 +67,8 @@ def read_coco(path: str | Path) -> AnnotationIndex:
     return to_index(parse_coco(path))
 
 
-def parse_coco(path: str | Path, images: str | Path | None = None) -> RawSet:
-    """What the file says, see `RawSet`. `images`: the pictures' folder, where it is not the usual one.
+def parse_coco(path: str | Path, images: str | Path | None = None) -> RawAnnotations:
+    """What the file says, see `RawAnnotations`. `images`: the images' folder, where it is not the usual one.
 
     Raises:
         UserError: absent, not JSON, none of the three lists.
@@ -79,7 +79,7 @@ def parse_coco(path: str | Path, images: str | Path | None = None) -> RawSet:
             tables = _read(file, path)
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from None
-    return tables.finish(str(path), Path(images) if images is not None else pictures_beside(path))
+    return tables.finish(str(path), Path(images) if images is not None else images_beside(path))
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -116,8 +116,8 @@ def find_file(path: Path, split: str | None) -> Path:
     return fitting[0]
 
 
-def pictures_beside(path: Path) -> Path:
-    """Where the pictures of a COCO file are by custom: COCO's own train2017/, images/ or the file's folder."""
+def images_beside(path: Path) -> Path:
+    """Where the images of a COCO file are by custom: COCO's own train2017/, images/ or the file's folder."""
     if path.name.startswith("_annotations.coco"):  # Roboflow
         return path.parent
     if path.parent.name != "annotations":
@@ -132,7 +132,7 @@ class _Tables:
     """The columns of the three lists, grown chunk by chunk."""
 
     def __init__(self) -> None:
-        self.problems = Problems()
+        self.problems = Issues()
         self.categories: list[tuple[int, str]] = []
         self.image_ids: list[int] = []
         self.file_names: list[str] = []
@@ -165,9 +165,9 @@ class _Tables:
             rows[3] = [-1 if a.iscrowd is None else a.iscrowd != 0 for a in entries]
             self.integers.append(rows)
 
-    def finish(self, source: str, images: Path) -> RawSet:
+    def finish(self, source: str, images: Path) -> RawAnnotations:
         integers = np.concatenate([np.empty((4, 0), np.int64), *self.integers], axis=1)
-        return RawSet(
+        return RawAnnotations(
             source=source,
             format="coco",
             images=images,
@@ -234,7 +234,7 @@ def _add_one_by_one(tables: _Tables, chunk: Chunk) -> None:
             tables.add(chunk.key, [good])
 
 
-def _image(entry: Any, name: str, problems: Problems) -> _Image | None:
+def _image(entry: Any, name: str, problems: Issues) -> _Image | None:
     if not _has(entry, ("id", "file_name", "width", "height"), name, problems):
         return None
     number = _whole_id(entry["id"], "image", problems)
@@ -242,40 +242,40 @@ def _image(entry: Any, name: str, problems: Problems) -> _Image | None:
         return None
     file_name = entry["file_name"]
     if not isinstance(file_name, str) or not file_name or "\0" in file_name or _broken(file_name):
-        problems.add("bad_value", f"{name} has file_name {brief(file_name)}; expected is the name of a picture")
+        problems.add("bad_value", f"{name} has file_name {shorten(file_name)}; expected is the name of an image")
         return None
     sides = []
     for key in ("width", "height"):
         side = entry[key]
         if not _is_number(side) or not 1 <= side < 2**31:
-            message = f"image {file_name} has {key} {brief(side)}; expected are its pixels"
+            message = f"image {file_name} has {key} {shorten(side)}; expected are its pixels"
             problems.add("bad_size", message, image=file_name)
             side = 0
         sides.append(int(side))
     return _Image(number, file_name, *sides)
 
 
-def _annotation(entry: Any, name: str, problems: Problems) -> _Annotation | None:
+def _annotation(entry: Any, name: str, problems: Issues) -> _Annotation | None:
     if not _has(entry, ("image_id", "category_id", "bbox"), name, problems):
         return None
     ids = [_whole(entry[key]) for key in ("image_id", "category_id")]
     for key, value in zip(("image", "category"), ids, strict=True):
         if value is None:
-            message = f"{name} names {key} {brief(entry[f'{key}_id'])}, which the file does not have"
+            message = f"{name} names {key} {shorten(entry[f'{key}_id'])}, which the file does not have"
             problems.add(f"unknown_{key}", message)
             return None
     box, area = entry["bbox"], entry.get("area")
     good = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
     if not good or not (area is None or _is_number(area)):
         message = (
-            f"{name} has bbox {brief(box)}, area {brief(area)}; "
+            f"{name} has bbox {shorten(box)}, area {shorten(area)}; "
             "expected are four numbers [x, y, width, height] in pixels and one number"
         )
         problems.add("bad_box", message)
         return None
     crowd = entry.get("iscrowd")
     if crowd is not None and not isinstance(crowd, int | float):
-        problems.add("bad_value", f"{name} has iscrowd {brief(crowd)}; expected is 0 or 1")
+        problems.add("bad_value", f"{name} has iscrowd {shorten(crowd)}; expected is 0 or 1")
         return None
     numbers = [float(value) for value in box]
     return _Annotation(
@@ -288,17 +288,17 @@ def _annotation(entry: Any, name: str, problems: Problems) -> _Annotation | None
     )
 
 
-def _category(entry: Any, name: str, problems: Problems) -> _Category | None:
+def _category(entry: Any, name: str, problems: Issues) -> _Category | None:
     if not _has(entry, ("id", "name"), name, problems):
         return None
     number = _whole_id(entry["id"], "category", problems)
     if not isinstance(entry["name"], str | int | float):
-        problems.add("bad_value", f"{name} has name {brief(entry['name'])}; expected is text")
+        problems.add("bad_value", f"{name} has name {shorten(entry['name'])}; expected is text")
         return None
     return None if number is None else _Category(number, printable(str(entry["name"])))
 
 
-def _has(entry: Any, keys: tuple[str, ...], name: str, problems: Problems) -> bool:
+def _has(entry: Any, keys: tuple[str, ...], name: str, problems: Issues) -> bool:
     for key in keys:
         if not isinstance(entry, dict) or key not in entry:
             problems.add("missing_key", f"{name} has no {key!r}; a COCO file has {', '.join(keys)} there")
@@ -306,9 +306,9 @@ def _has(entry: Any, keys: tuple[str, ...], name: str, problems: Problems) -> bo
     return True
 
 
-def _whole_id(value: Any, kind: str, problems: Problems) -> int | None:
+def _whole_id(value: Any, kind: str, problems: Issues) -> int | None:
     if not isinstance(value, int) or _whole(value) is None:
-        problems.add("bad_value", f"{kind} id {brief(value)} is not a whole number of 64 bits")
+        problems.add("bad_value", f"{kind} id {shorten(value)} is not a whole number of 64 bits")
         return None
     return value
 

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import msgspec
 
 from detection.core.files import open_regular_file, write_atomically
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.formats.coco import LISTS
 from detection.data.formats.json_stream import top_level_lists
 
@@ -20,7 +20,7 @@ class _Ids(msgspec.Struct, gc=False):
     category_id: int | float | None = None
 
 
-def copy_entries(index: AnnotationIndex, out: Path, names: Mapping[int, str]) -> bool:
+def copy_entries(index: Annotations, out: Path, names: Mapping[int, str]) -> bool:
     """Write to `out` what `index.source`, the COCO file that `index` is a part of, says of its images and classes.
 
     Entries stay as they are, byte for byte, but for the file names of images whose ids are in `names`. The file is

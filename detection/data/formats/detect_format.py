@@ -5,10 +5,10 @@ from pathlib import Path
 
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.formats import coco, index_cache, voc, yolo
-from detection.data.formats.raw import RawSet, to_index
-from detection.data.image_io import leads_out, names_outside
+from detection.data.formats.raw import RawAnnotations, to_index
+from detection.data.image_io import names_outside, outside_message
 
 FORMATS = ("coco", "voc", "yolo")
 
@@ -20,23 +20,23 @@ def read_annotations(
     format: str = "auto",
     split: str | None = None,
     cache: bool = True,
-) -> AnnotationIndex:
+) -> Annotations:
     """Read a split of a data set, strictly.
 
     Args:
         annotations: COCO, the JSON file or a folder that it is in; VOC, the folder with Annotations/, an image set
             of it, or a folder of XML files; YOLO, data.yaml or the folder that it is in.
-        images: the pictures' folder; None is where the format has it.
+        images: the images' folder; None is where the format has it.
         format: "coco", "voc", "yolo", or "auto".
         split: "train", "val" or "test" of a folder or data.yaml that holds several; None reads all of a VOC folder,
-            the one file of a COCO folder, and the training pictures of a data.yaml.
+            the one file of a COCO folder, and the training images of a data.yaml.
         cache: keep the index of a large COCO file beside it, and take it from there.
 
     Raises:
         UserError: absent, unreadable, wrong; the message names file and entry.
     """
     path = Path(annotations)
-    if not cache or (recognise(path) if format == "auto" else format) != "coco":
+    if not cache or (detect_format(path) if format == "auto" else format) != "coco":
         return to_index(read_raw(path, images=images, format=format, split=split))
     path = coco.find_file(path, split)
     try:
@@ -45,25 +45,25 @@ def read_annotations(
         stamp = None  # what is wrong with the file is told by who reads it
     if stamp is None:
         return to_index(coco.parse_coco(path, images))
-    kept = index_cache.open_cached(path, stamp, str(images or coco.pictures_beside(path)))
+    kept = index_cache.open_cached(path, stamp, str(images or coco.images_beside(path)))
     if kept is not None:
         # It may have been kept with another images folder.
         names = kept.file_names.tolist()
         for row in names_outside(names, kept.images):
-            raise UserError(f"{path}: {leads_out(names[row], kept.images)}")
+            raise UserError(f"{path}: {outside_message(names[row], kept.images)}")
     return kept or index_cache.keep(path, stamp, to_index(coco.parse_coco(path, images)))
 
 
 def read_raw(
     annotations: str | Path, *, images: str | Path | None = None, format: str = "auto", split: str | None = None
-) -> RawSet:
-    """As `read_annotations`, but with what is wrong listed in place of raised, see `RawSet`.
+) -> RawAnnotations:
+    """As `read_annotations`, but with what is wrong listed in place of raised, see `RawAnnotations`.
 
     Raises:
         UserError: absent, of no known format, or not to be taken for its format at all.
     """
     path = Path(annotations)
-    kind = recognise(path) if format == "auto" else format
+    kind = detect_format(path) if format == "auto" else format
     if kind == "voc":
         return voc.parse_voc(path, images, split)
     if kind == "yolo":
@@ -80,17 +80,17 @@ def images_folder(
         UserError: the annotations are absent or of no known format.
     """
     path = Path(annotations)
-    kind = recognise(path) if format == "auto" else format
+    kind = detect_format(path) if format == "auto" else format
     if kind == "voc":
         return voc.images_folder(path, images, split)
     if kind == "yolo":
         return yolo.images_folder(path, images, split or "train")
     path = coco.find_file(path, split)
     open_regular_file(path, "annotation file").close()
-    return Path(images) if images is not None else coco.pictures_beside(path)
+    return Path(images) if images is not None else coco.images_beside(path)
 
 
-def recognise(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """coco, voc or yolo. Raises UserError where it is absent, none of them, or several."""
     if path.is_dir():
         found = _formats_of(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from detection.core.errors import UserError
 from detection.core.files import CACHE_FOLDER, open_regular_file, sample_digest
-from detection.data.annotations import COLUMNS, AnnotationIndex
+from detection.data.annotations import COLUMNS, Annotations
 from detection.data.columns import map_columns, write_columns
 
 log = logging.getLogger("detection")
@@ -24,7 +24,7 @@ FROM_BYTES = 1 << 24
 """Smaller files are read in a fifth of a second and need no cache."""
 
 
-def open_cached(path: Path, stamp: Stamp, images: str) -> AnnotationIndex | None:
+def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
     """The index of annotation file `path` as it was kept; None where there is none that fits its `stamp_of`."""
     for place in places_of(path):
         try:
@@ -34,7 +34,7 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> AnnotationIndex | None
             continue
         header = file.header
         if header.get("version") == VERSION and header.get("stamp") == stamp and set(file.columns) == set(COLUMNS):
-            return AnnotationIndex(
+            return Annotations(
                 source=str(path),
                 format=header["format"],
                 images=images,
@@ -46,7 +46,7 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> AnnotationIndex | None
     return None
 
 
-def keep(path: Path, stamp: Stamp, index: AnnotationIndex) -> AnnotationIndex:
+def keep(path: Path, stamp: Stamp, index: Annotations) -> Annotations:
     """Write the index of annotation file `path`, beside it or under ~/.cache; returns it as opened from there.
 
     Args:

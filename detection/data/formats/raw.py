@@ -1,7 +1,7 @@
-"""What the files of a data set say, before anything is refused: the layer between the formats and `AnnotationIndex`.
+"""What the files of a data set say, before anything is refused: the layer between the formats and `Annotations`.
 
 Each format has a parser (`coco.parse_coco`, `voc.parse_voc`, `yolo.parse_yolo`; `formats.read_raw` picks one) that
-gives a `RawSet`: everything that can be held in arrays, and a list of `Problem`s for what cannot or looks wrong.
+gives a `RawAnnotations`: everything that can be held in arrays, and a list of `Issue`s for what cannot or looks wrong.
 Training and evaluation go on with `to_index(raw)`, which turns the first fatal problem into a UserError; the doctor
 goes through `raw.problems` and `checks(raw)` and lists them all. Only a file that cannot be taken for its format
 at all (absent, not JSON, no list "images") is a UserError from the parser itself.
@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from detection.core.errors import UserError
-from detection.data.annotations import AnnotationIndex
-from detection.data.image_io import leads_out, names_outside
+from detection.data.annotations import Annotations
+from detection.data.image_io import names_outside, outside_message
 
-MOST_PROBLEMS = 10_000
+MAX_ISSUES = 10_000
 """More are counted and not kept: a file whose every entry is wrong says so in ten thousand ways, too."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class Issue:
     """One thing that is wrong with the files."""
 
     kind: str
@@ -33,27 +33,27 @@ class Problem:
     fatal: bool = True
     """Whether `to_index` refuses the set for it; else it is only told."""
     image: str | None = None
-    """File name of the picture that it is about, where there is one."""
+    """File name of the image that it is about, where there is one."""
 
 
-class Problems:
+class Issues:
     """A list that stops growing; `count` goes on."""
 
     def __init__(self) -> None:
-        self.items: list[Problem] = []
+        self.items: list[Issue] = []
         self.count = 0
 
     def add(self, kind: str, message: str, *, fatal: bool = True, image: str | None = None) -> None:
         self.count += 1
-        if len(self.items) < MOST_PROBLEMS:
-            self.items.append(Problem(kind, message, fatal, image))
+        if len(self.items) < MAX_ISSUES:
+            self.items.append(Issue(kind, message, fatal, image))
 
-    def __iter__(self) -> Iterator[Problem]:
+    def __iter__(self) -> Iterator[Issue]:
         return iter(self.items)
 
 
 @dataclass
-class RawSet:
+class RawAnnotations:
     """A data set as it stands in its files. n images, m boxes, in the order of the files.
 
     Nothing is resolved or checked: ids may be unknown or repeated, numbers negative or NaN. An entry that has no
@@ -89,7 +89,7 @@ class RawSet:
     the number of the object in its file; YOLO, the line. See `place`."""
     label_files: np.ndarray | None = None
     """str [n]: VOC and YOLO, the file that the boxes of each image stand in."""
-    problems: Problems = field(default_factory=Problems)
+    problems: Issues = field(default_factory=Issues)
     notes: list[str] = field(default_factory=list)
     """What was read in a way that should be known."""
 
@@ -102,9 +102,9 @@ class RawSet:
         return f"{self.label_files[self.box_images[row] - 1]}, {'line' if self.format == 'yolo' else 'object'} {number}"
 
 
-def checks(raw: RawSet) -> Problems:
+def checks(raw: RawAnnotations) -> Issues:
     """What can be seen in the arrays alone and would make `to_index` refuse them; all fatal."""
-    found = Problems()
+    found = Issues()
     for kind, ids in (("category", [i for i, _ in raw.categories]), ("image", raw.image_ids)):
         values, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
         for value in values[counts > 1].tolist():
@@ -120,7 +120,7 @@ def checks(raw: RawSet) -> Problems:
     names = raw.file_names.tolist()
     # Of YOLO sets the folders are named one by one and need not lie below one another.
     for row in names_outside(names, raw.images) if raw.format != "yolo" else []:
-        found.add("outside", leads_out(names[row], raw.images), image=names[row])
+        found.add("outside", outside_message(names[row], raw.images), image=names[row])
     for row in np.flatnonzero(~np.isin(raw.box_images, raw.image_ids)).tolist():
         message = f"{raw.place(row)} names image {raw.box_images[row]}, which the file does not have"
         found.add("unknown_image", message)
@@ -138,7 +138,7 @@ def checks(raw: RawSet) -> Problems:
     return found
 
 
-def to_index(raw: RawSet) -> AnnotationIndex:
+def to_index(raw: RawAnnotations) -> Annotations:
     """The set in the form that training and evaluation read.
 
     Raises:
@@ -167,7 +167,7 @@ def to_index(raw: RawSet) -> AnnotationIndex:
     if missing.any():
         areas = np.where(missing, raw.boxes[:, 2] * raw.boxes[:, 3], areas)
     order = np.argsort(image_rows, kind="stable")
-    return AnnotationIndex(
+    return Annotations(
         source=raw.source,
         format=raw.format,
         images=str(raw.images),
@@ -185,7 +185,7 @@ def to_index(raw: RawSet) -> AnnotationIndex:
     )
 
 
-def _notes(raw: RawSet) -> list[str]:
+def _notes(raw: RawAnnotations) -> list[str]:
     notes = []
     if raw.format == "coco":
         no_area, no_crowd = int(np.isnan(raw.areas).sum()), int((raw.crowd < 0).sum())

@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file for each picture, and lists of pictures (image sets).
+"""Pascal VOC: one XML file for each image, and lists of images (image sets).
 
 Corners are counted from 1 and belong to the box (xmin=1, xmax=W is the whole width), so x = xmin - 1 and
 w = xmax - xmin + 1. `difficult` objects are neither trained on nor counted in the evaluation, as in VOC's own: they
@@ -13,20 +13,20 @@ import numpy as np
 
 from detection.core.errors import UserError
 from detection.core.files import read_file
-from detection.data.formats.raw import Problems, RawSet
-from detection.data.image_io import SUFFIXES, files_below, listed, names_outside, picture_size
+from detection.data.formats.raw import Issues, RawAnnotations
+from detection.data.image_io import SUFFIXES, files_below, image_size, listed, names_outside
 
 LARGEST_FILE = 1 << 26
-"""An XML file of more bytes is no annotation of a picture."""
-PICTURE_FOLDERS = ("JPEGImages", "images", "Images")
+"""An XML file of more bytes is no annotation of an image."""
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 
 
-def parse_voc(path: str | Path, images: str | Path | None = None, split: str | None = None) -> RawSet:
-    """What the XML files say, see `RawSet`.
+def parse_voc(path: str | Path, images: str | Path | None = None, split: str | None = None) -> RawAnnotations:
+    """What the XML files say, see `RawAnnotations`.
 
     Args:
         path: an image set (ImageSets/Main/train.txt); VOC's folder, with Annotations/ in it; or a folder of XML files.
-        images: the pictures' folder, where it is not JPEGImages/ or images/ beside, or the XML files' own.
+        images: the images' folder, where it is not JPEGImages/ or images/ beside, or the XML files' own.
         split: of VOC's folder: "train" is ImageSets/Main/train.txt. None is every file.
 
     Raises:
@@ -34,9 +34,9 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
     """
     path = Path(path)
     folder, names, source = _locate(path, split)
-    pictures = _pictures(folder, images)
-    problems = Problems()
-    present = _by_stem(pictures)
+    image_folder = _images(folder, images)
+    problems = Issues()
+    present = _by_stem(image_folder)
 
     file_names: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -47,13 +47,13 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
         root = _root(label_file, problems)
         if root is None:
             continue
-        picture = _picture_of(root, name, present)
+        file_name = _image_of(root, name, present)
         image_id = len(file_names) + 1
-        file_names.append(picture)
+        file_names.append(file_name)
         label_files.append(str(label_file))
-        sizes.append(_size(root, label_file, pictures / picture, problems, picture))
+        sizes.append(_size(root, label_file, image_folder / file_name, problems, file_name))
         for number, item in enumerate(root.iter("object"), 1):
-            box = _object(item, f"{label_file}, object {number}", problems, picture)
+            box = _object(item, f"{label_file}, object {number}", problems, file_name)
             if box is not None:
                 rows.append((image_id, number, *box))
 
@@ -61,10 +61,10 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
     label_of = {name: i for i, name in enumerate(classes, 1)}
     difficult = sum(row[7] for row in rows)
     notes = [f"{difficult} difficult objects: taken as crowd"] if difficult else []
-    return RawSet(
+    return RawAnnotations(
         source=source,
         format="voc",
-        images=pictures,
+        images=image_folder,
         categories=[(i, name) for name, i in label_of.items()],
         image_ids=np.arange(1, len(file_names) + 1),
         file_names=np.array(file_names, np.str_),
@@ -82,8 +82,8 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
 
 
 def images_folder(path: Path, images: str | Path | None, split: str | None) -> Path:
-    """The folder of the pictures, without a look at any XML file. Raises UserError where there are no annotations."""
-    return _pictures(_locate(path, split)[0], images)
+    """The folder of the images, without a look at any XML file. Raises UserError where there are no annotations."""
+    return _images(_locate(path, split)[0], images)
 
 
 def splits_of(path: Path) -> list[str]:
@@ -130,31 +130,31 @@ def _image_set(path: Path, folder: Path) -> list[str]:
     return names
 
 
-def _pictures(folder: Path, images: str | Path | None) -> Path:
+def _images(folder: Path, images: str | Path | None) -> Path:
     if images is not None:
         return Path(images)
-    for name in PICTURE_FOLDERS:
+    for name in IMAGE_FOLDERS:
         if (folder.parent / name).is_dir():
             return folder.parent / name
     return folder
 
 
-def _by_stem(pictures: Path) -> dict[str, str]:
-    """The pictures that are there by their names with and without suffix."""
-    if not pictures.is_dir():
+def _by_stem(images: Path) -> dict[str, str]:
+    """The images that are there by their names with and without suffix."""
+    if not images.is_dir():
         return {}
-    names = [name for name in files_below(pictures) if os.path.splitext(name)[1].lower() in SUFFIXES]
+    names = [name for name in files_below(images) if os.path.splitext(name)[1].lower() in SUFFIXES]
     return {os.path.splitext(name)[0]: name for name in names} | {name: name for name in names}
 
 
-def _picture_of(root: ET.Element, name: str, present: dict[str, str]) -> str:
+def _image_of(root: ET.Element, name: str, present: dict[str, str]) -> str:
     """By the file's own word where that is there, else by the XML file's name: tools rename one and not the other."""
     said = (root.findtext("filename") or "").strip()
     beside = os.path.join(os.path.dirname(name), said) if said else ""
     return present.get(beside) or present.get(name) or (said if "." in said else f"{name}.jpg")
 
 
-def _root(path: Path, problems: Problems) -> ET.Element | None:
+def _root(path: Path, problems: Issues) -> ET.Element | None:
     try:
         data = read_file(path, "annotation", largest=LARGEST_FILE)
         # In UTF-16, which the standard allows, what is looked for would not be seen.
@@ -176,25 +176,23 @@ def _root(path: Path, problems: Problems) -> ET.Element | None:
     return None
 
 
-def _size(root: ET.Element, label_file: Path, picture: Path, problems: Problems, name: str) -> tuple[int, int]:
-    """As the file says, else of the picture; (0, 0) where neither can be had."""
+def _size(root: ET.Element, label_file: Path, image: Path, problems: Issues, name: str) -> tuple[int, int]:
+    """As the file says, else of the image; (0, 0) where neither can be had."""
     said = [_number(root.findtext(f"size/{key}")) for key in ("width", "height")]
     if all(side is not None and 1 <= side < 2**31 for side in said):
         return int(said[0] or 0), int(said[1] or 0)
     try:
-        size = picture_size(picture)
+        size = image_size(image)
     except UserError as error:
-        problems.add(
-            "no_size", f"{label_file} has no width and height, and its picture gives none: {error}", image=name
-        )
+        problems.add("no_size", f"{label_file} has no width and height, and its image gives none: {error}", image=name)
         return 0, 0
-    message = f"{label_file} has no width and height of 1 or more: they are taken from the picture"
+    message = f"{label_file} has no width and height of 1 or more: they are taken from the image"
     problems.add("no_size", message, fatal=False, image=name)
     return size
 
 
 def _object(
-    item: ET.Element, place: str, problems: Problems, image: str
+    item: ET.Element, place: str, problems: Issues, image: str
 ) -> tuple[str, float, float, float, float, int] | None:
     """(class, x, y, w, h, difficult)"""
     name = (item.findtext("name") or "").strip()

@@ -12,20 +12,20 @@ import yaml
 
 from detection.core.errors import UserError
 from detection.core.files import make_folder, open_regular_file, write_atomically
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.formats.coco_copy import copy_entries
 
-Parts = Mapping[str, AnnotationIndex]
+Parts = Mapping[str, Annotations]
 """Split ("train", "val", …) -> its annotations."""
 
 
-def write_coco(parts: Parts, out: Path, pictures: str) -> list[str]:
+def write_coco(parts: Parts, out: Path, images: str) -> list[str]:
     """OUT/train.json, … and OUT/images/. Returns what to know about it."""
     taken = _Names()
     notes = []
     for split, index in parts.items():
         new = {}
-        if pictures != "none":  # those that stay where they are keep their names
+        if images != "none":  # those that stay where they are keep their names
             free = [taken.free(_short(name, split), source) for name, source in _files(index)]
             new = dict(zip(index.image_ids.tolist(), free, strict=True))
         path = out / f"{split}.json"
@@ -38,11 +38,11 @@ def write_coco(parts: Parts, out: Path, pictures: str) -> list[str]:
             entry["file_name"] = new.get(entry["id"], entry["file_name"])
         data = msgspec.json.encode(content)
         write_atomically(path, lambda file, data=data: file.write(data))
-    _place(taken.files, out / "images", pictures)
+    _place(taken.files, out / "images", images)
     return notes
 
 
-def write_voc(parts: Parts, out: Path, pictures: str) -> list[str]:
+def write_voc(parts: Parts, out: Path, images: str) -> list[str]:
     """OUT/Annotations, OUT/ImageSets/Main/train.txt, …, OUT/JPEGImages. Returns what to know about it."""
     for folder in ("Annotations", "ImageSets/Main"):
         make_folder(out / folder, "output folder")
@@ -54,17 +54,17 @@ def write_voc(parts: Parts, out: Path, pictures: str) -> list[str]:
             own = taken.free(_short(name, split).replace("/", "_"), source)
             stem = os.path.splitext(own)[0]
             if stem in sets[split]:
-                raise UserError(f"{index.source} has the picture {name} twice, which VOC cannot tell apart")
-            if pictures == "none" and own != name:
-                raise UserError(f"VOC needs another name for {name} ({own}): --pictures must be copy or link")
+                raise UserError(f"{index.source} has the image {name} twice, which VOC cannot tell apart")
+            if images == "none" and own != name:
+                raise UserError(f"VOC needs another name for {name} ({own}): --transfer must be copy or link")
             sets[split].append(stem)
             _write(out / "Annotations" / f"{stem}.xml", ET.tostring(_voc_tree(index, i, own), encoding="utf-8"))
         _write(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in sets[split]).encode())
-    _place(taken.files, out / "JPEGImages", pictures)
+    _place(taken.files, out / "JPEGImages", images)
     notes = []
     both = sum(map(len, sets.values())) - len(taken.files)
     if both:
-        notes.append(f"{both} pictures are in more than one part; VOC has one annotation of each, the last one counts")
+        notes.append(f"{both} images are in more than one part; VOC has one annotation of each, the last one counts")
     crowd = sum(int(index.crowd.sum()) for index in parts.values())
     if crowd:
         notes.append(f"{crowd} crowd regions are written as difficult objects")
@@ -76,7 +76,7 @@ def write_voc(parts: Parts, out: Path, pictures: str) -> list[str]:
     return [*notes, *_areas_lost(parts)]
 
 
-def write_yolo(parts: Parts, out: Path, pictures: str) -> list[str]:
+def write_yolo(parts: Parts, out: Path, images: str) -> list[str]:
     """OUT/data.yaml, OUT/images/train, OUT/labels/train, …. Returns what to know about it."""
     notes = []
     clipped = dropped = 0
@@ -89,7 +89,7 @@ def write_yolo(parts: Parts, out: Path, pictures: str) -> list[str]:
             path = out / "labels" / split / f"{os.path.splitext(own)[0]}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, "".join(lines).encode())
-        _place(taken.files, out / "images" / split, pictures)
+        _place(taken.files, out / "images" / split, images)
     names = dict(enumerate(next(iter(parts.values())).class_names))
     content = {**{split: f"images/{split}" for split in parts}, "names": names}
     _write(out / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
@@ -97,9 +97,9 @@ def write_yolo(parts: Parts, out: Path, pictures: str) -> list[str]:
     if crowd:
         notes.append(f"{crowd} crowd regions are lost: YOLO has no place for them, and they are no single objects")
     if clipped:
-        notes.append(f"{clipped} boxes are clipped to their pictures, since YOLO's readers refuse what reaches out")
+        notes.append(f"{clipped} boxes are clipped to their images, since YOLO's readers refuse what reaches out")
     if dropped:
-        notes.append(f"{dropped} boxes without any area in their pictures are left out")
+        notes.append(f"{dropped} boxes without any area in their images are left out")
     return [*notes, *_areas_lost(parts)]
 
 
@@ -107,7 +107,7 @@ WRITERS: dict[str, Callable[[Parts, Path, str], list[str]]] = {"coco": write_coc
 
 
 class _Names:
-    """The new names of pictures, no two alike, also where the file system knows no upper and lower case.
+    """The new names of images, no two alike, also where the file system knows no upper and lower case.
 
     Args:
         by_stem: a.jpg and a.png are alike, too, since they would share a label file.
@@ -116,11 +116,11 @@ class _Names:
     def __init__(self, *, by_stem: bool = False) -> None:
         self.by_stem = by_stem
         self.files: dict[str, Path] = {}
-        """New name -> the picture."""
+        """New name -> the image."""
         self._have: dict[str, str] = {}
 
     def free(self, name: str, source: Path) -> str:
-        """`name`, or one like it where another picture has it already."""
+        """`name`, or one like it where another image has it already."""
         stem, suffix = os.path.splitext(name)
         number = 1
         while True:
@@ -131,7 +131,7 @@ class _Names:
             number += 1
 
 
-def _yolo_lines(index: AnnotationIndex, i: int) -> tuple[list[str], int, int]:
+def _yolo_lines(index: Annotations, i: int) -> tuple[list[str], int, int]:
     """Lines of a label file, and how many boxes were clipped and left out."""
     rows = np.arange(index.offsets[i], index.offsets[i + 1])
     rows = rows[~index.crowd[rows]]
@@ -150,7 +150,7 @@ def _yolo_lines(index: AnnotationIndex, i: int) -> tuple[list[str], int, int]:
     return lines, clipped, dropped
 
 
-def _voc_tree(index: AnnotationIndex, i: int, file_name: str) -> ET.Element:
+def _voc_tree(index: Annotations, i: int, file_name: str) -> ET.Element:
     root = ET.Element("annotation")
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", file_name)
@@ -174,7 +174,7 @@ def _add(parent: ET.Element, key: str, text: str) -> None:
     ET.SubElement(parent, key).text = text
 
 
-def _files(index: AnnotationIndex) -> list[tuple[str, Path]]:
+def _files(index: Annotations) -> list[tuple[str, Path]]:
     return [(str(name), Path(index.images) / str(name)) for name in index.file_names]
 
 
@@ -189,7 +189,7 @@ def _short(name: str, split: str) -> str:
 
 
 def _place(taken: Mapping[str, Path], folder: Path, how: str) -> None:
-    """The pictures under their new names: "copy", "link" (symbolic), or "none"."""
+    """The images under their new names: "copy", "link" (symbolic), or "none"."""
     if how == "none":
         return
     try:
@@ -202,7 +202,7 @@ def _place(taken: Mapping[str, Path], folder: Path, how: str) -> None:
             with open_regular_file(source, "image") as old, path.open("xb") as new:
                 shutil.copyfileobj(old, new, 1 << 20)
     except OSError as error:
-        raise UserError(f"picture {error.filename} -> {folder}: {error.strerror}") from None
+        raise UserError(f"image {error.filename} -> {folder}: {error.strerror}") from None
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,8 +1,8 @@
 """YOLO folders: data.yaml, images/…/a.jpg with labels/…/a.txt, whose lines are `class cx cy w h`, shares of the sides.
 
-Boxes become pixels of the upright picture, whose size is read from the file's header. A line of more numbers is a
+Boxes become pixels of the upright image, whose size is read from the file's header. A line of more numbers is a
 polygon (`class x1 y1 x2 y2 …`) and becomes its bounding box. Class 0 has the category id 1, as in the COCO results
-that Ultralytics writes. A picture without a label file, or with an empty one, has no boxes.
+that Ultralytics writes. An image without a label file, or with an empty one, has no boxes.
 """
 
 import math
@@ -15,66 +15,66 @@ import numpy as np
 from detection.core import yaml_reader
 from detection.core.errors import UserError
 from detection.core.files import read_file
-from detection.data.formats.raw import Problems, RawSet
-from detection.data.image_io import SUFFIXES, leads_out, listed, names_outside, picture_sizes, pictures_below
+from detection.data.formats.raw import Issues, RawAnnotations
+from detection.data.image_io import SUFFIXES, image_sizes, images_below, listed, names_outside, outside_message
 
 LARGEST_FILE = 1 << 26
 """A label file of more bytes is none."""
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | None = "train") -> RawSet:
-    """What the label files say, see `RawSet`.
+def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | None = "train") -> RawAnnotations:
+    """What the label files say, see `RawAnnotations`.
 
     Args:
         path: data.yaml, or the folder that it is in.
-        images: in place of what data.yaml names: a folder of pictures, or a .txt file that lists them.
+        images: in place of what data.yaml names: a folder of images, or a .txt file that lists them.
         split: which entry of data.yaml: "train", "val", "test".
 
     Raises:
-        UserError: absent, not YAML, no names, no such split, no pictures.
+        UserError: absent, not YAML, no names, no such split, no image_paths.
     """
     path = find_yaml(Path(path))
     content = read_yaml(path)
     names = _names(content, path)
     root = _root(content, path)
     sources = [Path(images)] if images is not None else _sources(content, path, root, split)
-    pictures = list(dict.fromkeys(picture for source in sources for picture in _pictures(source, root)))
-    if not pictures:
-        raise UserError(f"{path}: there are no pictures in {', '.join(map(str, sources))}")
-    pictures.sort()
-    problems = Problems()
-    sizes = picture_sizes(pictures)
-    file_names = [_relative(picture, root) for picture in pictures]
-    label_files = [label_file_of(picture) for picture in pictures]
+    image_paths = list(dict.fromkeys(image for source in sources for image in _images(source, root)))
+    if not image_paths:
+        raise UserError(f"{path}: there are no images in {', '.join(map(str, sources))}")
+    image_paths.sort()
+    problems = Issues()
+    sizes = image_sizes(image_paths)
+    file_names = [_relative(image, root) for image in image_paths]
+    label_files = [label_file_of(image) for image in image_paths]
     rows: list[tuple[int, int, int, float, float, float, float]] = []
     without = 0
-    for image_id, (picture, size, label_file) in enumerate(zip(file_names, sizes, label_files, strict=True), 1):
+    for image_id, (image, size, label_file) in enumerate(zip(file_names, sizes, label_files, strict=True), 1):
         if isinstance(size, UserError):
-            problems.add("no_size", f"{size}; the size of each picture is needed for its boxes", image=picture)
+            problems.add("no_size", f"{size}; the size of each image is needed for its boxes", image=image)
             sizes[image_id - 1] = size = (0, 0)
-        lines = _lines(label_file, problems, picture)
+        lines = _lines(label_file, problems, image)
         without += lines is None
         for number, line in enumerate(lines or [], 1):
-            row = _line(line, len(names), f"{label_file}, line {number}", problems, picture) if line.strip() else None
+            row = _line(line, len(names), f"{label_file}, line {number}", problems, image) if line.strip() else None
             if row is not None:
                 label, cx, cy, w, h = row
                 box = ((cx - w / 2) * size[0], (cy - h / 2) * size[1], w * size[0], h * size[1])
                 rows.append((image_id, number, label + 1, *box))
     notes = []
-    if without == len(pictures):
+    if without == len(image_paths):
         problems.add(
             "no_labels",
-            f"not one of {len(pictures)} pictures has a label file; for {pictures[0]} it would be {label_files[0]}",
+            f"not one of {len(image_paths)} images has a label file; for {image_paths[0]} it would be {label_files[0]}",
         )
     elif without:
-        notes.append(f"{without} pictures without a label file: taken as without boxes")
-    return RawSet(
+        notes.append(f"{without} images without a label file: taken as without boxes")
+    return RawAnnotations(
         source=f"{path} ({split})" if images is None and split else str(path),
         format="yolo",
         images=root,
         categories=list(enumerate(names, 1)),
-        image_ids=np.arange(1, len(pictures) + 1),
+        image_ids=np.arange(1, len(image_paths) + 1),
         file_names=np.array(file_names, np.str_),
         sizes=np.array(sizes, np.int64).reshape(-1, 2),
         box_images=np.array([row[0] for row in rows], np.int64),
@@ -90,10 +90,10 @@ def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | 
 
 
 def images_folder(path: Path, images: str | Path | None, split: str | None) -> Path:
-    """The folder that file names are relative to, without a look at pictures and labels.
+    """The folder that file names are relative to, without a look at images and labels.
 
     Raises:
-        UserError: no data.yaml, no names, no such split, or its pictures are not there.
+        UserError: no data.yaml, no names, no such split, or its images are not there.
     """
     path = find_yaml(path)
     content = read_yaml(path)
@@ -143,10 +143,10 @@ def splits_of(path: Path) -> list[str]:
     return [split for split, keys in SPLITS.items() if any(content.get(key) for key in keys)]
 
 
-def label_file_of(picture: str) -> str:
-    """…/images/x/a.jpg -> …/labels/x/a.txt (the last "images" on the way); beside the picture where there is none."""
-    before, found, behind = picture.rpartition(f"{os.sep}images{os.sep}")
-    moved = f"{before}{os.sep}labels{os.sep}{behind}" if found else picture
+def label_file_of(image: str) -> str:
+    """…/images/x/a.jpg -> …/labels/x/a.txt (the last "images" on the way); beside the image where there is none."""
+    before, found, behind = image.rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{before}{os.sep}labels{os.sep}{behind}" if found else image
     return os.path.splitext(moved)[0] + ".txt"
 
 
@@ -194,31 +194,33 @@ def _sources(content: dict[str, Any], path: Path, root: Path, split: str | None)
     return sources
 
 
-def _pictures(source: Path, root: Path) -> list[str]:
-    """Absolute paths of a folder's pictures, or of those that a .txt file lists."""
+def _images(source: Path, root: Path) -> list[str]:
+    """Absolute paths of a folder's images, or of those that a .txt file lists."""
     if source.is_dir():
         folder = os.path.abspath(source)
-        return [os.path.join(folder, name) for name in pictures_below(source)]
+        return [os.path.join(folder, name) for name in images_below(source)]
     if source.suffix.lower() != ".txt":
-        raise UserError(f"{source} is neither a folder of pictures nor a .txt file that lists them")
-    pictures = []
-    for number, line in listed(source, "list of pictures"):
+        raise UserError(f"{source} is neither a folder of images nor a .txt file that lists them")
+    images = []
+    for number, line in listed(source, "list of images"):
         if os.path.splitext(line)[1].lower() not in SUFFIXES:
-            raise UserError(f"{source}, line {number}: {line[:100]!r} is not the name of a picture")
+            raise UserError(f"{source}, line {number}: {line[:100]!r} is not the name of an image")
         beside = source.absolute().parent
         place = beside if os.path.exists(beside / line) else root
         if names_outside([line], place) and names_outside([line], root):
-            raise UserError(f"{source}, line {number}: {leads_out(line, root)}; `path` in data.yaml names that folder")
-        pictures.append(os.path.normpath(place / line))
-    return pictures
+            raise UserError(
+                f"{source}, line {number}: {outside_message(line, root)}; `path` in data.yaml names that folder"
+            )
+        images.append(os.path.normpath(place / line))
+    return images
 
 
-def _relative(picture: str, root: Path) -> str:
+def _relative(image: str, root: Path) -> str:
     prefix = f"{root}{os.sep}"
-    return picture.removeprefix(prefix).replace(os.sep, "/")
+    return image.removeprefix(prefix).replace(os.sep, "/")
 
 
-def _lines(path: str, problems: Problems, image: str) -> list[str] | None:
+def _lines(path: str, problems: Issues, image: str) -> list[str] | None:
     """None where there is no such file."""
     if not os.path.lexists(path):
         return None
@@ -232,7 +234,7 @@ def _lines(path: str, problems: Problems, image: str) -> list[str] | None:
 
 
 def _line(
-    line: str, classes: int, place: str, problems: Problems, image: str
+    line: str, classes: int, place: str, problems: Issues, image: str
 ) -> tuple[int, float, float, float, float] | None:
     """(class, cx, cy, w, h)"""
     words = line.split()
@@ -250,7 +252,7 @@ def _line(
         problems.add("bad_class", message, image=image)
         return None
     if not (max(numbers[1:]) <= 2 and min(numbers[1:]) >= -2) or any(map(math.isnan, numbers)):
-        message = f"{place} is {line.strip()[:60]!r}; expected are shares of the picture's sides (0…1), not pixels"
+        message = f"{place} is {line.strip()[:60]!r}; expected are shares of the image's sides (0…1), not pixels"
         problems.add("bad_box", message, image=image)
         return None
     label = int(numbers[0])

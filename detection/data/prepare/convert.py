@@ -8,10 +8,10 @@ import numpy as np
 
 from detection.core.errors import UserError
 from detection.core.files import make_folder
-from detection.data.annotations import AnnotationIndex
-from detection.data.classes import Chosen, choose_classes, with_names
+from detection.data.annotations import Annotations
+from detection.data.classes import ClassSelection, choose_classes, with_class_names
 from detection.data.formats import coco, voc, yolo
-from detection.data.formats.detect_format import read_annotations, recognise
+from detection.data.formats.detect_format import detect_format, read_annotations
 from detection.data.formats.writers import WRITERS
 from detection.data.image_io import names_outside
 from detection.data.load_split import check_images, check_same_classes
@@ -27,11 +27,11 @@ def convert_data(
     *,
     images: str | None = None,
     format: str = "auto",
-    classes: Chosen | None = None,
+    classes: ClassSelection | None = None,
     share: float | None = None,
     seed: int = 0,
     group_by: str | None = None,
-    pictures: str = "copy",
+    transfer: str = "copy",
 ) -> str:
     """Read `sources` and write them into the folder `out`; returns what was written and what was lost, in words.
 
@@ -39,9 +39,9 @@ def convert_data(
         sources: files or folders as `read_annotations` takes them, each a split ("train=FILE" says which, else its
             name does) or, VOC folders and data.yaml, several.
         to: "coco", "voc" or "yolo".
-        images: the pictures' folder, where it is not the usual one; for all sources.
+        images: the images' folder, where it is not the usual one; for all sources.
         share: divide the one split that there is; see `split_images`, also for `seed` and `group_by`.
-        pictures: "copy", "link" (symbolic links), or "none".
+        transfer: "copy", "link" (symbolic links), or "none".
 
     Raises:
         UserError: anything wrong with the sources, `out` not empty, no way to do it.
@@ -49,18 +49,18 @@ def convert_data(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and not empty; give another --out, or remove it")
-    if to == "yolo" and pictures == "none":
-        raise UserError("YOLO finds labels by the pictures' places: --pictures must be copy or link")
+    if to == "yolo" and transfer == "none":
+        raise UserError("YOLO finds labels by the images' places: --transfer must be copy or link")
     parts = {split: choose_classes(index, classes) for split, index in _read(sources, images, format).items()}
     indexes = list(parts.values())
     if not any(index.class_names for index in indexes):
         raise UserError(f"{indexes[0].source} has no class at all (VOC's are those of its objects, and there are none)")
     for index in indexes:
         check_images(index, index.images, "--images")
-        if pictures == "none" and names_outside(index.file_names.tolist(), index.images):
+        if transfer == "none" and names_outside(index.file_names.tolist(), index.images):
             raise UserError(
                 f"images of {index.source} do not all lie below {index.images}, as those of COCO and VOC must: "
-                "--pictures must be copy or link"
+                "--transfer must be copy or link"
             )
     for other in indexes[1:]:
         check_same_classes(indexes[0], other)
@@ -76,21 +76,21 @@ def convert_data(
         }
         table = f"\n{_table(parts)}"
     elif group_by is not None:
-        raise UserError("--group-by keeps pictures together when a set is divided: it needs --split")
+        raise UserError("--group-by keeps images together when a set is divided: it needs --split")
     make_folder(out, "--out")
-    notes += WRITERS[to](parts, out, pictures)
+    notes += WRITERS[to](parts, out, transfer)
     lines = [f"{split}: {len(index)} images, {len(index.boxes)} boxes" for split, index in parts.items()]
     lines += [f"note: {note}" for note in dict.fromkeys([*(n for i in indexes for n in i.notes), *notes])]
-    return "\n".join([*lines, *([table] if table else []), *_keys(parts, to, out, pictures)])
+    return "\n".join([*lines, *([table] if table else []), *_keys(parts, to, out, transfer)])
 
 
-def _read(sources: Sequence[str], images: str | None, format: str) -> dict[str, AnnotationIndex]:
-    parts: dict[str, AnnotationIndex] = {}
+def _read(sources: Sequence[str], images: str | None, format: str) -> dict[str, Annotations]:
+    parts: dict[str, Annotations] = {}
     for source in sources:
         said, equals, rest = source.partition("=")
         named = bool(equals) and said in SPLITS and not Path(source).exists()
         path = Path(rest if named else source)
-        kind = recognise(path) if format == "auto" else format
+        kind = detect_format(path) if format == "auto" else format
         found = _splits(path, kind)
         if named and len(found) > 1:
             raise UserError(f"{source}: {path} has several splits: {', '.join(found)}")
@@ -103,7 +103,7 @@ def _read(sources: Sequence[str], images: str | None, format: str) -> dict[str, 
             parts[name] = read_annotations(file, images=images, format=kind, split=entry)
     if all(index.format == "voc" for index in parts.values()):
         names = sorted({name for index in parts.values() for name in index.class_names})
-        parts = {split: with_names(index, names) for split, index in parts.items()}
+        parts = {split: with_class_names(index, names) for split, index in parts.items()}
     return parts
 
 
@@ -125,23 +125,23 @@ def _splits(path: Path, kind: str) -> dict[str, tuple[Path, str | None]]:
     return {name: (file, None) for name, file in zip(names, files, strict=True)}
 
 
-def _table(parts: dict[str, AnnotationIndex]) -> str:
-    """Pictures of each class in each part."""
+def _table(parts: dict[str, Annotations]) -> str:
+    """Images of each class in each part."""
     names = next(iter(parts.values())).class_names
-    width = max([len("pictures with"), *map(len, names)])
+    width = max([len("images with"), *map(len, names)])
     counts = {}
     for split, index in parts.items():
         image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
         pairs = np.unique(np.stack([image_of_box, index.labels]), axis=1)
         counts[split] = np.bincount(pairs[1], minlength=len(names) + 1)
-    lines = ["".join([f"{'pictures with':<{width}}", *(f"{split:>8}" for split in parts)])]
+    lines = ["".join([f"{'images with':<{width}}", *(f"{split:>8}" for split in parts)])]
     for label, name in enumerate(names, 1):
         lines.append("".join([f"{name:<{width}}", *(f"{counts[split][label]:>8}" for split in parts)]))
     empty = [int((np.diff(index.offsets) == 0).sum()) for index in parts.values()]
     return "\n".join([*lines, "".join([f"{'no box':<{width}}", *(f"{count:>8}" for count in empty)])])
 
 
-def _keys(parts: dict[str, AnnotationIndex], to: str, out: Path, pictures: str) -> list[str]:
+def _keys(parts: dict[str, Annotations], to: str, out: Path, images: str) -> list[str]:
     """What the command line says to use what was written: train and val in a config, test in an evaluation."""
     keys: dict[str, list[str]] = {}
     for split, index in parts.items():
@@ -149,7 +149,7 @@ def _keys(parts: dict[str, AnnotationIndex], to: str, out: Path, pictures: str) 
         said = [f"annotations={out / file}"]
         if split == "test" and to == "yolo":
             said.append("split=test")
-        if pictures == "none":
+        if images == "none":
             said.append(f"images={index.images}")
         section, title = (
             ("val", "to evaluate on test, after tools/evaluate.py:") if split == "test" else (split, "in a config:")

@@ -1,4 +1,4 @@
-"""From pictures with boxes to pictures with one label each: objects cut out into class folders, for pre-training."""
+"""From images with boxes to images with one label each: objects cut out into class folders, for pre-training."""
 
 import hashlib
 from collections import Counter
@@ -12,7 +12,7 @@ import numpy as np
 from detection.core.errors import UserError
 from detection.core.files import file_digest
 from detection.core.progress import progress_bar
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.data.formats.detect_format import read_annotations
 from detection.data.image_io import read_image, write_jpeg
 from detection.data.load_split import check_images
@@ -25,11 +25,11 @@ QUALITY = 92
 class Crop:
     """One object to be cut out."""
 
-    picture: Path
+    image: Path
     size: tuple[int, int]
-    """Width and height of the picture."""
+    """Width and height of the image."""
     box: tuple[int, int, int, int]
-    """xyxy in pixels of the picture."""
+    """xyxy in pixels of the image."""
     name: str
     split: str
     """ "train" or "val"."""
@@ -43,7 +43,7 @@ class CropReport:
 
     kept: dict[str, tuple[int, int]]
     dropped: dict[str, int]
-    repeated_pictures: int
+    repeated_images: int
 
     def __str__(self) -> str:
         width = max(map(len, self.kept))
@@ -54,8 +54,8 @@ class CropReport:
             text.append(
                 f"{len(self.dropped)} classes with too few objects left out ({sum(self.dropped.values())} objects)"
             )
-        if self.repeated_pictures:
-            text.append(f"{self.repeated_pictures} pictures that an earlier file has, too, left out")
+        if self.repeated_images:
+            text.append(f"{self.repeated_images} images that an earlier file has, too, left out")
         return "\n".join(text)
 
 
@@ -74,20 +74,20 @@ def make_crops(
 ) -> CropReport:
     """Cut the objects of COCO files out into OUT/{train,val}/CLASS/*.jpg.
 
-    Each crop is a square around its box with some surroundings, shifted into the picture. Train and val never share a
-    picture: the split is a function of a picture's bytes, so that it holds across files, too.
+    Each crop is a square around its box with some surroundings, shifted into the image. Train and val never share a
+    image: the split is a function of an image's bytes, so that it holds across files, too.
 
     Args:
-        images: the folder of each file's pictures; images/ beside it where none are given.
+        images: the folder of each file's images; images/ beside it where none are given.
         size: crops with longer sides are scaled down to this many pixels.
         margin: of the box's longer side, added on each side.
         min_side: boxes whose longer side is below this many pixels are left out; crowd regions always are.
         min_examples: classes with fewer objects, or with fewer than two in val, are left out.
         max_examples: of a class with more objects this many are taken, by chance.
-        val_share: of the pictures.
+        val_share: of the images.
 
     Raises:
-        UserError: annotations or pictures that cannot be read, `out` not empty, fewer than two classes left.
+        UserError: annotations or images that cannot be read, `out` not empty, fewer than two classes left.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -120,9 +120,9 @@ def make_crops(
 
 
 def _crops_of(
-    index: AnnotationIndex, i: int, folder: Path, split: str, prefix: str, margin: float, min_side: int
+    index: Annotations, i: int, folder: Path, split: str, prefix: str, margin: float, min_side: int
 ) -> list[Crop]:
-    picture = folder / str(index.file_names[i])
+    image = folder / str(index.file_names[i])
     width, height = index.sizes[i].tolist()
     crops = []
     boxes, labels = index.training_boxes(i)
@@ -130,12 +130,12 @@ def _crops_of(
         if max(box[2:] - box[:2]) >= min_side:
             name = index.class_names[label - 1]
             square = square_around(box, margin, width, height)
-            crops.append(Crop(picture, (width, height), square, name, split, f"{prefix}_{picture.stem}_{number}.jpg"))
+            crops.append(Crop(image, (width, height), square, name, split, f"{prefix}_{image.stem}_{number}.jpg"))
     return crops
 
 
 def square_around(box: np.ndarray, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
-    """The square with `box` (xyxy, float32 [4]) in its middle, moved into the picture and, where it must be, cut."""
+    """The square with `box` (xyxy, float32 [4]) in its middle, moved into the image and, where it must be, cut."""
     side = float(max(box[2:] - box[:2])) * (1 + 2 * margin)
     corners = []
     for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
@@ -166,7 +166,7 @@ def _chance(seed: int, key: bytes) -> float:
 
 def _write(crops: list[Crop], out: Path, size: int) -> None:
     for crop in progress_bar(crops, "crops"):
-        image = read_image(crop.picture, crop.size)
+        image = read_image(crop.image, crop.size)
         x1, y1, x2, y2 = crop.box
         part = image[y1:y2, x1:x2]
         scale = size / max(part.shape[:2])

@@ -1,7 +1,7 @@
-"""A data set divided into two without leakage: by picture, each class in its share, like pictures on one side.
+"""A data set divided into two without leakage: by image, each class in its share, like images on one side.
 
 Classes are spread by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class first, each of
-its pictures to the side that still lacks most of that class.
+its images to the side that still lacks most of that class.
 """
 
 import hashlib
@@ -14,31 +14,31 @@ import numpy as np
 
 from detection.core.errors import UserError
 from detection.core.files import file_digest, open_regular_file
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 
 
 def split_images(
-    index: AnnotationIndex, share: float, *, seed: int = 0, group_by: str | None = None
+    index: Annotations, share: float, *, seed: int = 0, group_by: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Which images are for training, bool [n], and what was kept together, for people.
 
-    A function of the file names, the boxes, the pictures' bytes and the arguments alone, whatever the order of the
-    file. Pictures of the same bytes are never on both sides. Of a class that two pictures (or groups) have, each
+    A function of the file names, the boxes, the images' bytes and the arguments alone, whatever the order of the
+    file. Images of the same bytes are never on both sides. Of a class that two images (or groups) have, each
     side gets one.
 
     Args:
-        share: of the pictures that are for training, between 0 and 1.
+        share: of the images that are for training, between 0 and 1.
         group_by: regular expression that is searched for in each file name; names in which it finds the same (its
             groups, if it has any, else the match) are kept together: frames of one video, tiles of one scene.
 
     Raises:
-        UserError: a share that leaves a side without pictures, not a regular expression, a picture not readable.
+        UserError: a share that leaves a side without images, not a regular expression, an image not readable.
     """
     if not 0 < share < 1:
-        raise UserError(f"--split {share:g}: expected is the share of the training pictures, between 0 and 1, like 0.8")
+        raise UserError(f"--split {share:g}: expected is the share of the training images, between 0 and 1, like 0.8")
     groups, notes = _groups(index, group_by)
     if len(groups) < 2:
-        raise UserError(f"{index.source} has {len(groups)} picture(s) or group(s) of pictures: nothing can be divided")
+        raise UserError(f"{index.source} has {len(groups)} image(s) or group(s) of images: nothing can be divided")
     presence = _presence(index)
     # In an order that depends on nothing but names and seed.
     names = [min(str(index.file_names[i]) for i in group) for group in groups]
@@ -55,7 +55,7 @@ def _stratify(counts: np.ndarray, share: float) -> np.ndarray:
     """For each group whether it is for training, bool [g].
 
     Args:
-        counts: int [g, c], pictures of each group that have class c; the last column counts all of them.
+        counts: int [g, c], images of each group that have class c; the last column counts all of them.
     """
     total = counts.sum(axis=0).astype(float)
     holders = (counts > 0).sum(axis=0)
@@ -68,20 +68,20 @@ def _stratify(counts: np.ndarray, share: float) -> np.ndarray:
         rare = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin()) if left.any() else counts.shape[1] - 1
         for g in np.flatnonzero((counts[:, rare] > 0) & (side < 0)):
             need = lacking[:, rare]
-            # Where both lack as much, the side that lacks more pictures.
+            # Where both lack as much, the side that lacks more images.
             wanted = int(need[1] > need[0]) if need[0] != need[1] else int(lacking[1, -1] > lacking[0, -1])
             side[g] = wanted
             lacking[wanted] -= counts[g]
             left -= counts[g, :-1]
     if (side == side[0]).all():
-        # Few pictures or an extreme share: the one that takes fewest classes away, and of those the smallest.
+        # Few images or an extreme share: the one that takes fewest classes away, and of those the smallest.
         alone = (counts[:, :-1] > 0) & (holders[:-1] == 1)
         moved = min(range(len(counts)), key=lambda g: (int(alone[g].sum()), int(counts[g, -1]), g))
         side[moved] = 1 - side[moved]
     return side == 0
 
 
-def _presence(index: AnnotationIndex) -> np.ndarray:
+def _presence(index: Annotations) -> np.ndarray:
     """int [n, k + 2]: whether each image has each class, whether it has no box at all, and 1."""
     table = np.zeros((len(index), len(index.class_names) + 2), np.int64)
     image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
@@ -91,7 +91,7 @@ def _presence(index: AnnotationIndex) -> np.ndarray:
     return table
 
 
-def _groups(index: AnnotationIndex, group_by: str | None) -> tuple[list[list[int]], list[str]]:
+def _groups(index: Annotations, group_by: str | None) -> tuple[list[list[int]], list[str]]:
     """Images that must stay together, and notes on them."""
     parent = list(range(len(index)))
 
@@ -109,23 +109,23 @@ def _groups(index: AnnotationIndex, group_by: str | None) -> tuple[list[list[int
         named, unmatched = _by_pattern(index, group_by)
         for members in named.values():
             join(members)
-        notes.append(f"{len(index) - unmatched} pictures are in {len(named)} groups by name")
+        notes.append(f"{len(index) - unmatched} images are in {len(named)} groups by name")
         if unmatched:
-            notes.append(f"{unmatched} pictures whose names do not match {group_by!r} are each a group")
+            notes.append(f"{unmatched} images whose names do not match {group_by!r} are each a group")
     same = _identical(index)
     for members in same:
         join(members)
     if same:
         count = sum(map(len, same))
         shown = ", ".join(str(index.file_names[i]) for i in same[0][:3])
-        notes.append(f"{count} pictures that are there more than once stay together ({shown}{', …' * (count > 3)})")
+        notes.append(f"{count} images that are there more than once stay together ({shown}{', …' * (count > 3)})")
     groups: dict[int, list[int]] = defaultdict(list)
     for i in range(len(index)):
         groups[root(i)].append(i)
     return list(groups.values()), notes
 
 
-def _by_pattern(index: AnnotationIndex, pattern: str) -> tuple[dict[tuple[str, ...], list[int]], int]:
+def _by_pattern(index: Annotations, pattern: str) -> tuple[dict[tuple[str, ...], list[int]], int]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -141,7 +141,7 @@ def _by_pattern(index: AnnotationIndex, pattern: str) -> tuple[dict[tuple[str, .
     return groups, unmatched
 
 
-def _identical(index: AnnotationIndex) -> list[list[int]]:
+def _identical(index: Annotations) -> list[list[int]]:
     """Images whose files have the same bytes; only files of the same size are read."""
     paths = [Path(index.images) / str(name) for name in index.file_names]
     by_size: dict[int, list[int]] = defaultdict(list)

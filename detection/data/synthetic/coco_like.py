@@ -30,7 +30,7 @@ def make_coco_like(
 
     Args:
         force: overwrite files that this toolkit did not write.
-        photographs: a folder; random parts of what lies in it become the pictures, in images/ beside `out`.
+        photographs: a folder; random parts of what lies in it become the images, in images/ beside `out`.
 
     Raises:
         UserError: it cannot be written, or there are no photographs.

@@ -1,7 +1,7 @@
 """A small Halloween detection data set in COCO format, drawn on the spot: no download, no licence worries.
 
-Every picture has a random generator of its own, seeded by (seed, split, index). The files are therefore the
-same on every call, and a picture doesn't depend on how many others are made.
+Every image has a random generator of its own, seeded by (seed, split, index). The files are therefore the
+same on every call, and an image doesn't depend on how many others are made.
 """
 
 import json
@@ -28,7 +28,7 @@ VERSION = 1  # raise it when the drawing changes: older sets are then made anew
 
 _MIN_VISIBLE = 0.4  # the share of an object's mask that has to stay visible
 _MIN_SIDE = 14  # pixels, an object's larger side
-_COUNTS = (2, 9)  # objects tried in a picture; those that find no place are left out
+_COUNTS = (2, 9)  # objects tried in an image; those that find no place are left out
 # Square roots of the mask areas drawn, in pixels; COCO's limits between the ranges are 32 and 96.
 _RANGES = {"small": (15.0, 30.0), "medium": (34.0, 90.0), "large": (100.0, 135.0)}
 _RANGE_SHARES = (0.15, 0.6, 0.25)
@@ -77,15 +77,15 @@ def _swarm(rng: np.random.Generator, image: np.ndarray) -> tuple[int, np.ndarray
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one picture; everything about it comes from `rng`.
+    """Draw one image; everything about it comes from `rng`.
 
     Args:
         rng: the source of all chance.
         size: (width, height) in pixels, at least 160 each; by default one of a few shapes by chance.
 
     Returns:
-        The picture, (height, width, 3) uint8 RGB, and its annotations (some pictures have none), each with
-        `category_id`, `bbox` ([x, y, width, height] in pixels of the object's own mask within the picture,
+        The image, (height, width, 3) uint8 RGB, and its annotations (some images have none), each with
+        `category_id`, `bbox` ([x, y, width, height] in pixels of the object's own mask within the image,
         hidden parts included), `area` (the pixels of it that are visible) and `iscrowd`.
     """
     shapes = ((320, 240), (240, 320), (288, 288))
@@ -144,7 +144,7 @@ def _name(split: str, index: int) -> str:
 
 
 def _read_split(root: Path, split: str) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Info and pictures of a split that this generator made, (None, []) where there is none."""
+    """Info and images of a split that this generator made, (None, []) where there is none."""
     target = root / f"{split}.json"
     if not target.exists():
         return None, []
@@ -160,7 +160,7 @@ def _read_split(root: Path, split: str) -> tuple[dict[str, Any] | None, list[Pat
 
 def _make_split(root: Path, split: str, count: int, seed: int, replaced: list[Path]) -> None:
     target, images, info = root / f"{split}.json", root / "images", _split_info(split, count, seed)
-    target.unlink(missing_ok=True)  # first, so that it never describes pictures of another set
+    target.unlink(missing_ok=True)  # first, so that it never describes images of another set
     for old in replaced:
         old.unlink(missing_ok=True)
     images.mkdir(parents=True, exist_ok=True)
@@ -172,12 +172,12 @@ def _make_split(root: Path, split: str, count: int, seed: int, replaced: list[Pa
         "annotations": [],
     }
     for index in range(count):
-        picture, annotations = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]))
+        image, annotations = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]))
         name, image_id = _name(split, index), 1 + 3 * index + index % 2  # ids with gaps, as COCO's
-        encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         begin_output(images / name)
         (images / name).write_bytes(encoded.tobytes())
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         entry = {"id": image_id, "file_name": name, "width": width, "height": height, "license": 1}
         data["images"].append(entry)
         for number, annotation in enumerate(annotations, len(data["annotations"]) + 1):
@@ -195,9 +195,9 @@ def make_demo_dataset(
 
     Args:
         root: the folder; made if missing.
-        train_images: pictures in the training split, at least 1.
-        val_images: pictures in the validation split, at least 1.
-        seed: a number from 0 on; another one gives other pictures.
+        train_images: images in the training split, at least 1.
+        val_images: images in the validation split, at least 1.
+        seed: a number from 0 on; another one gives other images.
         force: overwrite files that this toolkit did not write.
 
     Returns:
@@ -207,27 +207,27 @@ def make_demo_dataset(
         UserError: a number is out of its range, or the folder can't be written, or holds files of another origin.
     """
     if min(train_images, val_images) < 1 or seed < 0:
-        raise UserError("a split needs at least 1 picture, and the seed can't be negative")
+        raise UserError("a split needs at least 1 image, and the seed can't be negative")
     root = Path(root)
     counts = {"train": train_images, "val": val_images}
     outputs: list[Path] = []
     replaced: dict[str, list[Path]] = {}
     for split in SPLITS:
-        info, pictures = _read_split(root, split)
-        whole = len(pictures) == counts[split] and all(picture.is_file() for picture in pictures)
+        info, images = _read_split(root, split)
+        whole = len(images) == counts[split] and all(image.is_file() for image in images)
         if info != _split_info(split, counts[split], seed) or not whole:
             new = [root / "images" / _name(split, i) for i in range(counts[split])]
             # What an earlier set names is known by that, also where it was not noted.
-            outputs += sorted({*new} - {*pictures}) + ([root / f"{split}.json"] if info is None else [])
-            replaced[split] = pictures
+            outputs += sorted({*new} - {*images}) + ([root / f"{split}.json"] if info is None else [])
+            replaced[split] = images
     check_outputs(outputs, force=force)
-    for split, pictures in replaced.items():
-        _make_split(root, split, counts[split], seed, pictures)
+    for split, images in replaced.items():
+        _make_split(root, split, counts[split], seed, images)
     return {"images": root / "images", **{split: root / f"{split}.json" for split in SPLITS}}
 
 
 def summarize(json_path: str | Path) -> str:
-    """A few lines about a COCO file: its pictures, the boxes per class and per size range, crowds."""
+    """A few lines about a COCO file: its images, the boxes per class and per size range, crowds."""
     data = json.loads(Path(json_path).read_text(encoding="utf-8"))
     names = {c["id"]: c["name"] for c in data["categories"]}
     single = [a for a in data["annotations"] if not a["iscrowd"]]
@@ -235,7 +235,7 @@ def summarize(json_path: str | Path) -> str:
     sizes = Counter(("small", "medium", "large")[(a["area"] >= 32**2) + (a["area"] > 96**2)] for a in single)
     empty = len(data["images"]) - len({a["image_id"] for a in data["annotations"]})
     lines = (
-        f"{Path(json_path).name}: {len(data['images'])} pictures ({empty} of them empty), "
+        f"{Path(json_path).name}: {len(data['images'])} images ({empty} of them empty), "
         f"{len(single)} boxes, {len(data['annotations']) - len(single)} crowd regions",
         "  classes: " + ", ".join(f"{name} {classes[name]}" for name in names.values()),
         "  sizes: " + ", ".join(f"{name} {sizes[name]}" for name in _RANGES),

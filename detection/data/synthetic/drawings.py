@@ -213,14 +213,14 @@ def render(parts: list[Part], matrix: np.ndarray, shade: float) -> np.ndarray:
 
 
 def _window(tile: np.ndarray, x: int, y: int, shape: tuple[int, ...]) -> tuple[Region, Region]:
-    """Slices of the picture and of the tile for a tile whose top left corner is at (x, y)."""
+    """Slices of the image and of the tile for a tile whose top left corner is at (x, y)."""
     x0, y0 = max(x, 0), max(y, 0)
     x1, y1 = max(x0, min(x + tile.shape[1], shape[1])), max(y0, min(y + tile.shape[0], shape[0]))
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
 
 
 def mask_on(tile: np.ndarray, x: int, y: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The (H, W) bool mask of the picture's pixels that the tile covers."""
+    """The (H, W) bool mask of the image's pixels that the tile covers."""
     mask = np.zeros(shape[:2], bool)
     at, part = _window(tile, x, y, shape)
     mask[at] = tile[part][..., 3] > 0.5
@@ -228,7 +228,7 @@ def mask_on(tile: np.ndarray, x: int, y: int, shape: tuple[int, ...]) -> np.ndar
 
 
 def paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
-    """Blend a tile into the float RGB picture, in place.
+    """Blend a tile into the float RGB image, in place.
 
     Where object and surroundings are of like brightness, a soft halo pushes the surroundings away: every
     object has to be visible, on any background.

@@ -1,4 +1,4 @@
-"""Many different pictures out of few photographs, for what is to be measured at the size of COCO."""
+"""Many different images out of few photographs, for what is to be measured at the size of COCO."""
 
 import os
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from detection.core.errors import UserError
 from detection.core.files import make_folder
 from detection.core.outputs import begin_output
 from detection.core.progress import progress_bar
-from detection.data.image_io import pictures_below, read_image, write_jpeg
+from detection.data.image_io import images_below, read_image, write_jpeg
 
 SHARE = (0.35, 0.6)
-"""Of a photograph's width and height that a picture shows: so little that hardly two look the same."""
+"""Of a photograph's width and height that an image shows: so little that hardly two look the same."""
 QUALITY = 80
 
 
@@ -27,10 +27,10 @@ def write_crops(folder: Path, photographs: Path, names: Sequence[str], sizes: np
     """
     if not photographs.is_dir():
         raise UserError(f"there is no folder {photographs}")
-    files = pictures_below(photographs)
+    files = images_below(photographs)
     if not files:
-        raise UserError(f"folder {photographs} has no pictures")
-    make_folder(folder, "the folder of pictures")
+        raise UserError(f"folder {photographs} has no images")
+    make_folder(folder, "the folder of images")
 
     def write_those_of(number: int) -> int:
         rng = np.random.default_rng([seed, number])
@@ -38,21 +38,21 @@ def write_crops(folder: Path, photographs: Path, names: Sequence[str], sizes: np
         own = range(number, len(names), len(files))
         for i in own:
             part = _random_part(photograph, rng)
-            picture = cv2.resize(part, tuple(sizes[i].tolist()), interpolation=cv2.INTER_LINEAR)
+            image = cv2.resize(part, tuple(sizes[i].tolist()), interpolation=cv2.INTER_LINEAR)
             begin_output(folder / names[i])
-            write_jpeg(folder / names[i], picture, QUALITY)
+            write_jpeg(folder / names[i], image, QUALITY)
         return len(own)
 
     # OpenCV lets go of the interpreter while it reads, resizes and writes.
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress_bar(None, "pictures", len(names)) as bar,
+        progress_bar(None, "images", len(names)) as bar,
     ):
         for count in pool.map(write_those_of, range(min(len(files), len(names)))):
             bar.update(count)
 
 
-def _random_part(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    spans = [max(1, int(side * rng.uniform(*SHARE))) for side in picture.shape[:2]]
-    top, left = (int(rng.integers(side - span + 1)) for side, span in zip(picture.shape[:2], spans, strict=True))
-    return picture[top : top + spans[0], left : left + spans[1]]
+def _random_part(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    spans = [max(1, int(side * rng.uniform(*SHARE))) for side in image.shape[:2]]
+    top, left = (int(rng.integers(side - span + 1)) for side, span in zip(image.shape[:2], spans, strict=True))
+    return image[top : top + spans[0], left : left + spans[1]]

@@ -59,7 +59,7 @@ def test_second_stage_is_counted_for_a_thousand_boxes():
     assert rows["head.box_predictor.cls_score"].macs == 1000 * 1024 * 4
 
 
-def test_cost_grows_with_the_padded_picture():
+def test_cost_grows_with_the_padded_image():
     sizes = ((128, 128), (100, 97), (256, 128))
     small, padded, large = (network_costs(SMALL, size)[-1] for size in sizes)
     assert padded == small and padded.size == (128, 128)
@@ -109,7 +109,7 @@ def test_mistakes(target, message):
         network_costs(target)
 
 
-def test_a_network_too_deep_for_the_picture():
+def test_a_network_too_deep_for_the_image():
     class Deep(torch.nn.Module):
         def forward(self, images):
             return torch.nn.functional.max_pool2d(images, 64)
@@ -117,7 +117,7 @@ def test_a_network_too_deep_for_the_picture():
     with torch.device("meta"):
         model = torch.nn.Module()
         model.backbone, model.head = Deep(), torch.nn.Identity()
-    with pytest.raises(UserError, match="deep is too deep for a picture of 32x32 pixels"):
+    with pytest.raises(UserError, match="deep is too deep for an image of 32x32 pixels"):
         detector_costs("deep", model, (32, 32))
 
 

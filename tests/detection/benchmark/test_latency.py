@@ -1,4 +1,4 @@
-"""How long detectors take: the measuring itself, its table and its picture."""
+"""How long detectors take: the measuring itself, its table and its image."""
 
 import csv
 import os
@@ -17,8 +17,8 @@ from detection.benchmark.latency_plot import check_plot, plot_latency, plotted_r
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
 from detection.benchmark.memory_growth import Growth, peak_memory
 from detection.benchmark.settings import Settings
-from detection.core import interleave
-from detection.core.interleave import take_turns
+from detection.core import interleave as interleave_module
+from detection.core.interleave import interleave
 
 SMALL = str(ROOT / "configs/retina_ghost_320.yaml")
 
@@ -93,18 +93,20 @@ def test_columns_of_which_nothing_is_known_are_left_out():
 
 def test_contenders_take_turns(monkeypatch):
     """So that noise hits all alike: no entry has all its calls in a row, and the first of a round changes."""
-    monkeypatch.setattr(interleave, "TURN", 2)
+    monkeypatch.setattr(interleave_module, "TURN", 2)
     log: list[str] = []
     told: list[int] = []
-    seconds = take_turns([lambda name=name: log.append(name) for name in "abc"], 5, progress=told.append)
+    seconds = interleave([lambda name=name: log.append(name) for name in "abc"], 5, progress=told.append)
     assert [len(own) for own in seconds] == [5, 5, 5] and sum(told) == 15
     # Some calls before each turn are not timed.
     turns = ("abc", 2), ("bca", 2), ("cab", 1)
-    assert "".join(log) == "".join(name * (interleave.WARM_CALLS + timed) for names, timed in turns for name in names)
+    assert "".join(log) == "".join(
+        name * (interleave_module.WARM_CALLS + timed) for names, timed in turns for name in names
+    )
 
 
 def test_what_is_timed_is_the_call_and_in_seconds():
-    (seconds,) = take_turns([lambda: latency.time.sleep(0.02)], 2)
+    (seconds,) = interleave([lambda: latency.time.sleep(0.02)], 2)
     assert all(0.02 <= own < 0.5 for own in seconds)
 
 
@@ -177,13 +179,13 @@ def test_recorded_parts_give_the_same_detections(tiny_config, monkeypatch, detec
     config = tiny_config.with_overrides([f"model.detector={detector}", "eval.score_threshold=0"])
     torch.manual_seed(run_seed())
     model = build_model(config, 2).eval()
-    pictures = [[torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)] for _ in range(2)]
+    images = [[torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)] for _ in range(2)]
     with torch.inference_mode():
-        expected = [model(picture)[0] for picture in pictures]
+        expected = [model(image)[0] for image in images]
         monkeypatch.setattr(cuda_graph, "capture_cuda", capture_on_cpu)
         record_graphs(model)
-        # The first picture once more: recorded outputs were overwritten by the second.
-        found = [model(picture)[0] for picture in (*pictures, pictures[0])]
+        # The first image once more: recorded outputs were overwritten by the second.
+        found = [model(image)[0] for image in (*images, images[0])]
     for one, other in zip(found, (*expected, expected[0]), strict=True):
         assert len(one["boxes"]) > 0
         for name in one:
@@ -228,7 +230,7 @@ def test_memory_is_that_of_a_process_of_its_own():
         peak_memory(die)
 
 
-# ---- the picture
+# ---- the image
 
 
 def test_plot(tmp_path):

@@ -17,9 +17,9 @@ from detection.benchmark import suite as field
 from detection.benchmark.cost import detector_total, network_costs
 from detection.benchmark.latency import measure_latency
 from detection.benchmark.latency_report import parse_aps
-from detection.benchmark.onnx_models import ForeignModel
+from detection.benchmark.onnx_models import OnnxModel
 from detection.benchmark.settings import PEERS, Settings
-from detection.benchmark.suite import batch_of, make_pictures
+from detection.benchmark.suite import batch_of, make_images
 from detection.benchmark.untrained import candidate_scores, like_trained, threshold_for
 from detection.checkpoint import read_checkpoint
 
@@ -33,14 +33,14 @@ SMALL = str(ROOT / "configs/retina_ghost_320.yaml")
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
     config = tiny_config.with_overrides([f"model.detector={detector}"])
-    pictures = batch_of(make_pictures(Settings()), (64, 96), 1)
-    model, threshold = like_trained(lambda: build_model(config, 2), pictures, 50, seed=1)
-    scores = candidate_scores(model, pictures[0].float() / 255)
+    images = batch_of(make_images(Settings()), (64, 96), 1)
+    model, threshold = like_trained(lambda: build_model(config, 2), images, 50, seed=1)
+    scores = candidate_scores(model, images[0].float() / 255)
     assert int((scores > threshold).sum()) == 50
-    again, same = like_trained(lambda: build_model(config, 2), pictures, 50, seed=1)
+    again, same = like_trained(lambda: build_model(config, 2), images, 50, seed=1)
     assert same == threshold
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    # The norms have seen the picture, and will not be changed by the next one.
+    # The norms have seen the image, and will not be changed by the next one.
     norm = model.backbone.body.bn1
     assert norm.running_var.std() > 0 and not norm.training and norm.momentum == 0.1
 
@@ -55,10 +55,10 @@ def test_threshold_for():
 def test_peers_do_a_trained_networks_work(tmp_path, name):
     size = peers.peer_size(name, (64, 96))
     assert size == ((320, 320) if name.startswith("ssdlite") else (64, 96))
-    pictures = batch_of(make_pictures(Settings()), size, 1)
-    model = peers.save_peer(name, tmp_path / "peer.pth", 3, size, pictures, 40, seed=0)
+    inputs = batch_of(make_images(Settings()), size, 1)
+    model = peers.save_peer(name, tmp_path / "peer.pth", 3, size, inputs, 40, seed=0)
     opened = peers.open_peer(name, tmp_path / "peer.pth", 3, size)
-    unit = pictures[0].float() / 255
+    unit = inputs[0].float() / 255
     scores = candidate_scores(opened, unit)
     assert torch.equal(scores, candidate_scores(model, unit))
     for each in (model, opened):
@@ -112,7 +112,7 @@ def write_onnx(path, inputs: dict[str, tuple[int, list]]) -> str:
     ],
 )
 def test_a_foreign_file_gets_inputs_of_its_own_shape(tmp_path, shape, batch, full, size, fixed):
-    model = ForeignModel(write_onnx(tmp_path / "x.onnx", {"x": (TensorProto.FLOAT, shape)}), (64, 96), 1)
+    model = OnnxModel(write_onnx(tmp_path / "x.onnx", {"x": (TensorProto.FLOAT, shape)}), (64, 96), 1)
     assert (model.size, model.fixed_batch) == (size, fixed)
     assert model([None] * batch) is None
     assert model._feeds[batch]["x"].shape == full and 0 <= model._feeds[batch]["x"].min() < 0.1
@@ -120,9 +120,9 @@ def test_a_foreign_file_gets_inputs_of_its_own_shape(tmp_path, shape, batch, ful
 
 
 def test_a_foreign_file_with_sizes_and_bytes(tmp_path):
-    """Like RT-DETR's exports: pictures, and the sizes of the originals."""
+    """Like RT-DETR's exports: images, and the sizes of the originals."""
     inputs = {"images": (TensorProto.UINT8, ["n", 3, 32, 32]), "sizes": (TensorProto.INT64, ["n", 2])}
-    model = ForeignModel(write_onnx(tmp_path / "x.onnx", inputs), (64, 96), 1)
+    model = OnnxModel(write_onnx(tmp_path / "x.onnx", inputs), (64, 96), 1)
     model([None, None])
     feeds = model._feeds[2]
     assert feeds["images"].dtype == np.uint8 and feeds["images"].max() > 200
@@ -133,10 +133,10 @@ def test_a_foreign_file_with_sizes_and_bytes(tmp_path):
     ("kind", "shape", "message"),
     [
         (TensorProto.STRING, ["n"], "input 'x' is tensor\\(string\\)"),
-        (TensorProto.FLOAT, ["n", "words"], "only pictures \\(four dimensions\\) may have open dimensions"),
+        (TensorProto.FLOAT, ["n", "words"], "only images \\(four dimensions\\) may have open dimensions"),
     ],
 )
-def test_foreign_files_that_are_not_of_pictures(tmp_path, kind, shape, message):
+def test_foreign_files_that_are_not_of_images(tmp_path, kind, shape, message):
     path = tmp_path / "x.onnx"
     inputs = [helper.make_tensor_value_info("x", kind, shape)]
     graph = helper.make_graph(
@@ -144,13 +144,13 @@ def test_foreign_files_that_are_not_of_pictures(tmp_path, kind, shape, message):
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     with pytest.raises(UserError, match=message):
-        ForeignModel(path, (64, 96), 1)([None])
+        OnnxModel(path, (64, 96), 1)([None])
 
 
 def test_a_file_that_is_no_onnx(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no")
     with pytest.raises(UserError, match=r"x\.onnx is no ONNX file that ONNX Runtime can run"):
-        ForeignModel(tmp_path / "x.onnx", (64, 96), 1)
+        OnnxModel(tmp_path / "x.onnx", (64, 96), 1)
 
 
 def test_a_batch_that_a_file_does_not_take_gets_a_row_that_says_so(tmp_path):
@@ -158,7 +158,7 @@ def test_a_batch_that_a_file_does_not_take_gets_a_row_that_says_so(tmp_path):
     report = measure_latency(Settings((path,), batches=(1, 2), runs=2, threads=1, memory=False))
     one, two = report.rows
     assert len(one.seconds) == 2 and one.size == (32, 32) and one.boxes is None and one.macs is None
-    assert two.seconds == () and two.reason == "the file takes 1 picture a call, not 2"
+    assert two.seconds == () and two.reason == "the file takes 1 image a call, not 2"
 
 
 # ---- from names to rows
@@ -313,11 +313,11 @@ def test_parse_aps():
 
 
 def test_tool(tool, trained, tmp_path):
-    best, out, picture = trained / "best.pt", tmp_path / "speed.csv", tmp_path / "speed.png"
+    best, out, image = trained / "best.pt", tmp_path / "speed.csv", tmp_path / "speed.png"
     arguments = ["--backends", "eager", "--runs", 2, "--threads", 1, "--no-memory"]
-    done = tool("benchmark", best, *arguments, "--batch", 1, 2, "--format", "csv", "--out", out, "--plot", picture)
+    done = tool("benchmark", best, *arguments, "--batch", 1, 2, "--format", "csv", "--out", out, "--plot", image)
     assert done.returncode == 0, done.stderr
-    assert str(out) in done.stdout and picture.read_bytes().startswith(b"\x89PNG")
+    assert str(out) in done.stdout and image.read_bytes().startswith(b"\x89PNG")
     lines = list(csv.DictReader(out.read_text().splitlines()))
     assert [(line["backend"], line["batch"]) for line in lines] == [("eager", "1"), ("eager", "2")]
     for line in lines:

@@ -45,7 +45,7 @@ def test_train_resume_evaluate_detect(tool, config_file, coco_set, tmp_path):
     assert numbers["AP"] == pytest.approx(max(json.loads(x)["AP"] for x in open(run / "metrics.jsonl")), abs=1e-6)
     assert set(numbers["per_class"]) == {"square", "disc"} and "square" in done.stdout
 
-    # The results file scored by itself gives the same; other data are named by --data, their pictures lie beside it.
+    # The results file scored by itself gives the same; other data are named by --data, their images lie beside it.
     done = tool(
         "evaluate",
         "--predictions",
@@ -69,7 +69,7 @@ def test_train_resume_evaluate_detect(tool, config_file, coco_set, tmp_path):
     assert done.returncode == 0 and (tmp_path / "p.json").exists(), done.stderr
 
     done = tool("detect", run / "best.pt", coco_set / "images", "--out", tmp_path / "found", "--threshold", "0.05")
-    assert done.returncode == 0 and "12 pictures done" in done.stdout, done.stderr
+    assert done.returncode == 0 and "12 images done" in done.stdout, done.stderr
     assert len(list((tmp_path / "found").glob("*.jpg"))) == len(list((tmp_path / "found").glob("*.json"))) == 12
 
 
@@ -123,14 +123,14 @@ def test_data_mistakes(tool, config_file, coco_set, tmp_path):
     assert_clear_error(
         tool("train", config_file, f"data.train.annotations={coco_set / 'none.json'}"), "no annotation at all"
     )
-    (coco_set / "images" / "picture 2.jpg").unlink()
-    assert_clear_error(tool("train", config_file), "picture 2.jpg", "1 of 12 images")
+    (coco_set / "images" / "image 2.jpg").unlink()
+    assert_clear_error(tool("train", config_file), "image 2.jpg", "1 of 12 images")
 
 
-def test_a_truncated_picture_in_training(tool, config_file, coco_set):
-    path = coco_set / "images" / "picture 7.jpg"
+def test_a_truncated_image_in_training(tool, config_file, coco_set):
+    path = coco_set / "images" / "image 7.jpg"
     path.write_bytes(path.read_bytes()[:250])
-    assert_clear_error(tool("train", config_file, "data.workers=1"), "picture 7.jpg is truncated")
+    assert_clear_error(tool("train", config_file, "data.workers=1"), "image 7.jpg is truncated")
 
 
 def test_unwritable_output(tool, config_file, tmp_path, trained, coco_set):
@@ -142,10 +142,10 @@ def test_unwritable_output(tool, config_file, tmp_path, trained, coco_set):
 
 def test_detect_mistakes(tool, trained, coco_set, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    picture = coco_set / "images" / "picture 3.jpg"
-    assert_clear_error(tool("detect", trained / "best.pt", tmp_path / "notes.txt"), "neither a picture nor a video")
-    assert_clear_error(tool("detect", trained / "best.pt", picture, "--classes", "dog"), "unknown class 'dog'")
-    assert_clear_error(tool("detect", tmp_path / "no.pt", picture), "does not exist")
+    image = coco_set / "images" / "image 3.jpg"
+    assert_clear_error(tool("detect", trained / "best.pt", tmp_path / "notes.txt"), "neither an image nor a video")
+    assert_clear_error(tool("detect", trained / "best.pt", image, "--classes", "dog"), "unknown class 'dog'")
+    assert_clear_error(tool("detect", tmp_path / "no.pt", image), "does not exist")
 
 
 def test_checkpoint_of_another_model(tool, trained, config_file, tmp_path):

@@ -26,7 +26,7 @@ def a_page(path):
     rng = np.random.default_rng(0)
     album = html.Album()
     for i in range(3):
-        assert album.add(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8), f"picture {i}")
+        assert album.add(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8), f"image {i}")
     blocks = [
         html.cards([("AP", 0.5), ("images", 12345, HOSTILE)]),
         html.table(["name", "AP", "n"], [[HOSTILE, 0.25, 7], ["b", float("nan"), None]], caption="numbers"),
@@ -73,10 +73,10 @@ def test_text_is_escaped_everywhere(tmp_path):
     assert "currentColor" in text and html.INK not in text
 
 
-def test_a_picture_is_a_jpeg_of_at_most_so_many_pixels():
+def test_an_image_is_a_jpeg_of_at_most_so_many_pixels():
     rgb = np.zeros((300, 600, 3), np.uint8)
     rgb[..., 0] = 200
-    head, data = html.picture(rgb, max_side=100).split(",")
+    head, data = html.data_uri(rgb, max_side=100).split(",")
     assert head == "data:image/jpeg;base64"
     back = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
     assert back.shape == (50, 100, 3)
@@ -86,7 +86,7 @@ def test_a_picture_is_a_jpeg_of_at_most_so_many_pixels():
 def test_an_album_keeps_within_its_bytes_and_counts_what_is_left_out():
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(6)]
-    size = len(html.picture(noise[0], 480, 80))
+    size = len(html.data_uri(noise[0], 480, 80))
     album = html.Album(max_bytes=int(3.5 * size))
     taken = [album.add(rgb) for rgb in noise]
     assert taken == [True, True, True, False, False, False]

@@ -14,7 +14,7 @@ from detection.core import memory
 from detection.core.memory import available_memory, is_out_of_memory, memory_advice
 from detection.data.dataset import build_dataset
 from detection.data.loader import build_loader, iterate
-from detection.data.sampler import EvalBatches
+from detection.data.sampler import EvalBatchSampler
 from detection.engine import profile
 from detection.engine import train_detector as training
 from detection.evaluation import score
@@ -58,7 +58,7 @@ def test_what_to_lower(tiny_config, tmp_path):
     (tmp_path / "last.pt").touch()
     text = advice("data.workers=2", checkpoint=tmp_path / "last.pt")
     for word in (
-        "with 4 pictures a batch",
+        "with 4 images a batch",
         "data.batch_size=2 train.accumulate=2",
         "data.workers=1",
         "last.pt (--resume)",
@@ -80,7 +80,7 @@ def test_dry_run_profile_and_training_give_the_same_advice(tiny_config, tmp_path
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
 
     monkeypatch.setattr(module, "build_run", build)
-    with pytest.raises(UserError, match=r"out of memory on cpu with 4 pictures a batch .*data\.batch_size=2"):
+    with pytest.raises(UserError, match=r"out of memory on cpu with 4 images a batch .*data\.batch_size=2"):
         call(tiny_config)
     assert not (tmp_path / "run").exists()
 
@@ -104,7 +104,7 @@ def test_a_worker_that_cannot_hand_over_its_batch_is_no_hang(tiny_config, monkey
     dataset = build_dataset(tiny_config, "val")
     load = dataset.load
     monkeypatch.setattr(dataset, "load", lambda draw: (load(draw)[0], {"boxes": Heavy(1)}))
-    loader = build_loader(dataset, EvalBatches(dataset.index.sizes, 2), workers=1, device=torch.device("cpu"))
+    loader = build_loader(dataset, EvalBatchSampler(dataset.index.sizes, 2), workers=1, device=torch.device("cpu"))
     with pytest.raises(UserError, match=r"process \d+ ran out of memory"):
         list(iterate(loader))
 

@@ -8,8 +8,8 @@ from small_sets import voc_object, voc_xml, write_voc, write_yolo
 
 from detection import UserError
 from detection.data.formats.detect_format import read_annotations, read_raw
-from detection.data.formats.raw import MOST_PROBLEMS, checks
-from detection.data.image_io import pictures_below
+from detection.data.formats.raw import MAX_ISSUES, checks
+from detection.data.image_io import images_below
 from detection.data.load_split import check_images
 
 
@@ -46,11 +46,9 @@ def test_voc_without_a_size(voc):
         (voc / "Annotations/b.xml").write_text(voc_xml(voc_object(), size))
         index = read_annotations(voc)
         assert index.sizes.tolist() == [[60, 40], [60, 40]]
-        assert "b.xml has no width and height of 1 or more: they are taken from the picture" in index.report()
+        assert "b.xml has no width and height of 1 or more: they are taken from the image" in index.report()
     (voc / "JPEGImages/b.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"b\.xml has no width and height, and its picture gives none: image .* does not"
-    ):
+    with pytest.raises(UserError, match=r"b\.xml has no width and height, and its image gives none: image .* does not"):
         read_annotations(voc)
 
 
@@ -77,7 +75,7 @@ def test_voc_in_utf16_and_bytes_that_are_nothing(voc):
         ("0 0.5 0.5 0.1 0.1 0.9", "expected are five numbers"),
         ("cat 0.5 0.5 0.1 0.1", "expected are five numbers"),
         ("0 0.5 0.5 nan 0.1", "not pixels"),
-        ("0 200 150 30 40", r"expected are shares of the picture's sides \(0…1\), not pixels"),
+        ("0 200 150 30 40", r"expected are shares of the image's sides \(0…1\), not pixels"),
     ],
 )
 def test_bad_yolo_lines_are_named(yolo, line, message):
@@ -97,9 +95,9 @@ def test_bad_yolo_lines_are_named(yolo, line, message):
         (b"train: images/train\nnames: [a, b]\nnc: 3\n", "nc is 3, and there are 2 names"),
         (b"val: images/val\nnames: [a, b]\n", "has no 'train'; it has val"),
         (b"train: images/nowhere\nnames: [a, b]\n", "train is 'images/nowhere', and .* does not exist"),
-        (b"train: labels\nnames: [a, b]\n", "there are no pictures in"),
-        (b"train: data.yaml\nnames: [a, b]\n", "is neither a folder of pictures nor a .txt file"),
-        (b"train: labels/val/d.txt\nnames: [a, b]\n", r"d\.txt, line 1: '1 0\.5 .*' is not the name of a picture"),
+        (b"train: labels\nnames: [a, b]\n", "there are no images in"),
+        (b"train: data.yaml\nnames: [a, b]\n", "is neither a folder of images nor a .txt file"),
+        (b"train: labels/val/d.txt\nnames: [a, b]\n", r"d\.txt, line 1: '1 0\.5 .*' is not the name of an image"),
     ],
 )
 def test_bad_data_yamls_are_named(yolo, text, message):
@@ -114,12 +112,12 @@ def test_labels_that_are_nowhere_or_not_text(yolo):
         read_annotations(yolo)
     (yolo / "labels").rename(yolo / "marks")
     with pytest.raises(
-        UserError, match=r"not one of 3 pictures has a label file; for .*a 猫\.jpg it would be .*a 猫\.txt"
+        UserError, match=r"not one of 3 images has a label file; for .*a 猫\.jpg it would be .*a 猫\.txt"
     ):
         read_annotations(yolo)
 
 
-def test_lists_of_pictures_that_are_none(voc, yolo, monkeypatch):
+def test_lists_of_images_that_are_none(voc, yolo, monkeypatch):
     image_set, list_file = voc / "ImageSets/Main/train.txt", yolo / "list.txt"
     (yolo / "data.yaml").write_text("train: list.txt\nnames: [a, b]\n")
     for data, message in (
@@ -137,11 +135,11 @@ def test_lists_of_pictures_that_are_none(voc, yolo, monkeypatch):
 
 
 def test_loops_of_links(yolo, voc):
-    """Folders are gone into once; a picture that is a link to itself is named."""
+    """Folders are gone into once; an image that is a link to itself is named."""
     expected = read_annotations(yolo).fingerprint()
     (yolo / "images/train/again").symlink_to(yolo / "images")
     (yolo / "images/train/sub/up").symlink_to("..")
-    assert pictures_below(yolo / "images/train") == ["a 猫.jpg", "again/val/d.jpg", "c.jpg", "sub/b.png"]
+    assert images_below(yolo / "images/train") == ["a 猫.jpg", "again/val/d.jpg", "c.jpg", "sub/b.png"]
     (yolo / "images/train/again").unlink()
     assert read_annotations(yolo).fingerprint() == expected
     (yolo / "images/train/z.jpg").symlink_to("z.jpg")
@@ -156,9 +154,9 @@ def test_loops_of_links(yolo, voc):
         check_images(read_annotations(voc, images=yolo / "round"), yolo / "round")
 
 
-def test_damaged_pictures_of_a_yolo_set_are_named(yolo):
-    (yolo / "images/train/c.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"c\.jpg .*; the size of each picture is needed for its boxes"):
+def test_damaged_images_of_a_yolo_set_are_named(yolo):
+    (yolo / "images/train/c.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"c\.jpg .*; the size of each image is needed for its boxes"):
         read_annotations(yolo)
 
 
@@ -176,9 +174,9 @@ def test_all_problems_are_listed_and_the_first_is_raised(yolo):
 
 
 def test_a_list_of_problems_ends(tmp_path, yolo):
-    (yolo / "labels/train/c.txt").write_text("9 0.5 0.5 0.1 0.1\n" * (MOST_PROBLEMS + 5))
+    (yolo / "labels/train/c.txt").write_text("9 0.5 0.5 0.1 0.1\n" * (MAX_ISSUES + 5))
     problems = read_raw(yolo).problems
-    assert len(problems.items) == MOST_PROBLEMS and problems.count == MOST_PROBLEMS + 5
+    assert len(problems.items) == MAX_ISSUES and problems.count == MAX_ISSUES + 5
 
 
 def test_checks_find_what_arrays_show(tmp_path):

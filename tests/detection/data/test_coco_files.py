@@ -167,7 +167,7 @@ def test_entries_that_the_fast_way_refuses_are_read_the_slow_way(coco_set):
     assert read_coco(path).fingerprint() == expected
     content["images"][3]["file_name"] = "half a letter \ud800"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="expected is the name of a picture"):
+    with pytest.raises(UserError, match="expected is the name of an image"):
         read_coco(path)
 
 
@@ -303,16 +303,16 @@ def test_a_file_like_cocos(tmp_path):
         compare_reading(tmp_path / "a.json")
 
 
-def test_pictures_like_cocos(tmp_path, coco_set):
+def test_images_like_cocos(tmp_path, coco_set):
     folder = tmp_path / "like"
     folder.mkdir()
     make_coco_like(folder / "a.json", images=9, boxes=30, photographs=coco_set / "images")
     index = read_annotations(folder / "a.json")
-    pictures = [read_image(folder / "images" / str(name)) for name in index.file_names]
-    assert [p.shape[1::-1] for p in pictures] == [tuple(size) for size in index.sizes.tolist()]
-    assert len({p.tobytes() for p in pictures}) == 9
+    images = [read_image(folder / "images" / str(name)) for name in index.file_names]
+    assert [p.shape[1::-1] for p in images] == [tuple(size) for size in index.sizes.tolist()]
+    assert len({p.tobytes() for p in images}) == 9
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no pictures"):
+    with pytest.raises(UserError, match="has no images"):
         make_coco_like(folder / "a.json", images=9, boxes=30, photographs=tmp_path / "empty")
     with pytest.raises(UserError, match="there is no folder"):
         make_coco_like(folder / "a.json", images=9, boxes=30, photographs=tmp_path / "nowhere")

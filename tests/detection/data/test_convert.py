@@ -19,7 +19,7 @@ from detection.data.prepare.split import split_images
 FORMATS = ("coco", "voc", "yolo")
 
 
-def draw_picture(path: Path, width: int, height: int) -> None:
+def draw_image(path: Path, width: int, height: int) -> None:
     """What a PNG's header says is enough: nothing is decoded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\2\0\0\0"
@@ -28,7 +28,7 @@ def draw_picture(path: Path, width: int, height: int) -> None:
 
 @st.composite
 def data_sets(draw):
-    """Pictures of any size and name with boxes within them, of 64-bit numbers."""
+    """Images of any size and name with boxes within them, of 64-bit numbers."""
     names = st.text(st.sampled_from("ab é猫.-_ '&<%"), min_size=1, max_size=6).map(lambda t: f"x{t}x.png")
     files = draw(st.lists(names, min_size=1, max_size=4, unique_by=lambda name: name.lower()))
     categories = draw(st.lists(st.integers(0, 90), min_size=1, max_size=3, unique=True))
@@ -52,7 +52,7 @@ def data_sets(draw):
 
 
 def boxes_by_name(index) -> dict[str, list]:
-    """What counts: picture -> its size and its boxes with class names, in order."""
+    """What counts: image -> its size and its boxes with class names, in order."""
     found = {}
     for i, name in enumerate(index.file_names):
         rows = range(index.offsets[i], index.offsets[i + 1])
@@ -75,12 +75,12 @@ def assert_same(one: dict, two: dict) -> None:
 def test_round_trips_through_every_format(tmp_path_factory, content):
     root = tmp_path_factory.mktemp("sets")
     for image in content["images"]:
-        draw_picture(root / "a/images" / image["file_name"], image["width"], image["height"])
+        draw_image(root / "a/images" / image["file_name"], image["width"], image["height"])
     (root / "a/train.json").write_text(json.dumps(content))
     first = read_annotations(root / "a/train.json")
     source = root / "a/train.json"
     for number, to in enumerate(("voc", "coco", "voc", "yolo", "voc", "yolo", "coco")):
-        report = convert_data([str(source)], to, root / str(number), pictures="link")
+        report = convert_data([str(source)], to, root / str(number), transfer="link")
         source = root / str(number)
         index = read_annotations(source, split="train")
         expected = boxes_by_name(first)
@@ -98,39 +98,39 @@ def test_real_sets_go_there_and_back(shared_data, tmp_path, name):
     source = shared_data / name / "val.json"
     first = boxes_by_name(read_annotations(source))
     for to in ("yolo", "voc"):
-        convert_data([str(source)], to, tmp_path / to, pictures="link")
+        convert_data([str(source)], to, tmp_path / to, transfer="link")
         split = "val"
-        convert_data([str(tmp_path / to)], "coco", tmp_path / f"{to} back", pictures="none")
+        convert_data([str(tmp_path / to)], "coco", tmp_path / f"{to} back", transfer="none")
         back = boxes_by_name(read_annotations(tmp_path / f"{to} back" / f"{split}.json"))
         expected = first
         if to == "yolo":
             expected = {n: (size, [b for b in boxes if not b[1]]) for n, (size, boxes) in first.items()}
-        # Real boxes reach out of their pictures by a rounding.
+        # Real boxes reach out of their images by a rounding.
         assert back.keys() == expected.keys()
-        for picture, (size, boxes) in expected.items():
-            assert size == back[picture][0] and [b[0] for b in boxes] == [b[0] for b in back[picture][1]]
-            for (_, _, a), (_, _, b) in zip(boxes, back[picture][1], strict=True):
+        for image, (size, boxes) in expected.items():
+            assert size == back[image][0] and [b[0] for b in boxes] == [b[0] for b in back[image][1]]
+            for (_, _, a), (_, _, b) in zip(boxes, back[image][1], strict=True):
                 x1, y1, x2, y2 = a[0], a[1], min(a[0] + a[2], size[0]), min(a[1] + a[3], size[1])
                 limit = 1e-3 if to == "voc" else 1e-3 + abs(a[0] + a[2] - x2) + abs(a[1] + a[3] - y2)
                 np.testing.assert_allclose(b, [x1, y1, a[2], a[3]], atol=limit)
 
 
-def test_pictures_are_copied_linked_or_left(coco_set, tmp_path):
+def test_images_are_copied_linked_or_left(coco_set, tmp_path):
     source = str(coco_set / "annotations.json")
     convert_data([source], "voc", tmp_path / "copy")
-    convert_data([source], "yolo", tmp_path / "link", pictures="link")
-    report = convert_data([source], "coco", tmp_path / "none", pictures="none")
-    copy = tmp_path / "copy/JPEGImages/picture 3.jpg"
+    convert_data([source], "yolo", tmp_path / "link", transfer="link")
+    report = convert_data([source], "coco", tmp_path / "none", transfer="none")
+    copy = tmp_path / "copy/JPEGImages/image 3.jpg"
     assert copy.is_file() and not copy.is_symlink()
-    assert copy.read_bytes() == (coco_set / "images/picture 3.jpg").read_bytes()
-    link = tmp_path / "link/images/train/picture 3.jpg"
-    assert link.is_symlink() and os.path.samefile(link, coco_set / "images/picture 3.jpg")
+    assert copy.read_bytes() == (coco_set / "images/image 3.jpg").read_bytes()
+    link = tmp_path / "link/images/train/image 3.jpg"
+    assert link.is_symlink() and os.path.samefile(link, coco_set / "images/image 3.jpg")
     assert [path.name for path in (tmp_path / "none").iterdir()] == ["train.json"]
     assert f"data.train.images={coco_set / 'images'}" in report
     assert "1 crowd regions are written as difficult objects" in convert_data([source], "voc", tmp_path / "more")
 
 
-def test_pictures_of_one_name_get_two(tmp_path):
+def test_images_of_one_name_get_two(tmp_path):
     """a.jpg and a.png share a label file; sub/a.jpg is another one where folders are made flat."""
     content = {
         "categories": [{"id": 1, "name": "x"}],
@@ -143,7 +143,7 @@ def test_pictures_of_one_name_get_two(tmp_path):
         {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, i + 1, 2]} for i in range(5)
     ]
     for image in content["images"]:
-        draw_picture(tmp_path / "images" / image["file_name"], image["width"], image["height"])
+        draw_image(tmp_path / "images" / image["file_name"], image["width"], image["height"])
     (tmp_path / "train.json").write_text(json.dumps(content))
     for to in ("voc", "yolo"):
         convert_data([str(tmp_path / "train.json")], to, tmp_path / to)
@@ -151,14 +151,14 @@ def test_pictures_of_one_name_get_two(tmp_path):
         assert sorted(index.sizes[:, 0].tolist()) == [10, 11, 12, 13, 14]
         for i in range(5):
             assert index.boxes[index.offsets[i], 2] == pytest.approx(index.sizes[i, 0] - 9)
-    with pytest.raises(UserError, match=r"VOC needs another name for a\.png \(a_2\.png\): --pictures must be"):
-        convert_data([str(tmp_path / "train.json")], "voc", tmp_path / "none", pictures="none")
+    with pytest.raises(UserError, match=r"VOC needs another name for a\.png \(a_2\.png\): --transfer must be"):
+        convert_data([str(tmp_path / "train.json")], "voc", tmp_path / "none", transfer="none")
 
 
-def test_pictures_in_two_parts_are_said(coco_set, tmp_path):
+def test_images_in_two_parts_are_said(coco_set, tmp_path):
     path = coco_set / "annotations.json"
     report = convert_data([f"train={path}", f"val={path}"], "voc", tmp_path / "voc")
-    assert "12 pictures are in more than one part" in report
+    assert "12 images are in more than one part" in report
 
 
 def test_coco_to_coco_keeps_the_entries(coco_set, tmp_path):
@@ -183,8 +183,8 @@ def test_yolo_clips_and_leaves_out_and_says_so(coco_set, tmp_path):
         annotation |= {"bbox": box, "iscrowd": 0}
     path.write_text(json.dumps(content))
     report = convert_data([str(path)], "yolo", tmp_path / "y")
-    assert "1 boxes are clipped to their pictures" in report
-    assert "2 boxes without any area in their pictures are left out" in report
+    assert "1 boxes are clipped to their images" in report
+    assert "2 boxes without any area in their images are left out" in report
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_yolo_clips_and_leaves_out_and_says_so(coco_set, tmp_path):
         ({"share": 1.0}, r"--split 1: expected is the share"),
         ({"group_by": "x"}, "it needs --split"),
         ({"share": 0.5, "group_by": "("}, "is not a regular expression"),
-        ({"share": 0.5, "group_by": "nowhere"}, "matches no file name; they are like picture 0.jpg"),
-        ({"share": 0.5, "group_by": "picture"}, r"has 1 picture\(s\) or group\(s\) of pictures"),
+        ({"share": 0.5, "group_by": "nowhere"}, "matches no file name; they are like image 0.jpg"),
+        ({"share": 0.5, "group_by": "image"}, r"has 1 image\(s\) or group\(s\) of images"),
         ({"classes": ["dics"]}, "did you mean 'disc'"),
-        ({"to": "yolo", "pictures": "none"}, "--pictures must be copy or link"),
+        ({"to": "yolo", "transfer": "none"}, "--transfer must be copy or link"),
         ({"sources": ["train={0}", "train={0}"]}, "are both 'train'"),
         ({"sources": ["train={0}", "val={0}"], "share": 0.5}, "--split divides one part, and there are train, val"),
     ],
@@ -214,7 +214,7 @@ def test_what_cannot_be_done_is_said(coco_set, tmp_path, more, message):
 
 
 def random_set(tmp_path: Path, images: int = 400, seed: int = 0) -> Path:
-    """Classes from common to very rare, some pictures without boxes; 1x1 pictures that are all different."""
+    """Classes from common to very rare, some images without boxes; 1x1 images that are all different."""
     rng = np.random.default_rng(seed)
     names = ["common", "often", "some", "rare", "pair", "single"]
     holders = [0.7, 0.3, 0.1, 0.02]
@@ -222,7 +222,7 @@ def random_set(tmp_path: Path, images: int = 400, seed: int = 0) -> Path:
     content = {"categories": [{"id": i, "name": n} for i, n in enumerate(names)], "images": [], "annotations": []}
     for i in range(images):
         name = f"video{i // 10:02d}_frame{i % 10}.jpg"
-        (tmp_path / "images" / name).write_bytes(f"picture {i} of {seed}".encode())
+        (tmp_path / "images" / name).write_bytes(f"image {i} of {seed}".encode())
         content["images"].append({"id": i, "file_name": name, "width": 100, "height": 100})
         own = [k for k, share in enumerate(holders) if rng.random() < share]
         own += [4] * (i in (7, 290)) + [5] * (i == 100)
@@ -235,7 +235,7 @@ def random_set(tmp_path: Path, images: int = 400, seed: int = 0) -> Path:
 
 
 def held(index, chosen: np.ndarray) -> np.ndarray:
-    """Chosen pictures with each class."""
+    """Chosen images with each class."""
     part = index.part(np.flatnonzero(chosen))
     owners = np.repeat(np.arange(len(part)), np.diff(part.offsets))
     return np.array([len(set(owners[part.labels == k].tolist())) for k in range(1, len(index.class_names) + 1)])
@@ -248,7 +248,7 @@ def test_every_class_is_divided_in_the_share(tmp_path, share):
     assert abs(train.mean() - share) < 0.01
     total, own = held(index, np.ones(len(index), bool)), held(index, train)
     assert np.abs(own - share * total).max() <= 2
-    # Of two pictures each side has one; the only one is learned from.
+    # Of two images each side has one; the only one is learned from.
     assert own[4] == 1 and own[5] == 1
     empty = np.diff(index.offsets) == 0
     assert abs(train[empty].mean() - share) < 0.05
@@ -272,10 +272,10 @@ def test_groups_stay_together(tmp_path):
     train, notes = split_images(index, 0.8, group_by=r"^(video\d+)_")
     videos = np.array([str(name)[:7] for name in index.file_names])
     assert all(len(set(train[videos == video].tolist())) == 1 for video in set(videos))
-    assert abs(train.mean() - 0.8) < 0.06 and "400 pictures are in 40 groups by name" in notes
+    assert abs(train.mean() - 0.8) < 0.06 and "400 images are in 40 groups by name" in notes
 
 
-def test_like_pictures_are_on_one_side(tmp_path):
+def test_like_images_are_on_one_side(tmp_path):
     path = random_set(tmp_path, images=60)
     names = sorted(file.name for file in (tmp_path / "images").iterdir())
     for a, b in zip(names[:20], names[40:], strict=True):
@@ -285,7 +285,7 @@ def test_like_pictures_are_on_one_side(tmp_path):
         train, notes = split_images(index, 0.5, seed=seed)
         side = dict(zip(index.file_names.tolist(), train.tolist(), strict=True))
         assert all(side[a] == side[b] for a, b in zip(names[:20], names[40:], strict=True))
-        assert "40 pictures that are there more than once stay together" in notes[0]
+        assert "40 images that are there more than once stay together" in notes[0]
 
 
 def test_a_share_leaves_each_side_something(tmp_path):
@@ -302,7 +302,7 @@ def test_a_share_leaves_each_side_something(tmp_path):
 def test_the_tool(tool, tmp_path):
     write_coco(tmp_path / "träin 1", images=20)
     source = tmp_path / "träin 1/annotations.json"
-    done = tool("convert_data", source, "--to", "yolo", "--out", tmp_path / "út", "--split", 0.8, "--pictures", "link")
+    done = tool("convert_data", source, "--to", "yolo", "--out", tmp_path / "út", "--split", 0.8, "--transfer", "link")
     assert done.returncode == 0, done.stderr
     assert (
         "train: 16 images" in done.stdout and "val: 4 images" in done.stdout and "crowd regions are lost" in done.stdout

@@ -17,7 +17,7 @@ from detection.data.formats.coco import read_coco
 from detection.data.image_io import read_image
 from detection.data.load_split import check_same_classes
 from detection.data.loader import build_loader, iterate
-from detection.data.sampler import EvalBatches, TrainBatches
+from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
 from detection.data.transforms import Augmentation, resize, to_original
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 50}
@@ -127,7 +127,7 @@ def test_class_mismatch_is_named(tmp_path):
         check_same_classes(one, two)
 
 
-# ---- pictures
+# ---- images
 
 
 @given(
@@ -190,14 +190,14 @@ def test_grey_alpha_and_orientation(tmp_path):
         read_image(tmp_path / "turned.jpg", (10, 10))
 
 
-def test_bad_pictures_are_named(tmp_path):
+def test_bad_images_are_named(tmp_path):
     cv2.imwrite(str(tmp_path / "whole.jpg"), np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     data = (tmp_path / "whole.jpg").read_bytes()
     cases = {
         "half.jpg": (data[: len(data) // 2], "truncated"),
         "half.png": (cv2.imencode(".png", cv2.imread(str(tmp_path / "whole.jpg")))[1].tobytes()[:5000], "truncated"),
-        "empty.jpg": (b"", "not a picture"),
-        "text.png": (b"hello", "not a picture"),
+        "empty.jpg": (b"", "not an image"),
+        "text.png": (b"hello", "not an image"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -222,7 +222,7 @@ FULL = AugmentConfig(
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_boxes_follow_the_augmented_picture(seed):
+def test_boxes_follow_the_augmented_image(seed):
     """Three one-coloured rectangles: wherever a box is afterwards, it holds its own colour and is tight."""
     rng = np.random.default_rng(seed)
     image = np.full((180, 240, 3), 124, np.uint8)
@@ -260,7 +260,7 @@ def test_augmentation_is_a_function_of_its_seed():
     assert not np.array_equal(one((image, boxes, labels), 3)[0], one((image, boxes, labels), 4)[0])
 
 
-def test_augmentation_of_a_picture_without_boxes():
+def test_augmentation_of_an_image_without_boxes():
     image = np.zeros((90, 120, 3), np.uint8)
     for seed in range(8):
         _, boxes, labels = Augmentation(FULL, 80, 100)((image, *NOTHING), seed)
@@ -284,7 +284,7 @@ def test_samples(tiny_config):
 
 def test_workers_and_epochs_decide_nothing_but_their_part(tiny_config):
     dataset = build_dataset(tiny_config, "train")
-    batches = TrainBatches(dataset.index.sizes, 4, seed=3, group_by_aspect=True)
+    batches = TrainBatchSampler(dataset.index.sizes, 4, seed=3, group_by_aspect=True)
     seen = []
     for workers in (0, 2):
         loader = build_loader(dataset, batches, workers=workers, device=torch.device("cpu"))
@@ -298,7 +298,7 @@ def test_workers_and_epochs_decide_nothing_but_their_part(tiny_config):
 
 def test_train_batches():
     sizes = np.array([(100, 50)] * 13 + [(50, 100)] * 9)
-    batches = TrainBatches(sizes, 4, seed=0, group_by_aspect=True)
+    batches = TrainBatchSampler(sizes, 4, seed=0, group_by_aspect=True)
     epoch = list(batches)
     assert len(epoch) == len(batches) == 5 and all(len(b) == 4 for b in epoch)
     indices = [i for b in epoch for _, i, *_ in b]
@@ -309,30 +309,32 @@ def test_train_batches():
     assert list(batches) == epoch[3:]
     batches.start, batches.epoch = 0, 1
     assert [i for b in batches for _, i, *_ in b] != indices
-    assert len(list(TrainBatches(sizes[:3], 4, seed=0, group_by_aspect=True))) == 1
+    assert len(list(TrainBatchSampler(sizes[:3], 4, seed=0, group_by_aspect=True))) == 1
 
 
 def test_eval_batches_see_each_image_once():
     sizes = np.random.default_rng(0).integers(50, 200, (23, 2))
-    batches = list(EvalBatches(sizes, 4))
+    batches = list(EvalBatchSampler(sizes, 4))
     assert sorted(i for b in batches for _, i, *_ in b) == list(range(23)) and len(batches) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_one_plain_error_also_from_a_worker(tiny_config, workers):
     dataset = build_dataset(tiny_config, "val")
-    path = dataset.images / "picture 5.jpg"
+    path = dataset.images / "image 5.jpg"
     path.write_bytes(path.read_bytes()[:200])
-    loader = build_loader(dataset, EvalBatches(dataset.index.sizes, 4), workers=workers, device=torch.device("cpu"))
+    loader = build_loader(
+        dataset, EvalBatchSampler(dataset.index.sizes, 4), workers=workers, device=torch.device("cpu")
+    )
     with pytest.raises(UserError) as error:
         list(iterate(loader))
-    assert str(error.value).startswith("image ") and "picture 5.jpg is truncated" in str(error.value)
+    assert str(error.value).startswith("image ") and "image 5.jpg is truncated" in str(error.value)
 
 
 def test_absent_images_are_counted_and_named(tiny_config, coco_set):
     for i in (2, 3):
-        (coco_set / "images" / f"picture {i}.jpg").unlink()
-    with pytest.raises(UserError, match=r"2 of 12 images named in .* are not in .*: picture 2\.jpg, picture 3\.jpg"):
+        (coco_set / "images" / f"image {i}.jpg").unlink()
+    with pytest.raises(UserError, match=r"2 of 12 images named in .* are not in .*: image 2\.jpg, image 3\.jpg"):
         build_dataset(tiny_config, "train")
     tiny_config.data.train.images = str(coco_set / "nowhere")
     with pytest.raises(UserError, match=r"data\.train\.images: folder .*nowhere does not exist"):
@@ -364,6 +366,6 @@ def test_real_annotations(shared_data, name):
 def test_no_more_workers_than_batches(coco_set):
     index = read_coco(coco_set / "annotations.json")
     dataset = DetectionDataset(index, coco_set / "images", short_side=96, long_side=96)
-    batches = EvalBatches(index.sizes, 4)
+    batches = EvalBatchSampler(index.sizes, 4)
     for workers, made in ((96, len(batches)), (1, 1), (0, 0)):
         assert build_loader(dataset, batches, workers=workers, device=torch.device("cpu")).num_workers == made

@@ -51,22 +51,22 @@ def test_layout_and_ids(made):
         assert len(set(ids)) == count and ids[0] == 1 and ids[-1] > count  # from 1, with gaps
         assert [a["id"] for a in data["annotations"]] == list(range(1, len(data["annotations"]) + 1))
         for image in data["images"]:
-            picture = cv2.imread(str(made["images"] / image["file_name"]))
-            assert picture is not None and picture.shape == (image["height"], image["width"], 3)
+            path = cv2.imread(str(made["images"] / image["file_name"]))
+            assert path is not None and path.shape == (image["height"], image["width"], 3)
 
 
 def test_same_bytes_whatever_the_count(made, tmp_path):
     demo.make_demo_dataset(tmp_path / "again", train_images=24, val_images=8)
     assert _files(tmp_path / "again") == _files(made["images"].parent)
     few = demo.make_demo_dataset(tmp_path / "few", train_images=3, val_images=1)
-    for picture in few["images"].glob("*.jpg"):
-        assert picture.read_bytes() == (made["images"] / picture.name).read_bytes()
+    for image in few["images"].glob("*.jpg"):
+        assert image.read_bytes() == (made["images"] / image.name).read_bytes()
     full, part = _load(made["train"]), _load(few["train"])
     assert part["images"] == full["images"][:3]
     assert part["annotations"] == full["annotations"][: len(part["annotations"])]
 
 
-def test_another_seed_and_split_give_other_pictures(made, tmp_path):
+def test_another_seed_and_split_give_other_images(made, tmp_path):
     other = demo.make_demo_dataset(tmp_path, train_images=1, val_images=1, seed=1)
     first = (made["images"] / "train_000000.jpg").read_bytes()
     assert (other["images"] / "train_000000.jpg").read_bytes() != first
@@ -93,13 +93,13 @@ def test_ground_truth_as_detections_is_perfect(made):
 def test_scenes_hold_what_they_should(scenes):
     ranges: dict[str, set[str]] = {name: set() for name in ("small", "medium", "large")}
     crowds = 0
-    for picture, marks in scenes:
-        assert picture.dtype == np.uint8 and picture.shape in {(240, 320, 3), (320, 240, 3), (288, 288, 3)}
+    for image, marks in scenes:
+        assert image.dtype == np.uint8 and image.shape in {(240, 320, 3), (320, 240, 3), (288, 288, 3)}
         for a in marks:
             x, y, w, h = a["bbox"]
-            assert x >= 0 and y >= 0 and x + w <= picture.shape[1] and y + h <= picture.shape[0]
+            assert x >= 0 and y >= 0 and x + w <= image.shape[1] and y + h <= image.shape[0]
             assert w >= 1 and h >= 1 and 0 < a["area"] <= w * h
-            touches = x == 0 or y == 0 or x + w == picture.shape[1] or y + h == picture.shape[0]
+            touches = x == 0 or y == 0 or x + w == image.shape[1] or y + h == image.shape[0]
             assert max(w, h) >= 13 or touches
             crowds += a["iscrowd"]
             if not a["iscrowd"]:
@@ -109,7 +109,7 @@ def test_scenes_hold_what_they_should(scenes):
     assert 1 <= crowds <= 20
     assert 1 <= sum(not marks for _, marks in scenes) <= 20
     assert max(len(marks) for _, marks in scenes) >= 6
-    assert len({picture.shape for picture, _ in scenes}) == 3
+    assert len({image.shape for image, _ in scenes}) == 3
 
 
 def test_boxes_fit_the_masks(monkeypatch):
@@ -153,9 +153,9 @@ def test_a_complete_set_is_left_alone(made):
 def test_an_interrupted_set_is_completed(tmp_path):
     paths = demo.make_demo_dataset(tmp_path, train_images=3, val_images=2)
     whole = _files(tmp_path)
-    paths["val"].unlink()  # killed before the JSON was written, within a picture
+    paths["val"].unlink()  # killed before the JSON was written, within an image
     (paths["images"] / "val_000001.jpg").write_bytes(b"half")
-    (paths["images"] / "train_000002.jpg").unlink()  # and a picture was lost from a complete split
+    (paths["images"] / "train_000002.jpg").unlink()  # and an image was lost from a complete split
     demo.make_demo_dataset(tmp_path, train_images=3, val_images=2)
     assert _files(tmp_path) == whole
 
@@ -191,7 +191,7 @@ def test_a_foreign_json_is_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
 
 
-def test_pictures_of_the_user_are_kept(tmp_path):
+def test_images_of_the_user_are_kept(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "val_000000.jpg").write_bytes(b"the user's")
     with pytest.raises(UserError, match=r"val_000000\.jpg: this toolkit did not write it"):
@@ -201,7 +201,7 @@ def test_pictures_of_the_user_are_kept(tmp_path):
     assert (tmp_path / "val.json").is_file()
 
 
-def test_a_set_is_trusted_with_its_own_pictures_alone(tmp_path):
+def test_a_set_is_trusted_with_its_own_images_alone(tmp_path):
     """A train.json that claims to be of this generator, and names files elsewhere."""
     paths = demo.make_demo_dataset(tmp_path / "set", train_images=1, val_images=1)
     (tmp_path / "mine.jpg").write_bytes(b"the user's")
@@ -231,7 +231,7 @@ def test_tool(tmp_path, monkeypatch, capsys):
     out = tmp_path / "set"
     code, stdout, stderr = _run_here(monkeypatch, capsys, "--out", str(out), "--train", "3", "--val", "2")
     assert code == 0 and stderr == ""
-    assert "train.json: 3 pictures" in stdout and "val.json: 2 pictures" in stdout
+    assert "train.json: 3 images" in stdout and "val.json: 2 images" in stdout
     assert stdout.splitlines()[-1].endswith(str(out)) and (out / "val.json").is_file()
     code, stdout, _ = _run_here(monkeypatch, capsys, "--help")
     assert code == 0 and "example:" in stdout

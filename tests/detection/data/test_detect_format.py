@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from conftest import tiny_raw
 from PIL import Image
-from small_sets import picture, voc_object, voc_xml, write_voc, write_yolo
+from small_sets import save_image, voc_object, voc_xml, write_voc, write_yolo
 
 from detection import UserError
 from detection.config_io import parse_config
 from detection.data.classes import choose_classes
 from detection.data.dataset import Draw, build_dataset
 from detection.data.formats.detect_format import read_annotations
-from detection.data.image_io import picture_size, read_image
+from detection.data.image_io import image_size, read_image
 from detection.data.load_split import read_split
 from detection.data.prepare.convert import convert_data
 
@@ -53,7 +53,7 @@ def test_ways_to_name_a_voc_set(voc, tmp_path):
         assert len(index) == count and Path(index.images) == voc / "JPEGImages"
     with pytest.raises(UserError, match=r"has no ImageSets/Main/val\.txt"):
         read_annotations(voc, split="val")
-    # As Roboflow lays it: XML and pictures in one folder.
+    # As Roboflow lays it: XML and images in one folder.
     for name in ("Annotations/b.xml", "JPEGImages/b.jpg"):
         (tmp_path / "flat").mkdir(exist_ok=True)
         os.link(voc / name, tmp_path / "flat" / Path(name).name)
@@ -64,16 +64,16 @@ def test_ways_to_name_a_voc_set(voc, tmp_path):
     assert len(read_annotations(voc / "ImageSets/Main/cat_train.txt")) == 2
 
 
-def test_voc_pictures_are_found_by_either_name(voc):
-    """Tools rename the picture and not what the XML says, or convert it to another kind of file."""
+def test_voc_images_are_found_by_either_name(voc):
+    """Tools rename the image and not what the XML says, or convert it to another kind of file."""
     (voc / "Annotations/b.xml").write_text(voc_xml("", name="elsewhere/IMG_1.jpg"))
     assert read_annotations(voc).file_names.tolist() == ["b.jpg", "gato ñ 1.jpg"]
-    picture(voc / "JPEGImages/b.png")
+    save_image(voc / "JPEGImages/b.png")
     (voc / "JPEGImages/b.jpg").unlink()
     assert read_annotations(voc).file_names.tolist() == ["b.png", "gato ñ 1.jpg"]
 
 
-def test_yolo_boxes_polygons_and_pictures_without_labels(yolo):
+def test_yolo_boxes_polygons_and_images_without_labels(yolo):
     index = read_annotations(yolo)
     assert index.format == "yolo" and index.class_names == ("кот", "dog") and index.category_ids.tolist() == [1, 2]
     assert index.file_names.tolist() == ["images/train/a 猫.jpg", "images/train/c.jpg", "images/train/sub/b.png"]
@@ -81,7 +81,7 @@ def test_yolo_boxes_polygons_and_pictures_without_labels(yolo):
     np.testing.assert_allclose(index.boxes, [[0, 0, 60, 40], [12, 16, 6, 8], [6, 4, 6, 8]])
     assert Path(index.images) == yolo
     (yolo / "labels/train/c.txt").unlink()
-    assert "1 pictures without a label file: taken as without boxes" in read_annotations(yolo / "data.yaml").report()
+    assert "1 images without a label file: taken as without boxes" in read_annotations(yolo / "data.yaml").report()
     assert len(read_annotations(yolo, split="val")) == 1
 
 
@@ -97,7 +97,7 @@ def test_ways_to_write_a_data_yaml(yolo, monkeypatch):
     ):
         (yolo / "data.yaml").write_text(text, encoding="utf-8")
         assert read_annotations(yolo).fingerprint() == expected, text
-    # Pictures that lie elsewhere keep their whole path.
+    # Images that lie elsewhere keep their whole path.
     other = yolo.parent / "elsewhere" / "data.yaml"
     other.parent.mkdir()
     other.write_text(f"train: {yolo}/images/train\nnames: [кот, dog]\n", encoding="utf-8")
@@ -105,31 +105,31 @@ def test_ways_to_write_a_data_yaml(yolo, monkeypatch):
     assert index.file_names[0] == f"{yolo}/images/train/a 猫.jpg" and len(index.boxes) == 3
 
 
-def test_sizes_are_those_of_the_upright_picture(tmp_path, yolo):
+def test_sizes_are_those_of_the_upright_image(tmp_path, yolo):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = yolo / "images/val/d.jpg"
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(path, exif=exif)
-    assert picture_size(path) == (40, 60)
+    assert image_size(path) == (40, 60)
     assert read_annotations(yolo, split="val").boxes.tolist() == [[10, 15, 20, 30]]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".ppm"])
 def test_sizes_of_headers(tmp_path, suffix):
-    assert picture_size(picture(tmp_path / f"a{suffix}", 31, 17)) == (31, 17)
+    assert image_size(save_image(tmp_path / f"a{suffix}", 31, 17)) == (31, 17)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_sizes_are_those_of_the_picture_that_is_trained_on(tmp_path, suffix, orientation):
+def test_sizes_are_those_of_the_image_that_is_trained_on(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / f"a{suffix}", exif=exif)
     height, width = read_image(tmp_path / f"a{suffix}").shape[:2]
-    assert picture_size(tmp_path / f"a{suffix}") == (width, height)
+    assert image_size(tmp_path / f"a{suffix}") == (width, height)
 
 
-def test_usual_places_of_coco_pictures(tmp_path, coco_set):
+def test_usual_places_of_coco_images(tmp_path, coco_set):
     content = (coco_set / "annotations.json").read_text()
     root = tmp_path / "coco"
     for name in ("annotations", "train2017", "valid"):
@@ -151,7 +151,7 @@ def test_a_folder_that_could_be_two_things_asks(voc, yolo, coco_set):
     with pytest.raises(UserError, match="is in no known format"):
         read_annotations(coco_set / "images")
     with pytest.raises(UserError, match="is in no known format"):
-        read_annotations(coco_set / "images" / "picture 0.jpg")
+        read_annotations(coco_set / "images" / "image 0.jpg")
 
 
 # ---- classes, and what is made of it all
@@ -215,7 +215,7 @@ def test_training_and_evaluation_in_every_format(coco_set, tmp_path, kind):
         [f"train={coco_set}/annotations.json", f"val={coco_set}/annotations.json"],
         kind,
         tmp_path / kind,
-        pictures="link",
+        transfer="link",
     )
     raw = tiny_raw(coco_set, tmp_path / "run")
     source = tmp_path / kind / ("data.yaml" if kind == "yolo" else ".")

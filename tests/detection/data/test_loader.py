@@ -1,4 +1,4 @@
-"""Reading many pictures: cache, fast decoding, bad images, workers that die, ranks, multi-scale."""
+"""Reading many images: cache, fast decoding, bad images, workers that die, ranks, multi-scale."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from detection.data.dataset import DetectionDataset, Draw, build_dataset
 from detection.data.formats.coco import read_coco
 from detection.data.image_io import read_image
 from detection.data.loader import BadImages, build_loader, iterate
-from detection.data.sampler import EvalBatches, TrainBatches
+from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
 from detection.data.transforms import Augmentation
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
 @pytest.mark.parametrize("crop", [0.0, 0.5])
-def test_cached_pictures_are_the_same_pixels(tiny_config, tmp_path, monkeypatch, where, crop):
+def test_cached_images_are_the_same_pixels(tiny_config, tmp_path, monkeypatch, where, crop):
     monkeypatch.setattr(cache_module, "FOLDER", tmp_path / "cache")
     settings = ["data.augment.scale=[0.8, 1.2]", f"data.augment.crop={crop}", "data.augment.mosaic=0.5"]
     for split in ("train", "val"):
@@ -51,11 +51,11 @@ def test_cached_pictures_are_the_same_pixels(tiny_config, tmp_path, monkeypatch,
         assert equal(samples(plain), samples(again)) and set((tmp_path / "cache").iterdir()) == files
 
 
-def test_the_disk_cache_follows_a_changed_picture(tiny_config, tmp_path, monkeypatch):
+def test_the_disk_cache_follows_a_changed_image(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "FOLDER", tmp_path / "cache")
     config = tiny_config.with_overrides(["train.cache=disk"])
     before = build_dataset(config, "val")[Draw(0, 3)][0]
-    path = build_dataset(config, "val").images / "picture 3.jpg"
+    path = build_dataset(config, "val").images / "image 3.jpg"
     height, width = cv2.imread(str(path)).shape[:2]
     cv2.imwrite(str(path), np.full((height, width, 3), 200, np.uint8))
     os.utime(path, (1, 1))
@@ -79,7 +79,7 @@ def test_a_large_jpeg_is_decoded_to_a_fraction(tmp_path, size, at_least, reduced
         np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8), size, interpolation=cv2.INTER_CUBIC
     )
     for suffix, expected in ((".jpg", reduced), (".png", 1)):
-        path = tmp_path / f"picture{suffix}"
+        path = tmp_path / f"image{suffix}"
         cv2.imwrite(str(path), smooth)
         whole, fast = read_image(path, size), read_image(path, size, at_least)
         assert fast.shape == (-(-height // expected), -(-width // expected), 3)
@@ -87,39 +87,37 @@ def test_a_large_jpeg_is_decoded_to_a_fraction(tmp_path, size, at_least, reduced
         assert np.abs(fast.astype(int) - shrunk).mean() < 2
 
 
-def test_a_reduced_picture_of_another_size_is_still_an_error(tmp_path):
-    path = tmp_path / "picture.jpg"
+def test_a_reduced_image_of_another_size_is_still_an_error(tmp_path):
+    path = tmp_path / "image.jpg"
     cv2.imwrite(str(path), np.zeros((480, 640, 3), np.uint8))
     with pytest.raises(UserError, match="640x480 pixels, its annotation says 1280x960"):
         read_image(path, (1280, 960), (240, 320))
 
 
-def test_a_bad_picture_is_passed_over_in_training_with_a_count(tiny_config, caplog):
+def test_a_bad_image_is_passed_over_in_training_with_a_count(tiny_config, caplog):
     dataset = build_dataset(tiny_config, "train")
     for i in (2, 5):
-        path = dataset.images / f"picture {i}.jpg"
+        path = dataset.images / f"image {i}.jpg"
         path.write_bytes(path.read_bytes()[:300])
-    batches = TrainBatches(dataset.index.sizes, 4, seed=0, group_by_aspect=False)
+    batches = TrainBatchSampler(dataset.index.sizes, 4, seed=0, group_by_aspect=False)
     loader = build_loader(dataset, batches, workers=0, device=CPU)
     bad = BadImages(2)
     for _ in range(2):
         assert all(len(images) == 4 for images, _ in iterate(loader, bad))
     assert len(bad.messages) == 2
-    assert all("truncated" in message and "picture" in message for message in bad.messages)
-    with pytest.raises(
-        UserError, match=r"2 bad images, more than data\.max_bad_images=1(.|\n)*picture 2(.|\n)*picture 5"
-    ):
+    assert all("truncated" in message and "image" in message for message in bad.messages)
+    with pytest.raises(UserError, match=r"2 bad images, more than data\.max_bad_images=1(.|\n)*image 2(.|\n)*image 5"):
         list(iterate(loader, BadImages(1)))
     with pytest.raises(UserError, match=r"more than data\.max_bad_images=0"):
         list(iterate(loader))
 
 
-def test_a_folder_of_nothing_but_bad_pictures_ends(tiny_config):
+def test_a_folder_of_nothing_but_bad_images_ends(tiny_config):
     dataset = build_dataset(tiny_config, "train")
     for path in dataset.images.iterdir():
-        path.write_bytes(b"no picture")
-    loader = build_loader(dataset, TrainBatches(dataset.index.sizes, 4, 0, False), workers=0, device=CPU)
-    with pytest.raises(UserError, match="not a picture"):
+        path.write_bytes(b"no image")
+    loader = build_loader(dataset, TrainBatchSampler(dataset.index.sizes, 4, 0, False), workers=0, device=CPU)
+    with pytest.raises(UserError, match="not an image"):
         list(iterate(loader, BadImages(100)))
 
 
@@ -128,7 +126,7 @@ import os, signal, sys, torch
 from detection.data.dataset import DetectionDataset
 from detection.data.formats.coco import read_coco
 from detection.data.loader import build_loader, iterate
-from detection.data.sampler import EvalBatches
+from detection.data.sampler import EvalBatchSampler
 from detection.core.errors import UserError
 
 class Deadly(DetectionDataset):
@@ -138,7 +136,7 @@ class Deadly(DetectionDataset):
         return super()._read(i)
 
 dataset = Deadly(read_coco(sys.argv[1]), sys.argv[2], short_side=96, long_side=96)
-loader = build_loader(dataset, EvalBatches(dataset.index.sizes, 2), workers=2, device=torch.device("cpu"))
+loader = build_loader(dataset, EvalBatchSampler(dataset.index.sizes, 2), workers=2, device=torch.device("cpu"))
 try:
     list(iterate(loader))
 except UserError as error:
@@ -153,14 +151,14 @@ def test_a_worker_that_dies_names_the_image(tiny_config):
     command = [sys.executable, "-c", DEADLY, source.annotations, source.images]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "a process that reads images died while it read" in done.stdout, done.stdout + done.stderr
-    assert "picture 5.jpg" in done.stdout and "data.workers" in done.stdout
+    assert "image 5.jpg" in done.stdout and "data.workers" in done.stdout
 
 
 def test_multi_scale_batches_have_one_size_each_and_follow_the_seed(tiny_config):
     config = tiny_config.with_overrides(["data.multi_scale=[64, 96, 160]", "data.batch_size=3"])
     dataset = build_dataset(config, "train")
     sides = config.data.multi_scale
-    batches = TrainBatches(dataset.index.sizes, 3, 0, False, short_sides=sides)
+    batches = TrainBatchSampler(dataset.index.sizes, 3, 0, False, short_sides=sides)
     seen = set()
     for epoch in range(6):
         batches.epoch = epoch
@@ -178,9 +176,9 @@ def test_multi_scale_batches_have_one_size_each_and_follow_the_seed(tiny_config)
 
 def test_ranks_share_the_global_batches():
     sizes = np.array([(100, 50)] * 21 + [(50, 100)] * 14)
-    whole = TrainBatches(sizes, 6, seed=1, group_by_aspect=True, short_sides=(64, 96))
+    whole = TrainBatchSampler(sizes, 6, seed=1, group_by_aspect=True, short_sides=(64, 96))
     ranks = [
-        TrainBatches(sizes, 2, seed=1, group_by_aspect=True, short_sides=(64, 96), rank=r, world_size=3)
+        TrainBatchSampler(sizes, 2, seed=1, group_by_aspect=True, short_sides=(64, 96), rank=r, world_size=3)
         for r in range(3)
     ]
     for epoch in (0, 3):
@@ -190,13 +188,13 @@ def test_ranks_share_the_global_batches():
         assert len(parts) == len(whole) == len(ranks[0])
         for together, one in zip(parts, whole, strict=True):
             assert sorted(d for part in together for d in part) == sorted(one)
-    few = [list(TrainBatches(sizes[:2], 2, 0, True, rank=r, world_size=3)) for r in range(3)]
+    few = [list(TrainBatchSampler(sizes[:2], 2, 0, True, rank=r, world_size=3)) for r in range(3)]
     assert all(len(part) == 1 and len(part[0]) >= 1 for part in few)
 
 
 def test_ranks_evaluate_each_image_once():
     sizes = np.random.default_rng(0).integers(50, 200, (23, 2))
-    parts = [list(EvalBatches(sizes, 4, rank=r, world_size=3)) for r in range(3)]
+    parts = [list(EvalBatchSampler(sizes, 4, rank=r, world_size=3)) for r in range(3)]
     assert sorted(d.image for part in parts for batch in part for d in batch) == list(range(23))
 
 

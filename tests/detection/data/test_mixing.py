@@ -1,4 +1,4 @@
-"""Pictures made of several: boxes go where their objects go."""
+"""Images made of several: boxes go where their objects go."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ COLORS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 
 
 
 def piece(label, height=80, width=100, count=2, seed=0):
-    """A grey picture with rectangles in the colour of its label."""
+    """A grey image with rectangles in the colour of its label."""
     rng = np.random.default_rng([seed, label])
     image = np.full((height, width, 3), 90, np.uint8)
     boxes = []
@@ -37,7 +37,7 @@ def test_boxes_of_a_mosaic_lie_on_their_objects(seed):
         assert purity(image, box, label) > 0.9, (box, label)
 
 
-def test_a_mosaic_drops_what_is_hardly_visible_and_takes_pictures_without_boxes():
+def test_a_mosaic_drops_what_is_hardly_visible_and_takes_images_without_boxes():
     empty = (np.zeros((50, 50, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     _, boxes, labels = mosaic([empty] * 4, np.random.default_rng(0), 0.25)
     assert boxes.shape == (0, 4) and labels.shape == (0,)
@@ -61,7 +61,7 @@ def test_pasted_boxes_hold_their_object_and_leave_the_others_visible(seed):
     target, source = piece(1), piece(2)
     before = target[0].copy()
     image, boxes, labels = copy_paste(target, source, np.random.default_rng(seed))
-    assert np.array_equal(target[0], before), "the picture given may be in the cache"
+    assert np.array_equal(target[0], before), "the image given may be in the cache"
     assert labels.tolist()[:2] == [1, 1] and len(boxes) == len(labels)
     assert (labels == 2).any()
     for box in boxes[labels == 2]:
@@ -70,7 +70,7 @@ def test_pasted_boxes_hold_their_object_and_leave_the_others_visible(seed):
         assert purity(image, box, 1) >= 0.55  # at most a fifth hidden by each of two
 
 
-def test_the_same_generator_gives_the_same_picture():
+def test_the_same_generator_gives_the_same_image():
     tiles = [piece(label) for label in (1, 2, 3, 4)]
     for make in (
         lambda r: mosaic(tiles, r, 0.25),

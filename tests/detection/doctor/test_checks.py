@@ -136,20 +136,20 @@ def test_the_best_overlap_is_that_with_the_networks_own_anchors(detector, size):
 
 
 @pytest.mark.slow
-def test_memory_grows_with_the_batch_and_the_picture():
+def test_memory_grows_with_the_batch_and_the_image():
     raw = {"output_dir": "x", "data": {"train": {"annotations": "a"}, "val": {"annotations": "a"}}}
     raw["data"] |= {"batch_size": 2, "short_side": 128, "long_side": 128}
     raw["model"] = {"backbone": {"width": 0.5}, "fpn_channels": 16, "head_channels": 16}
     config = parse_config(raw, "test")
     small = predicted_memory(config, 3)
-    assert small["total"] == small["weights"] + small["pictures"]
+    assert small["total"] == small["weights"] + small["images"]
     large = predicted_memory(config.with_overrides(["data.batch_size=8", "optim.name=adamw"]), 3)
-    assert large["pictures"] == pytest.approx(4 * small["pictures"]) and large["weights"] > small["weights"]
+    assert large["images"] == pytest.approx(4 * small["images"]) and large["weights"] > small["weights"]
     wide = predicted_memory(config.with_overrides(["data.short_side=256", "data.long_side=256"]), 3)
-    assert wide["pictures"] == pytest.approx(4 * small["pictures"], rel=0.05)
+    assert wide["images"] == pytest.approx(4 * small["images"], rel=0.05)
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -184,7 +184,7 @@ def test_a_file_over_which_a_process_dies_is_named(tmp_path, monkeypatch):
     """The limit of memory stands in for a decoder that crashes."""
     monkeypatch.setattr("detection.doctor.image_checks.ALONE", 0)
     monkeypatch.setattr("detection.doctor.image_checks.CHUNK", 5)
-    monkeypatch.setattr("detection.doctor.probe_workers.look_at_many", die_of_number_7)
+    monkeypatch.setattr("detection.doctor.probe_workers.probe_many", die_of_number_7)
     folder = write_clean(tmp_path).parent / "images"
     found = look_at(sorted(folder.iterdir()), workers=2)
     assert [one.status for one in found.looks] == ["ok"] * 7 + ["damaged"] + ["ok"] * 4

@@ -12,7 +12,7 @@ from conftest import ROOT, assert_clear_error, tiny_raw
 from sick_sets import FAULTS, HEIGHT, WIDTH, spoil, write_clean
 
 from detection.core.errors import UserError
-from detection.data.annotations import AnnotationIndex
+from detection.data.annotations import Annotations
 from detection.doctor.examine import check_set, examine
 from detection.doctor.read_sets import read_set, read_sets
 from detection.doctor.rules import KINDS
@@ -74,11 +74,11 @@ def test_a_planted_fault_is_found_and_nothing_else(clean, name):
         ("image-unreadable lfs", "git lfs pull"),
         ("image-size", "is 96x72, annotated as 200x100"),
         ("exif-at-odds", "EXIF orientation 6"),
-        ("box-outside", "annotation 11 [200, 10, 20, 20]: picture 96x72"),
+        ("box-outside", "annotation 11 [200, 10, 20, 20]: image 96x72"),
         ("box-beyond", "by 14.0 pixels"),
         ("image-extension", "it is PNG"),
         ("class-few", "fox (1)"),
-        ("picture-twice", "set 03.jpg: and set 02.jpg"),
+        ("image-twice", "set 03.jpg: and set 02.jpg"),
         ("crowd-unflagged", "annotation 902 [1, 1, 94, 70]: 5 boxes of 'cat' in it"),
     ],
 )
@@ -97,13 +97,13 @@ def test_flags_make_the_hint_at_crowds_a_note(clean):
 
 def test_without_decoding_less_is_seen_and_said(clean):
     for name in ("image-damaged", "image-blank"):
-        report = examine([read_set(spoil(clean, FAULTS[name][0]), "data")], pictures="headers")
+        report = examine([read_set(spoil(clean, FAULTS[name][0]), "data")], read_images="headers")
         assert not serious(report) and "damage inside" in console(report)
         break
     shutil.copy(clean.parent / "images" / "set 01.jpg", clean.parent / "images" / "set 02.jpg")
-    assert serious(examine([read_set(clean, "data")], pictures="headers")) == {"picture-twice"}
+    assert serious(examine([read_set(clean, "data")], read_images="headers")) == {"image-twice"}
     (clean.parent / "images" / "set 05.jpg").unlink()
-    report = examine([read_set(clean, "data")], pictures="none")
+    report = examine([read_set(clean, "data")], read_images="none")
     assert serious(report) == {"image-missing"} and report.findings[0].examples[0].image == "set 05.jpg"
 
 
@@ -112,7 +112,7 @@ def test_without_decoding_less_is_seen_and_said(clean):
 
 @pytest.fixture()
 def pair(clean):
-    """train.json and val.json with pictures in one folder."""
+    """train.json and val.json with images in one folder."""
     write_clean(clean.parent, seed=1, name="val")
     return clean, clean.parent / "val.json"
 
@@ -125,7 +125,7 @@ def test_two_clean_sets(pair):
     assert examine_pair(pair).findings == []
 
 
-def test_the_same_picture_in_train_and_val(pair):
+def test_the_same_image_in_train_and_val(pair):
     folder = pair[0].parent / "images"
     shutil.copy(folder / "set 04.jpg", folder / "val 07.jpg")
     report = examine_pair(pair)
@@ -137,8 +137,8 @@ def test_the_same_picture_in_train_and_val(pair):
     assert serious(report) == {"leak-alike"} and report.exit_code == 0
 
 
-def test_one_file_for_both_leaks_also_where_no_picture_is_opened(clean):
-    report = examine_pair((clean, clean), pictures="none")
+def test_one_file_for_both_leaks_also_where_no_image_is_opened(clean):
+    report = examine_pair((clean, clean), read_images="none")
     assert serious(report) == {"leak-same"} and report.findings[0].count == 12
 
 
@@ -157,14 +157,14 @@ def test_classes_of_train_and_val(pair):
     assert "class-only-val" in serious(examine_pair((spoil(pair[0], no_dogs), pair[1])))
 
 
-def test_pictures_that_nobody_names(pair):
+def test_images_that_nobody_names(pair):
     shutil.copy(pair[0].parent / "images" / "set 00.jpg", pair[0].parent / "images" / "extra.jpg")
     report = examine_pair(pair)
     found = next(found for found in report.findings if found.code == "image-unlisted")
     assert found.count == 1 and "extra.jpg" in found.examples[0].text and found.severity == "note"
 
 
-def test_names_of_a_picture_in_another_spelling_are_not_taken_twice(clean):
+def test_names_of_an_image_in_another_spelling_are_not_taken_twice(clean):
     """Two files could be meant: neither is proposed."""
     folder = clean.parent / "images"
     for name in ("x/set 03.png", "y/SET 03.jpeg"):
@@ -241,7 +241,7 @@ def test_the_page_in_a_browser(pair, tmp_path):
         "set 03.jpg",
     ):
         assert text in seen.text
-    # 12 + 12 examples, and offenders of every finding with pictures.
+    # 12 + 12 examples, and offenders of every finding with images.
     assert len(seen.images) >= 28
 
 
@@ -314,7 +314,7 @@ def test_a_network_that_cannot_be_built_is_told(config):
     assert free_memory("cuda:77") is None
 
 
-def test_odd_names_of_pictures(tmp_path):
+def test_odd_names_of_images(tmp_path):
     path = write_clean(tmp_path / "mit Leerzeichen und Ümlaut 日本", name="größe 絵")
     assert examine([read_set(path, "data")]).findings == []
     assert read_sets(str(path.parent))[0][0].split == "data"
@@ -329,7 +329,7 @@ def test_what_the_reader_of_training_refuses_is_an_error_here(clean):
 
     def accepted(path) -> bool:
         try:
-            index: AnnotationIndex = read_coco(path)
+            index: Annotations = read_coco(path)
             check_images(index, index.images)
             dataset = DetectionDataset(index, index.images, short_side=96, long_side=96)
             for i in range(len(index)):
@@ -402,7 +402,7 @@ def test_many_more_boxes_of_one_class(clean):
     assert {"class-imbalance", "class-few"} <= codes(report)
 
 
-def test_a_picture_too_large_to_be_decoded(clean, monkeypatch):
+def test_an_image_too_large_to_be_decoded(clean, monkeypatch):
     monkeypatch.setattr("detection.doctor.image_probe.HUGE", WIDTH * HEIGHT - 1)
     report = examine([read_set(clean, "data")])
     assert serious(report) == {"image-huge"} and report.findings[0].count == 12

@@ -105,7 +105,7 @@ def test_a_single_annotation_is_mended_or_dropped(clean, tmp_path):
     assert by_id[9]["area"] == by_id[9]["bbox"][2] * by_id[9]["bbox"][3] and by_id[10]["iscrowd"] == 0
     assert len(by_id) == len(content["annotations"]) == len(original["annotations"]) - 4
     assert {change.what for change in result.changes} >= {
-        "box clipped to its picture",
+        "box clipped to its image",
         "box without width or height removed",
         "box taken from the polygon",
         "annotation without a box removed",
@@ -118,7 +118,7 @@ def test_a_single_annotation_is_mended_or_dropped(clean, tmp_path):
     }
 
 
-def test_a_picture_that_was_made_smaller_has_its_boxes_scaled(clean, tmp_path):
+def test_an_image_that_was_made_smaller_has_its_boxes_scaled(clean, tmp_path):
     original = json.loads(clean.read_text())
 
     def change(content, folder):
@@ -159,11 +159,11 @@ def test_merged_classes_and_images_keep_their_boxes(clean, tmp_path):
 
 def test_copies_go_where_they_have_the_same_boxes(clean, tmp_path):
     def same_boxes(content, folder):
-        FAULTS["picture-twice"][0](content, folder)
+        FAULTS["image-twice"][0](content, folder)
         for k in range(4):
             content["annotations"][12 + k].update({key: content["annotations"][8 + k][key] for key in ("bbox", "area")})
 
-    content, _, result = mended(spoil(clean, FAULTS["picture-twice"][0]), tmp_path)
+    content, _, result = mended(spoil(clean, FAULTS["image-twice"][0]), tmp_path)
     assert len(content["images"]) == 12 and "different boxes" in result.left[0]
     content, _, _ = mended(spoil(clean, same_boxes), tmp_path)
     assert len(content["images"]) == 11 and len(content["annotations"]) == 44

@@ -18,7 +18,7 @@ OBJECT = (
 
 
 @functools.cache
-def pictures():
+def images():
     rng = np.random.default_rng(5)
     return [
         cv2.resize(rng.integers(0, 255, (6, 8, 3), np.uint8), (96, 72), interpolation=cv2.INTER_CUBIC)
@@ -29,8 +29,8 @@ def pictures():
 def write_voc(folder):
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
-    for i, picture in enumerate(pictures()):
-        cv2.imwrite(str(folder / "JPEGImages" / f"{i}.jpg"), picture)
+    for i, image in enumerate(images()):
+        cv2.imwrite(str(folder / "JPEGImages" / f"{i}.jpg"), image)
         boxes = [("cat" if k % 2 else "dog", 3 + 30 * k, 5 + i, 25 + 30 * k, 40 + i) for k in range(3)]
         boxes.append(("cat", 5, 44 + i, 40, 60 + i))
         objects = "".join(OBJECT.format(*box) for box in boxes)
@@ -43,8 +43,8 @@ def write_voc(folder):
 def write_yolo(folder):
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
-    for i, picture in enumerate(pictures()):
-        cv2.imwrite(str(folder / "images" / f"{i}.jpg"), picture)
+    for i, image in enumerate(images()):
+        cv2.imwrite(str(folder / "images" / f"{i}.jpg"), image)
         lines = [f"{k % 2} {0.15 + 0.2 * k} {0.3 + 0.01 * i} 0.15 0.3" for k in range(4)]
         (folder / "labels" / f"{i}.txt").write_text("\n".join(lines))
     (folder / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")

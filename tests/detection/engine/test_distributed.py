@@ -82,7 +82,7 @@ def test_a_detector_trains_on_two_processes_and_resumes(tmp_path, tool):
     assert done.returncode == 0 and done.stdout.count("resumed after epoch 2") == 1, done.stdout + done.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [1, 2, 3]
-    assert records[-1]["step"] == 9  # 14 pictures, 4 a step, two sit out
+    assert records[-1]["step"] == 9  # 14 images, 4 a step, two sit out
     assert len(read_checkpoint(tmp_path / "run" / "last.pt")["rng"]) == 2
 
     # The shares of both make up the evaluation of one process.

@@ -111,7 +111,7 @@ def test_workers_keep_silent_about_lost_connections(capsys):
 
 @pytest.mark.slow
 def test_out_of_memory_says_what_to_lower(tiny_file):
-    """A process that may have 1.5 GB more than it starts with, and pictures that need far more."""
+    """A process that may have 1.5 GB more than it starts with, and images that need far more."""
     code = (
         "import resource, sys, torch; from detection.cli.run_tool import run_tool; "
         "from detection.config_io import load_config; "
@@ -132,7 +132,7 @@ def test_out_of_memory_says_what_to_lower(tiny_file):
         "data.batch_size=12",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert_clear_error(done, "out of memory on cpu with 12 pictures a batch", "data.batch_size=6 train.accumulate=2")
+    assert_clear_error(done, "out of memory on cpu with 12 images a batch", "data.batch_size=6 train.accumulate=2")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from detection.engine.auto_batch import largest, with_largest_batch
 from detection.engine.detection_task import Run, build_run
 from detection.engine.image_grids import detections_grid
 from detection.engine.loop import optimizer_step, train_step
-from detection.engine.nan_guard import LossWatch
+from detection.engine.nan_guard import NonFiniteGuard
 from detection.engine.optimizer import parameter_groups
 from detection.engine.resume import compare_configs
 from detection.engine.run_logger import Monitor
@@ -51,7 +51,7 @@ def poisoned(run, batch, value=math.nan):
 def test_a_gpu_is_not_asked_and_its_weights_stay_as_they_were(tiny_config, value, optimizer):
     """The way of a GPU, on the CPU: the loss is looked at one step late, the optimizer itself leaves out the update."""
     run = build_run(tiny_config.with_overrides([f"optim.name={optimizer}", "train.ema=0"]))
-    run.watch = LossWatch(run, late=True)
+    run.watch = NonFiniteGuard(run, late=True)
     seen = poisoned(run, 2, value)
     batches = list(run.train_loader)
     run.model.train()
@@ -69,7 +69,7 @@ def test_a_gpu_is_not_asked_and_its_weights_stay_as_they_were(tiny_config, value
 
 def test_the_last_batch_of_an_epoch_is_looked_at_too(tiny_config):
     run = build_run(tiny_config)
-    run.watch = LossWatch(run, late=True)
+    run.watch = NonFiniteGuard(run, late=True)
     poisoned(run, 1)
     run.model.train()
     train_step(run, *next(iter(run.train_loader)), group=1)
@@ -84,7 +84,7 @@ def test_a_bad_step_is_left_out_whole(tiny_config, caplog, late, accumulate):
     run = build_run(
         tiny_config.with_overrides(["train.non_finite=skip", f"train.accumulate={accumulate}", "train.ema=0"])
     )
-    run.watch = LossWatch(run, late=late)
+    run.watch = NonFiniteGuard(run, late=late)
     poisoned(run, 2 if accumulate > 1 else 1)
     run.model.train()
     before = {k: v.clone() for k, v in run.model.state_dict().items() if v.is_floating_point()}
@@ -185,7 +185,7 @@ def test_the_closing_phase_starts_where_the_config_says(tiny_config):
     assert mixes == [True] * 7 + [False] * 3
 
 
-def test_pictures_grow_as_the_config_says(tiny_config):
+def test_images_grow_as_the_config_says(tiny_config):
     run = build_run(tiny_config.with_overrides(["train.epochs=10", "data.progressive=[[0.3, 64], [0.6, 80]]"]))
     sides = []
     for epoch in range(10):
@@ -204,7 +204,7 @@ def test_deterministic_and_compiled_runs_are_accepted(tiny_config, monkeypatch):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert compiled == ["PyramidBackbone", "GhostRetinaNetHead"]
+    assert compiled == ["BackboneWithFPN", "GhostRetinaNetHead"]
 
 
 # ---- going on with another config
@@ -264,11 +264,11 @@ def test_all_new_keys_stand_in_a_config_of_one_run(tiny_config, tmp_path):
 # ---- looking at it
 
 
-def test_a_run_leaves_pictures_of_what_it_saw_and_found(trained):
+def test_a_run_leaves_images_of_what_it_saw_and_found(trained):
     for name in ("train_batch.jpg", "val_detections.jpg"):
-        picture = cv2.imread(str(trained / name))
-        assert picture is not None and picture.shape[1] > 320
-    # Boxes in the colours of their classes lie on the first, not on grey pictures alone.
+        image = cv2.imread(str(trained / name))
+        assert image is not None and image.shape[1] > 320
+    # Boxes in the colours of their classes lie on the first, not on grey images alone.
     hue = cv2.cvtColor(cv2.imread(str(trained / "train_batch.jpg")), cv2.COLOR_BGR2HSV)
     assert (hue[..., 1] > 200).mean() > 0.005
     # TensorBoard shows the same.
@@ -276,12 +276,12 @@ def test_a_run_leaves_pictures_of_what_it_saw_and_found(trained):
     for name in ("train_batch", "val_detections"):
         shown = events.Images(name)
         assert len(shown) > 1
-        picture = cv2.imread(str(trained / f"{name}.jpg"))
+        image = cv2.imread(str(trained / f"{name}.jpg"))
         decoded = cv2.imdecode(np.frombuffer(shown[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
-        assert np.array_equal(decoded, picture) and (shown[-1].height, shown[-1].width) == picture.shape[:2]
+        assert np.array_equal(decoded, image) and (shown[-1].height, shown[-1].width) == image.shape[:2]
 
 
-def test_pictures_of_detections_are_drawn_where_they_were_found(tiny_config):
+def test_images_of_detections_are_drawn_where_they_were_found(tiny_config):
     dataset = build_dataset(tiny_config, "val")
     image_id = int(dataset.index.image_ids[0])
     results = [{"image_id": image_id, "category_id": 7, "bbox": [10.0, 20.0, 40.0, 30.0], "score": 0.9}]

@@ -46,7 +46,7 @@ def pointed_at(images, train, val):
 
 
 @pytest.mark.parametrize("name", ["retina_ghost", "faster_rcnn_ghost"])
-def test_the_papers_recipe_on_coco_pictures(shared_data, tmp_path, name):
+def test_the_papers_recipe_on_coco_images(shared_data, tmp_path, name):
     """Full size, official ids 1-90 with gaps; evaluated on official annotations with crowd and true areas."""
     coco128, mini = shared_data / "coco128", shared_data / "coco_mini"
     train = first_images(coco128 / "train_cocoids.json", tmp_path / "train.json", 8)
@@ -82,7 +82,7 @@ def test_the_small_recipe_reaches_its_ap_on_bccd(shared_data, tmp_path):
 
 @pytest.mark.parametrize("name, least", [("bccd", 0.35), ("cards", 0.10), ("person", 0.005)])
 def test_ghostdet_learns_in_two_minutes(shared_data, tmp_path, name, least):
-    """docs/ghostdet.md, a fifth of the time: small pictures alone, no decay of the rate to speak of."""
+    """docs/ghostdet.md, a fifth of the time: small images alone, no decay of the rate to speak of."""
     folder = shared_data / name
     data = pointed_at(folder / "images", folder / "train.json", folder / "val.json")
     short = ["train.minutes=2", "train.eval_every=99", "train.ema=0.98", "data.progressive=[[0.5,192],[0.8,256]]"]
@@ -91,13 +91,13 @@ def test_ghostdet_learns_in_two_minutes(shared_data, tmp_path, name, least):
     assert read_checkpoint(tmp_path / "run" / "best.pt")["numbers"]["AP50"] >= least
 
 
-def test_ghostdet_learns_sixteen_pictures_by_heart(shared_data, tmp_path):
-    """Assignment and losses can learn 80 classes: AP of at least 0.9 on the pictures of the training themselves."""
+def test_ghostdet_learns_sixteen_images_by_heart(shared_data, tmp_path):
+    """Assignment and losses can learn 80 classes: AP of at least 0.9 on the images of the training themselves."""
     coco128 = shared_data / "coco128"
-    pictures = first_images(coco128 / "train_cocoids.json", tmp_path / "sixteen.json", 16)
+    images = first_images(coco128 / "train_cocoids.json", tmp_path / "sixteen.json", 16)
     config = load_config(
         ROOT / "configs" / "ghostdet_small.yaml",
-        [*pointed_at(coco128 / "images", pictures, pictures), *BY_HEART, f"output_dir={tmp_path / 'run'}"],
+        [*pointed_at(coco128 / "images", images, images), *BY_HEART, f"output_dir={tmp_path / 'run'}"],
     )
     assert run_training(config)
     content = read_checkpoint(tmp_path / "run" / "best.pt")
@@ -105,7 +105,7 @@ def test_ghostdet_learns_sixteen_pictures_by_heart(shared_data, tmp_path):
 
 
 def test_the_demo_reaches_its_ap50(tmp_path):
-    """`make demo`, without its installation and pictures."""
+    """`make demo`, without its installation and images."""
     paths = make_demo_dataset(tmp_path / "demo")
     data = pointed_at(paths["images"], paths["train"], paths["val"])
     assert run_training(load_config(ROOT / "configs" / "demo.yaml", [*data, f"output_dir={tmp_path / 'run'}"]))

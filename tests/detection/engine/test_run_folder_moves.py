@@ -126,13 +126,13 @@ def test_a_start_that_fails_leaves_no_folder(tiny_config, tmp_path):
 def test_what_other_tools_write_is_known(run):
     for name in ("best.onnx", "best.int8.xml", "best.int8.bin", "best.quantized.md", "trace.json", "pending-3.pt"):
         (run / name).touch()
-    (run / "pictures" / "sub").mkdir(parents=True)
+    (run / "detections" / "sub").mkdir(parents=True)
     for name in ("a.jpg", "a.json", "sub/b.json"):
-        (run / "pictures" / name).touch()
+        (run / "detections" / name).touch()
     assert foreign_entries(run) == []
-    (run / "pictures" / "holiday.jpg").touch()
+    (run / "detections" / "holiday.jpg").touch()
     (run / "best_of_mine.onnx").touch()
-    assert foreign_entries(run) == ["best_of_mine.onnx", "pictures"]
+    assert foreign_entries(run) == ["best_of_mine.onnx", "detections"]
 
 
 def test_a_run_with_other_files_beside_it_is_not_moved(tiny_config, run):

@@ -191,7 +191,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(tiny_config):
     run = build_run(tiny_config)
     for module in run.model.modules():
         module.training = module is run.model
-    # Pictures of one shape, so that padding is the same in both.
+    # Images of one shape, so that padding is the same in both.
     samples = [run.train_loader.dataset.load(Draw(0, i)) for i in (0, 3, 6, 9)]
     images, targets = [image for image, _ in samples], [target for _, target in samples]
     assert len({image.shape for image in images}) == 1

@@ -26,7 +26,7 @@ HALF = 51 / 101
 
 
 def data(path, *images):
-    """An index of 1000 x 1000 pictures with objects (class, x) or (class, x, "crowd"): squares of 100 px at (x, 0)."""
+    """An index of 1000 x 1000 images with objects (class, x) or (class, x, "crowd"): squares of 100 px at (x, 0)."""
     annotations = []
     for i, objects in enumerate(images):
         for name, x, *crowd in objects:

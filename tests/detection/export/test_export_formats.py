@@ -72,9 +72,9 @@ def files(small):
 def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> None:
     file, eager = load_detector(path, CPU)[0], load_detector(checkpoint, CPU)[0]
     eager.transform.frame = file.metadata.size
-    for pictures in batches:
+    for images in batches:
         with torch.inference_mode():
-            parity = compare(file(pictures), eager(pictures), **{**LIMITS, **limits}, tolerance=1e-4)
+            parity = compare(file(images), eager(images), **{**LIMITS, **limits}, tolerance=1e-4)
         assert parity.within(0.05, 1e-4) and parity.detections >= least, parity
 
 
@@ -108,14 +108,14 @@ def test_any_batch_and_size(files, small, name):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", SLOWER)
-def test_small_and_thin_pictures(files, small, name):
+def test_small_and_thin_images(files, small, name):
     """The frame of a torch.export file may be larger than PyTorch's, so results only have to be near."""
-    pictures = [*drawn((32, 32)), *drawn((1, 1)), *drawn((3, 160)), *drawn((160, 3))]
+    images = [*drawn((32, 32)), *drawn((1, 1)), *drawn((3, 160)), *drawn((160, 3))]
     file, eager = load_detector(files[name], CPU)[0], load_detector(small, CPU)[0]
     with torch.inference_mode():
-        for picture in pictures:
-            found, expected = file([picture]), eager([picture])
-            height, width = picture.shape[1:]
+        for image in images:
+            found, expected = file([image]), eager([image])
+            height, width = image.shape[1:]
             assert (found[0]["boxes"][:, 0::2] <= width).all() and (found[0]["boxes"][:, 1::2] <= height).all()
             if name != "torch_export":
                 assert compare(found, expected, **LIMITS, tolerance=1e-4).within(0.05, 1e-4)
@@ -157,15 +157,15 @@ def test_two_stages(two_stage, tmp_path, name):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", SLOWER)
-def test_pictures_without_detection(trained, tmp_path, name):
+def test_images_without_detection(trained, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
     # Of one size: torch.export, for one, has little to prove then.
     export_checkpoint(trained / "best.pt", name, size=(96, 96), out=path, overrides=["eval.score_threshold=0.3"])
-    image = to_tensor(resize(read_image(trained.parent / "data" / "images" / "picture 5.jpg"), 96, 96)[0])
+    image = to_tensor(resize(read_image(trained.parent / "data" / "images" / "image 5.jpg"), 96, 96)[0])
     empty = torch.full((3, 72, 96), 110, dtype=torch.uint8)
     file = load_detector(path, CPU)[0]
-    for pictures in ([empty, image, empty], [empty]):
-        assert [len(found["scores"]) > 0 for found in file(pictures)] == [p is image for p in pictures]
+    for images in ([empty, image, empty], [empty]):
+        assert [len(found["scores"]) > 0 for found in file(images)] == [p is image for p in images]
     assert_same(path, trained / "best.pt", [[image, empty]], 1, score_threshold=0.3)
 
 
@@ -176,8 +176,8 @@ def test_real_photographs(shared_data, tmp_path, as_trained, name):
     """One by one and in batches of mixed sizes; boxes within 0.05 px and scores within 1e-4."""
     checkpoint = save_detector(tmp_path / "best.pt", retina_ghost_320("eval.score_threshold=0.05"), as_trained)
     export_checkpoint(checkpoint, name)
-    pictures = photographs(shared_data, 100)
-    batches = [pictures[i : i + 1] for i in range(40)] + [pictures[i : i + 4] for i in range(40, 100, 4)]
+    images = photographs(shared_data, 100)
+    batches = [images[i : i + 1] for i in range(40)] + [images[i : i + 4] for i in range(40, 100, 4)]
     assert_same(checkpoint.with_suffix(FORMATS[name]), checkpoint, batches, 1)
 
 
@@ -218,13 +218,13 @@ def test_metadata(files, small, name):
 @slow
 def test_torchscript_without_this_package(files, tmp_path):
     """torch and torchvision are all it needs."""
-    (picture,) = drawn((160, 192))
-    np.save(tmp_path / "picture.npy", picture.permute(1, 2, 0).numpy())
+    (image,) = drawn((160, 192))
+    np.save(tmp_path / "image.npy", image.permute(1, 2, 0).numpy())
     program = f"""
 import sys, numpy as np, torch, torchvision
 notes = {{"{KEY}": ""}}
 module = torch.jit.load(sys.argv[1], _extra_files=notes)
-images = torch.from_numpy(np.load("picture.npy"))[None]
+images = torch.from_numpy(np.load("image.npy"))[None]
 boxes, labels, scores = module(images, torch.tensor([[160, 192]]))
 assert "detection" not in sys.modules and b"katze" in notes["{KEY}"]
 np.save("scores.npy", scores.numpy())
@@ -232,7 +232,7 @@ np.save("scores.npy", scores.numpy())
     command = [sys.executable, "-c", program, str(files["torchscript"])]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env={"PATH": ""})
     assert done.returncode == 0, done.stderr
-    scores = load_detector(files["torchscript"], CPU)[0]([picture])[0]["scores"].numpy()
+    scores = load_detector(files["torchscript"], CPU)[0]([image])[0]["scores"].numpy()
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[0, : len(scores)], scores, atol=1e-5)
 
 

@@ -76,13 +76,13 @@ def results(path: Path, images: list[torch.Tensor], **options) -> list:
 @pytest.mark.numeric
 def test_real_photographs(retina, shared_data):
     """One by one and in batches of mixed sizes; boxes within 0.05 px and scores within 1e-4."""
-    pictures = photographs(shared_data, 24)
-    assert len({tuple(p.shape) for p in pictures}) > 5
+    images = photographs(shared_data, 24)
+    assert len({tuple(p.shape) for p in images}) > 5
     eager, file = load_detector(retina, CPU)[0], load_detector(retina.with_suffix(".onnx"), CPU)[0]
     with torch.inference_mode():
         for count in (1, 3, 8):
-            for start in range(0, len(pictures), count * 2):
-                some = pictures[start : start + count]
+            for start in range(0, len(images), count * 2):
+                some = images[start : start + count]
                 parity = compare(file(some), eager(some), **LIMITS, tolerance=1e-4)
                 assert parity.within(0.05, 1e-4) and parity.detections > 5 * count, parity
 
@@ -107,10 +107,10 @@ def test_batch_and_size_fixed_or_not(detector, batch, size, request, tmp_path):
     assert shape == [batch or "batch", *(size or ("height", "width")), 3]
     eager, file = load_detector(checkpoint, CPU)[0], load_detector(path, CPU)[0]
     eager.transform.frame = size
-    pictures = drawn((96, 160), (150, 100), (33, 32), (160, 160))
+    images = drawn((96, 160), (150, 100), (33, 32), (160, 160))
     with torch.inference_mode():
-        found = file(pictures)
-        expected = [one for p in chunks(pictures, batch or 4) for one in eager(p)]
+        found = file(images)
+        expected = [one for p in chunks(images, batch or 4) for one in eager(p)]
     parity = compare(found, expected, **LIMITS, tolerance=1e-4)
     assert parity.within(0.05, 1e-4) and parity.detections > 50, parity
     assert [len(f["scores"]) for f in found] == [len(e["scores"]) for e in expected]
@@ -118,23 +118,23 @@ def test_batch_and_size_fixed_or_not(detector, batch, size, request, tmp_path):
         assert {name: value.dtype for name, value in f.items()} == {name: value.dtype for name, value in e.items()}
 
 
-def chunks(pictures, count):
-    return [pictures[i : i + count] for i in range(0, len(pictures), count)]
+def chunks(images, count):
+    return [images[i : i + count] for i in range(0, len(images), count)]
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("size", [None, pytest.param((96, 96), marks=pytest.mark.slow)])
-def test_trained_detector_and_pictures_without_detection(trained, tmp_path, size):
+def test_trained_detector_and_images_without_detection(trained, tmp_path, size):
     """Nothing in the one, something in the other, both in one batch; nothing in all of a batch."""
     path = tmp_path / "file.onnx"
     export_checkpoint(trained / "best.pt", "onnx", size=size, out=path, overrides=["eval.score_threshold=0.3"])
-    image = to_tensor(resize(read_image(trained.parent / "data" / "images" / "picture 5.jpg"), 96, 96)[0])
+    image = to_tensor(resize(read_image(trained.parent / "data" / "images" / "image 5.jpg"), 96, 96)[0])
     empty = torch.full((3, 72, 96), 110, dtype=torch.uint8)
     eager, file = load_detector(trained / "best.pt", CPU, score_threshold=0.3)[0], load_detector(path, CPU)[0]
-    for pictures in ([empty, image, empty], [empty], [empty, empty]):
+    for images in ([empty, image, empty], [empty], [empty, empty]):
         with torch.inference_mode():
-            found, expected = file(pictures), eager(pictures)
-        assert [len(f["scores"]) > 0 for f in found] == [p is image for p in pictures]
+            found, expected = file(images), eager(images)
+        assert [len(f["scores"]) > 0 for f in found] == [p is image for p in images]
         assert compare(found, expected, score_threshold=0.3, max_detections=100, tolerance=1e-4).within(0.05, 1e-4)
         assert found[0]["boxes"].shape == (0, 4) and found[0]["labels"].dtype == torch.int64
 
@@ -176,8 +176,8 @@ def test_other_backbones(name, tmp_path, as_trained):
     )
     checkpoint = save_detector(tmp_path / "best.pt", config, as_trained)
     export_checkpoint(checkpoint, "onnx")
-    path, pictures = checkpoint.with_suffix(".onnx"), drawn((128, 160), (120, 128))
-    parity = compare(results(path, pictures), results(checkpoint, pictures), **LIMITS, tolerance=1e-4)
+    path, images = checkpoint.with_suffix(".onnx"), drawn((128, 160), (120, 128))
+    parity = compare(results(path, images), results(checkpoint, images), **LIMITS, tolerance=1e-4)
     assert parity.within(0.05, 1e-4) and parity.detections > 20, parity
     # Norms are folded and branches fused.
     assert "BatchNormalization" not in operators(path)
@@ -189,8 +189,8 @@ def test_ghosted_detector(tmp_path, as_trained):
     config = tiny("model.ghostify.ratio=2", "model.backbone.name=mobilenet_v2", "model.backbone.width=0.5")
     checkpoint = save_detector(tmp_path / "best.pt", config, as_trained)
     export_checkpoint(checkpoint, "onnx", form="raw")
-    path, pictures = checkpoint.with_suffix(".onnx"), drawn((128, 160), (120, 128))
-    parity = compare(results(path, pictures), results(checkpoint, pictures), **LIMITS, tolerance=1e-4)
+    path, images = checkpoint.with_suffix(".onnx"), drawn((128, 160), (120, 128))
+    parity = compare(results(path, images), results(checkpoint, images), **LIMITS, tolerance=1e-4)
     assert parity.within(0.05, 1e-4) and parity.detections > 20, parity
 
 
@@ -244,7 +244,7 @@ def test_a_fixed_size_makes_a_smaller_graph(small, small_file, tmp_path):
     ("size", "sides"),
     [((160, 160), (128, 160)), ((320, 320), (320, 320)), ((128, 224), (128, 224)), (None, (128, 160))],
 )
-def test_pictures_are_resized_to_fill_a_fixed_frame(small, size, sides):
+def test_images_are_resized_to_fill_a_fixed_frame(small, size, sides):
     metadata = prepare(small, size=size).metadata
     assert (metadata.short_side, metadata.long_side) == sides
 
@@ -271,12 +271,12 @@ def test_anchors_are_torchvisions(detector, size):
 
 @pytest.mark.numeric
 def test_raw_form_decoded(small, raw_file):
-    pictures = drawn((320, 240), (200, 320), (320, 320))
-    parity = compare(results(raw_file, pictures), results(small, pictures), **LIMITS, tolerance=1e-4)
+    images = drawn((320, 240), (200, 320), (320, 320))
+    parity = compare(results(raw_file, images), results(small, images), **LIMITS, tolerance=1e-4)
     assert parity.within(0.05, 1e-4) and parity.detections > 30, parity
     # Its limits are not in the file: others can be asked for.
     overrides = ["eval.nms_threshold=0.3", "eval.score_threshold=0.01", "eval.max_detections=20"]
-    found, expected = (results(p, pictures, overrides=overrides) for p in (raw_file, small))
+    found, expected = (results(p, images, overrides=overrides) for p in (raw_file, small))
     parity = compare(found, expected, score_threshold=0.01, max_detections=20, tolerance=1e-4)
     assert parity.within(0.05, 1e-4) and parity.detections == 60, parity
 
@@ -285,8 +285,8 @@ def test_raw_form_decoded(small, raw_file):
 def test_decode_needs_numpy_alone(small, raw_file, tmp_path):
     """As somebody uses it who copied the one file: no torch, nothing of this package."""
     (tmp_path / "decode.py").write_bytes((ROOT / "detection" / "runtime" / "decode.py").read_bytes())
-    (picture,) = drawn((320, 288))
-    np.save(tmp_path / "picture.npy", picture.permute(1, 2, 0).numpy())
+    (image,) = drawn((320, 288))
+    np.save(tmp_path / "image.npy", image.permute(1, 2, 0).numpy())
     program = """
 import json, sys
 import numpy as np, onnxruntime
@@ -295,7 +295,7 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options)
 metadata = json.loads(session.get_modelmeta().custom_metadata_map["ghostnet_detection"])
-frames = np.load("picture.npy")[None]
+frames = np.load("image.npy")[None]
 sizes = np.array([frames.shape[1:3]])
 logits, regression = session.run(None, {"images": frames, "sizes": sizes})
 found = decode(logits, regression, sizes, frames.shape[1:3], metadata)[0]
@@ -308,7 +308,7 @@ json.dump({name: value.tolist() for name, value in found.items()}, open("found.j
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     found["boxes"] = np.array(found["boxes"]).reshape(-1, 4)
-    parity = compare([found], results(small, [picture]), **LIMITS, tolerance=1e-4)
+    parity = compare([found], results(small, [image]), **LIMITS, tolerance=1e-4)
     assert parity.within(0.05, 1e-4) and parity.detections > 10, parity
 
 

@@ -64,9 +64,9 @@ def test_a_file_finds_what_pytorch_finds(checkpoint, tmp_path, name, form, batch
     eager.transform.frame = size
     # Dynamic torch.export files put what is smaller into frames of 160 px, and the backbone's gates see that.
     small = name != "torch_export" or size is not None
-    pictures = drawn(*((96, 160), (150, 110), (33, 32), (160, 160)) if small else ((130, 160), (150, 140), (160, 133)))
+    images = drawn(*((96, 160), (150, 110), (33, 32), (160, 160)) if small else ((130, 160), (150, 140), (160, 133)))
     with torch.inference_mode():
-        for some in (pictures[:1], pictures[1:2], pictures) if size is None else (pictures[:2],):
+        for some in (images[:1], images[1:2], images) if size is None else (images[:2],):
             parity = compare(file(some), eager(some), **LIMITS, tolerance=1e-4)
             assert parity.within(0.05, 1e-4) and parity.detections > 10 * len(some), parity
 
@@ -85,14 +85,14 @@ def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
     model, network = prepared.model, prepared.network
     assert isinstance(network, GhostDetDetector)
     model.topk_candidates = network.candidates = 50
-    pictures = drawn((160, 192), (100, 150))
+    images = drawn((160, 192), (100, 150))
     frames = torch.zeros(2, 160, 192, 3, dtype=torch.uint8)
-    for frame, picture in zip(frames, pictures, strict=True):
-        frame[: picture.shape[1], : picture.shape[2]] = picture.permute(1, 2, 0)
+    for frame, image in zip(frames, images, strict=True):
+        frame[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0)
     with torch.inference_mode():
         boxes, labels, scores = network(frames, torch.tensor([[160, 192], [100, 150]]))
         model.transform.frame = (160, 192)
-        for i, expected in enumerate(model(pictures)):
+        for i, expected in enumerate(model(images)):
             count = len(expected["scores"])
             assert 5 < count < 50 and not scores[i, count:].any()
             torch.testing.assert_close(scores[i, :count], expected["scores"])

@@ -105,9 +105,9 @@ def test_config_mistakes():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Smooth noise: seven pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Smooth noise: seven images."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(run_seed())
     for i in range(7):
         noise = rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)
@@ -122,7 +122,7 @@ def numbers(text, row):
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, pictures, coco_set, tmp_path):
+def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, images, coco_set, tmp_path):
     plain = build_backbone("mobilenet_v2", width=0.25)
     for module in plain.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -130,10 +130,10 @@ def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, pictures, coco_set
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
     out = tmp_path / "ghosted.pth"
     network = ["mobilenet_v2", "--width", 0.25, "--weights", tmp_path / "plain.pth"]
-    done = tool("ghostify", *network, "--images", pictures, "--size", 96, "--out", out)
+    done = tool("ghostify", *network, "--images", images, "--size", 96, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "kept: first convolution" in done.stdout and "kept: depthwise" in done.stdout
-    assert "Fitted to 6 pictures, measured on 1 pictures that were kept from the fit" in done.stdout
+    assert "Fitted to 6 images, measured on 1 images that were kept from the fit" in done.stdout
     random, fitted = numbers(done.stdout, "mean of layers")
     assert fitted < 0.7 < 1 < random and len(numbers(done.stdout, "network output")) == 2
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_ghosted_by_the_tool_is_a_checkpoint(tool, trained, coco_se
     evaluation = score_checkpoint(out, annotations=str(coco_set / "annotations.json"))
     assert 0 <= evaluation.numbers["AP"] <= 1
     predictor = Predictor(out, "cpu", score_threshold=0.0)
-    assert len(ghosts(predictor.model)) > 3 and len(predictor.predict(coco_set / "images" / "picture 3.jpg")["names"])
+    assert len(ghosts(predictor.model)) > 3 and len(predictor.predict(coco_set / "images" / "image 3.jpg")["names"])
     state, before = read_checkpoint(out)["model"], read_checkpoint(trained / "best.pt")["model"]
     kept = [key for key in before if key.startswith("backbone.body.")]
     assert kept and all(torch.equal(state[key], before[key]) for key in kept)
@@ -206,7 +206,7 @@ def test_report_of_a_config():
         ("mobilenet_v2", {"weights": "no.pth"}, "no.pth does not exist"),
         ("mobilenet_v2", {"spec": {"include": ["layr*"]}}, r"no convolution's name matches 'layr\*'"),
         ("mobilenet_v2", {"spec": {"min_channels": 9999}}, "no convolution is left to replace"),
-        ("mobilenet_v2", {"out": "x.pth"}, "--init fit needs pictures"),
+        ("mobilenet_v2", {"out": "x.pth"}, "--init fit needs images"),
         ("mobilenet_v2", {"images": ["none"]}, "source none does not exist"),
         ("mobilenet_v2", {"init": "random", "out": "none/x.pth"}, "folder none does not exist"),
         ("no.pt", {}, "checkpoint no.pt does not exist"),
@@ -222,30 +222,30 @@ def test_ghostify_mistakes(network, arguments, message):
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_redundancy(tool, pictures, tmp_path):
+def test_redundancy(tool, images, tmp_path):
     torch.save(build_backbone("ghostnet", width=0.5).state_dict(), tmp_path / "w.pth")
     done = tool(
-        "redundancy", "ghostnet", "--width", 0.5, "--weights", tmp_path / "w.pth", "--images", pictures,
+        "redundancy", "ghostnet", "--width", 0.5, "--weights", tmp_path / "w.pth", "--images", images,
         "--size", 96, "--pairs", 3, "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "ghostnet, layer blocks.1.0.ghost1 (24x48x48), 7 pictures" in done.stdout
+    assert "ghostnet, layer blocks.1.0.ghost1 (24x48x48), 7 images" in done.stdout
     with open(tmp_path / "out" / "ghostnet_blocks.1.0.ghost1.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12 and len({row[key] for row in rows for key in ("source", "target")}) == 24
     for row in rows:
         assert float(row["mse_d1"]) >= float(row["mse_d3"]) >= float(row["mse_d5"]) >= float(row["mse_d7"]) >= 0
     assert [float(row["mse_d3"]) for row in rows] == sorted(float(row["mse_d3"]) for row in rows)
-    picture = cv2.imread(str(tmp_path / "out" / "ghostnet_blocks.1.0.ghost1.png"))
-    assert picture.shape[0] > 600 and picture.shape[1] > 1000 and picture.std() > 20
+    image = cv2.imread(str(tmp_path / "out" / "ghostnet_blocks.1.0.ghost1.png"))
+    assert image.shape[0] > 600 and image.shape[1] > 1000 and image.std() > 20
 
     table = layer_table("ghostnet", size=224)
     assert "blocks.2.0.ghost1 " in table and "24x56x56" in table
 
 
-def test_redundancy_mistakes(pictures, tmp_path):
+def test_redundancy_mistakes(images, tmp_path):
     (tmp_path / "file").write_text("")
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     for arguments, message in (
         ({"layer": "blocks.2.0.ghost3"}, r"has no layer 'blocks\.2\.0\.ghost3'; nearest: .*blocks\.2\.0\.ghost2"),
         ({"layer": "blocks.3.0.se.conv_reduce"}, "12x1x1"),
@@ -253,6 +253,6 @@ def test_redundancy_mistakes(pictures, tmp_path):
         ({"out": tmp_path / "file" / "x"}, "cannot be written to"),
     ):
         with pytest.raises(UserError, match=message):
-            explore("ghostnet", [str(pictures)], **{"width": 0.5, "size": 64, "out": tmp_path, **arguments})
-    with pytest.raises(UserError, match=r"broken\.jpg is not a picture"):
+            explore("ghostnet", [str(images)], **{"width": 0.5, "size": 64, "out": tmp_path, **arguments})
+    with pytest.raises(UserError, match=r"broken\.jpg is not an image"):
         explore("ghostnet", [str(tmp_path / "broken.jpg")])

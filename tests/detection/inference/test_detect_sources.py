@@ -1,4 +1,4 @@
-"""Results on disk: pictures, videos, cameras and streams; stopping, resuming, timing."""
+"""Results on disk: images, videos, cameras and streams; stopping, resuming, timing."""
 
 import contextlib
 import errno
@@ -21,8 +21,8 @@ from videos import SlowDevice, SquareFinder, frames_of, write_video
 from detection import Predictor, UserError
 from detection.inference import images as images_module
 from detection.inference import video as video_module
-from detection.inference.detect_sources import detect, lanes_for
-from detection.inference.prefetch import Newest, WriteBehind, ahead
+from detection.inference.detect_sources import detect, num_streams_for
+from detection.inference.prefetch import AsyncWriter, LatestFrame, ahead
 from detection.inference.sources import Item, find_items
 
 
@@ -80,7 +80,7 @@ def test_writing_behind_is_bounded_in_order_and_finishes():
         time.sleep(0.005)
         done.append(number)
 
-    with pytest.raises(KeyboardInterrupt), WriteBehind(threads=1, depth=2) as writing:
+    with pytest.raises(KeyboardInterrupt), AsyncWriter(threads=1, depth=2) as writing:
         for number in range(10):
             writing.submit(job, number)
             assert len(done) >= number - 2
@@ -93,11 +93,11 @@ def test_an_error_of_writing_comes_out():
         if number == 1:
             raise UserError("disk full")
 
-    with pytest.raises(UserError, match="disk full"), WriteBehind(threads=1, depth=1) as writing:
+    with pytest.raises(UserError, match="disk full"), AsyncWriter(threads=1, depth=1) as writing:
         for number in range(10):
             writing.submit(job, number)
         raise AssertionError("not told")
-    with pytest.raises(UserError, match="disk full"), WriteBehind(threads=1, depth=5) as writing:
+    with pytest.raises(UserError, match="disk full"), AsyncWriter(threads=1, depth=5) as writing:
         writing.submit(job, 1)
 
 
@@ -108,7 +108,7 @@ def test_newest_passes_on_the_end_and_errors():
         time.sleep(0.01)
         return next(frames, None)
 
-    newest = Newest(read)
+    newest = LatestFrame(read)
     taken = []
     while (frame := newest.take()) is not None:
         taken.append(frame)
@@ -119,22 +119,22 @@ def test_newest_passes_on_the_end_and_errors():
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        Newest(broken).take()
+        LatestFrame(broken).take()
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("batch_size", [1, 5, 40])
-def test_pictures_are_written_with_their_json(predictor, pictures, tmp_path, batch_size):
-    summary = detect(predictor, find_items([str(pictures)]), tmp_path / "out", batch_size=batch_size)
-    assert summary.images == 12 and not summary.failed
+def test_images_are_written_with_their_json(predictor, images, tmp_path, batch_size):
+    summary = detect(predictor, find_items([str(images)]), tmp_path / "out", batch_size=batch_size)
+    assert summary.num_images == 12 and not summary.failed
     for i in range(12):
-        picture = cv2.imread(str(tmp_path / "out" / f"picture {i}.jpg"))
-        content = json.loads((tmp_path / "out" / f"picture {i}.json").read_text())
-        assert picture.shape[:2] == (content["height"], content["width"])
-        expected = predictor.predict(pictures / f"picture {i}.jpg")
+        image = cv2.imread(str(tmp_path / "out" / f"image {i}.jpg"))
+        content = json.loads((tmp_path / "out" / f"image {i}.json").read_text())
+        assert image.shape[:2] == (content["height"], content["width"])
+        expected = predictor.predict(images / f"image {i}.jpg")
         strong = [found for found in content["detections"] if found["score"] > 0.25]
         assert [found["name"] for found in strong] == expected["names"][: len(strong)]
         for found, box in zip(strong, expected["boxes"], strict=False):
@@ -144,7 +144,7 @@ def test_pictures_are_written_with_their_json(predictor, pictures, tmp_path, bat
     assert total == sum(summary.objects.values()) > 0
 
 
-def test_colours_of_the_picture_are_kept(tmp_path):
+def test_colours_of_the_image_are_kept(tmp_path):
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, :, 2] = 200  # OpenCV's red
     cv2.imwrite(str(tmp_path / "red.png"), image)
@@ -152,58 +152,58 @@ def test_colours_of_the_picture_are_kept(tmp_path):
     np.testing.assert_allclose(cv2.imread(str(tmp_path / "out" / "red.jpg")), image, atol=6)
 
 
-def test_a_corrupt_picture_does_not_stop_the_others(predictor, pictures, tmp_path):
+def test_a_corrupt_image_does_not_stop_the_others(predictor, images, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    data = (pictures / "picture 3.jpg").read_bytes()
+    data = (images / "image 3.jpg").read_bytes()
     (folder / "a.jpg").write_bytes(data)
     (folder / "b.jpg").write_bytes(data[:300])
     (folder / "c.jpg").write_bytes(data)
     (folder / "d.jpg").write_bytes(b"")
     summary = detect(predictor, find_items([str(folder)]), tmp_path / "out", batch_size=3)
-    assert summary.images == 2 and len(summary.failed) == 2 and "b.jpg is truncated" in summary.failed[0]
+    assert summary.num_images == 2 and len(summary.failed) == 2 and "b.jpg is truncated" in summary.failed[0]
 
 
-def test_pictures_stopped_by_ctrl_c_and_resumed(predictor, pictures, tmp_path, monkeypatch):
-    items = find_items([str(pictures)])
+def test_images_stopped_by_ctrl_c_and_resumed(predictor, images, tmp_path, monkeypatch):
+    items = find_items([str(images)])
     interrupted_at(monkeypatch, 3)
     summary = detect(predictor, items, tmp_path, batch_size=2)
     monkeypatch.undo()
-    assert summary.interrupted and summary.images == 4
+    assert summary.interrupted and summary.num_images == 4
     assert len(list(tmp_path.glob("*.jpg"))) == len(list(tmp_path.glob("*.json"))) == 4
     summary = detect(predictor, items, tmp_path, batch_size=2, resume=True)
-    assert (summary.passed_over, summary.images) == (4, 8) and not summary.interrupted
+    assert (summary.passed_over, summary.num_images) == (4, 8) and not summary.interrupted
     assert len(list(tmp_path.glob("*.json"))) == 12
 
 
-def test_json_alone(predictor, pictures, tmp_path):
-    items = find_items([str(pictures)])
-    assert detect(predictor, items, tmp_path, pictures=False).images == 12
+def test_json_alone(predictor, images, tmp_path):
+    items = find_items([str(images)])
+    assert detect(predictor, items, tmp_path, draw=False).num_images == 12
     assert not list(tmp_path.glob("*.jpg")) and len(list(tmp_path.glob("*.json"))) == 12
-    assert detect(predictor, items, tmp_path, pictures=False, resume=True).passed_over == 12
-    # With pictures wanted these are not done.
-    assert detect(predictor, items[:3], tmp_path, resume=True).images == 3
+    assert detect(predictor, items, tmp_path, draw=False, resume=True).passed_over == 12
+    # With images wanted these are not done.
+    assert detect(predictor, items[:3], tmp_path, resume=True).num_images == 3
 
 
-def test_a_full_disk_ends_it(pictures, tmp_path, monkeypatch):
+def test_a_full_disk_ends_it(images, tmp_path, monkeypatch):
     def full(path, write):
         raise UserError(f"{path} could not be written: No space left on device (is the disk full?)")
 
     monkeypatch.setattr(images_module, "write_output", full)
     with pytest.raises(UserError, match="disk full"):
-        detect(SquareFinder(), find_items([str(pictures)]), tmp_path, batch_size=2)
+        detect(SquareFinder(), find_items([str(images)]), tmp_path, batch_size=2)
 
 
-def test_the_source_is_never_overwritten(predictor, pictures, tmp_path):
-    (tmp_path / "a.jpg").write_bytes((pictures / "picture 3.jpg").read_bytes())
+def test_the_source_is_never_overwritten(predictor, images, tmp_path):
+    (tmp_path / "a.jpg").write_bytes((images / "image 3.jpg").read_bytes())
     with pytest.raises(UserError, match="is an input of the same command"):
         detect(predictor, find_items([str(tmp_path / "a.jpg")]), tmp_path)
 
 
-def test_unwritable_folder(predictor, pictures, tmp_path):
+def test_unwritable_folder(predictor, images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"output folder .* cannot be written to"):
-        detect(predictor, find_items([str(pictures)]), tmp_path / "file" / "out")
+        detect(predictor, find_items([str(images)]), tmp_path / "file" / "out")
 
 
 # ---- videos
@@ -217,7 +217,7 @@ def frames_in(path):
 def test_video(tmp_path, batch_size):
     write_video(tmp_path / "v.mp4")
     summary = detect(SquareFinder(), find_items([str(tmp_path / "v.mp4")]), tmp_path / "out", batch_size=batch_size)
-    assert summary.frames == 7
+    assert summary.num_frames == 7
     assert frames_of(tmp_path / "out" / "v.mp4") == (7, 10.0)
     content = json.loads((tmp_path / "out" / "v.json").read_text())
     assert [f["frame"] for f in content["frames"]] == list(range(7)) and content["fps"] == 10.0
@@ -228,16 +228,18 @@ def test_video(tmp_path, batch_size):
 
 
 @pytest.mark.numeric
-def test_passes_at_the_same_time_give_the_same(trained, pictures, tmp_path):
+def test_passes_at_the_same_time_give_the_same(trained, images, tmp_path):
     write_video(tmp_path / "v.mp4", frames=20)
-    items = find_items([str(pictures), str(tmp_path / "v.mp4")])
+    items = find_items([str(images), str(tmp_path / "v.mp4")])
     threads = torch.get_num_threads()
     results = {}
-    for lanes in (1, 3):
-        predictor = Predictor(trained / "best.pt", "cpu", score_threshold=0.2, lanes=lanes)
-        summary = detect(predictor, items, tmp_path / str(lanes), batch_size=2)
-        assert (summary.images, summary.frames) == (12, 20)
-        results[lanes] = {path.name: json.loads(path.read_text()) for path in (tmp_path / str(lanes)).glob("*.json")}
+    for num_streams in (1, 3):
+        predictor = Predictor(trained / "best.pt", "cpu", score_threshold=0.2, num_streams=num_streams)
+        summary = detect(predictor, items, tmp_path / str(num_streams), batch_size=2)
+        assert (summary.num_images, summary.num_frames) == (12, 20)
+        results[num_streams] = {
+            path.name: json.loads(path.read_text()) for path in (tmp_path / str(num_streams)).glob("*.json")
+        }
     torch.set_num_threads(threads)
     assert results[1] == results[3]
 
@@ -245,15 +247,15 @@ def test_passes_at_the_same_time_give_the_same(trained, pictures, tmp_path):
 def test_how_many_passes_at_the_same_time(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     cpu, many = torch.device("cpu"), [Item("image", f"{i}.jpg", str(i)) for i in range(20)]
-    assert lanes_for(many, cpu) == lanes_for([Item("video", "v.mp4", "v")], cpu) == 4
-    assert lanes_for(many[:2], cpu) == lanes_for([Item("camera", "0", "0")], cpu) == 1
-    assert lanes_for(many, torch.device("cuda")) == 1
+    assert num_streams_for(many, cpu) == num_streams_for([Item("video", "v.mp4", "v")], cpu) == 4
+    assert num_streams_for(many[:2], cpu) == num_streams_for([Item("camera", "0", "0")], cpu) == 1
+    assert num_streams_for(many, torch.device("cuda")) == 1
 
 
 def test_video_json_alone(tmp_path):
     write_video(tmp_path / "v.mp4")
     items = find_items([str(tmp_path / "v.mp4")])
-    assert detect(SquareFinder(), items, tmp_path / "out", pictures=False).frames == 7
+    assert detect(SquareFinder(), items, tmp_path / "out", draw=False).num_frames == 7
     assert not (tmp_path / "out" / "v.mp4").exists() and len(frames_in(tmp_path / "out" / "v.json")) == 7
 
 
@@ -263,10 +265,10 @@ def test_video_stopped_by_ctrl_c_is_kept_up_to_there_and_done_again(tmp_path, mo
     interrupted_at(monkeypatch, 4, SquareFinder)
     summary = detect(SquareFinder(), items, tmp_path / "out")
     monkeypatch.undo()
-    assert summary.interrupted and summary.frames == 3
+    assert summary.interrupted and summary.num_frames == 3
     assert frames_of(tmp_path / "out" / "v.mp4")[0] == 3
     assert len(frames_in(tmp_path / "out" / "v.json")) == 3
-    assert detect(SquareFinder(), items, tmp_path / "out", resume=True).frames == 7
+    assert detect(SquareFinder(), items, tmp_path / "out", resume=True).num_frames == 7
     assert detect(SquareFinder(), items, tmp_path / "out", resume=True).passed_over == 1
 
 
@@ -304,8 +306,8 @@ def test_a_signal_while_a_video_is_written(numbers, trained, tmp_path):
 def test_max_frames_and_broken_video(tmp_path):
     write_video(tmp_path / "v.mp4")
     items = find_items([str(tmp_path / "v.mp4")])
-    assert detect(SquareFinder(), items, tmp_path / "out", max_frames=2).frames == 2
-    assert detect(SquareFinder(), items, tmp_path / "out", max_frames=5, batch_size=3).frames == 5
+    assert detect(SquareFinder(), items, tmp_path / "out", max_frames=2).num_frames == 2
+    assert detect(SquareFinder(), items, tmp_path / "out", max_frames=5, batch_size=3).num_frames == 5
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     summary = detect(SquareFinder(), find_items([str(tmp_path / "broken.mp4")]), tmp_path / "out")
     assert len(summary.failed) == 1 and "broken.mp4 cannot be opened" in summary.failed[0]
@@ -342,25 +344,25 @@ def test_camera_gives_the_newest_frame_and_the_video_keeps_the_time(tmp_path, mo
     seen = []
 
     class Slow(SquareFinder):
-        def detect(self, pictures):
-            seen.extend(int(picture[0, 0, 0]) for picture in pictures)
+        def detect(self, images):
+            seen.extend(int(image[0, 0, 0]) for image in images)
             time.sleep(0.1)  # five frames come meanwhile
-            return super().detect(pictures)
+            return super().detect(images)
 
     summary = detect(Slow(), find_items(["3"]), tmp_path, batch_size=4)
     monkeypatch.undo()
     assert opened == [3] and device.released and not summary.failed
-    assert 5 <= summary.frames <= 30 and seen == sorted(set(seen))
+    assert 5 <= summary.num_frames <= 30 and seen == sorted(set(seen))
     # A frame waits for the network no longer than two passes.
     frames = frames_in(tmp_path / "camera3.json")
-    assert [frame["frame"] for frame in frames] == list(range(summary.frames))
+    assert [frame["frame"] for frame in frames] == list(range(summary.num_frames))
     shown = frames_of(tmp_path / "camera3.mp4")[0]
-    assert shown == round(frames[-1]["seconds"] * 50) + 1 > summary.frames
+    assert shown == round(frames[-1]["seconds"] * 50) + 1 > summary.num_frames
 
 
 def test_camera_stops_after_max_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(video_module.cv2, "VideoCapture", lambda source: SlowDevice(frames=10_000))
-    assert detect(SquareFinder(), find_items(["0"]), tmp_path, max_frames=4).frames == 4
+    assert detect(SquareFinder(), find_items(["0"]), tmp_path, max_frames=4).num_frames == 4
     monkeypatch.undo()
     assert frames_of(tmp_path / "camera0.mp4")[0] >= 4
 
@@ -385,7 +387,7 @@ def test_http_stream(server, tmp_path):
     assert (items[0].kind, items[0].name) == ("stream", "127.0.0.1_v")
     summary = detect(SquareFinder(), items, tmp_path / "out", batch_size=3)
     # A file has an end: no frame is left out.
-    assert summary.frames == 7 and not summary.failed
+    assert summary.num_frames == 7 and not summary.failed
     assert frames_of(tmp_path / "out" / "127.0.0.1_v.mp4") == (7, 10.0)
     assert json.loads((tmp_path / "out" / "127.0.0.1_v.json").read_text())["video"] == f"http://{server}/v.mp4"
 
@@ -410,27 +412,27 @@ def test_stream_as_a_user_names_it(tool, trained, server, tmp_path):
 # ---- timing
 
 
-def test_timing(predictor, pictures, tmp_path):
+def test_timing(predictor, images, tmp_path):
     write_video(tmp_path / "v.mp4")
-    summary = detect(predictor, find_items([str(pictures), str(tmp_path / "v.mp4")]), tmp_path / "out", batch_size=4)
-    for timing, count in ((summary.pictures, 12), (summary.video, 7)):
+    summary = detect(predictor, find_items([str(images), str(tmp_path / "v.mp4")]), tmp_path / "out", batch_size=4)
+    for timing, count in ((summary.images, 12), (summary.video, 7)):
         assert timing.count == count
         # One thread does all of the network, within the time from beginning to end.
         assert 0 < timing.seconds["network and NMS"] < timing.wall
         for stage in ("read and decode", "resize", "draw", "encode and write"):
             assert timing.seconds[stage] > 0
     text = summary.timings()
-    assert "12 pictures in" in text and "7 frames in" in text and "frames per second" in text
+    assert "12 images in" in text and "7 frames in" in text and "frames per second" in text
 
 
-def test_options_of_the_tool(tool, trained, pictures, tmp_path):
+def test_options_of_the_tool(tool, trained, images, tmp_path):
     write_video(tmp_path / "v.mp4")
     options = ["--timing", "--show-fps", "--tile", "64", "--batch-size", "8", "--device", "cpu"]
-    done = tool("detect", trained / "best.pt", pictures, tmp_path / "v.mp4", "--out", tmp_path / "out", *options)
-    assert done.returncode == 0 and "pictures per second" in done.stdout and "frames per second" in done.stdout
-    done = tool("detect", trained / "best.pt", pictures, "--out", tmp_path / "json", "--no-pictures")
+    done = tool("detect", trained / "best.pt", images, tmp_path / "v.mp4", "--out", tmp_path / "out", *options)
+    assert done.returncode == 0 and "images per second" in done.stdout and "frames per second" in done.stdout
+    done = tool("detect", trained / "best.pt", images, "--out", tmp_path / "json", "--no-images")
     assert done.returncode == 0 and not list((tmp_path / "json").glob("*.jpg"))
-    wrong = ["detect", trained / "best.pt", pictures, "--out", tmp_path / "out"]
+    wrong = ["detect", trained / "best.pt", images, "--out", tmp_path / "out"]
     assert_clear_error(tool(*wrong, "--tile", "8"), "tiles of 8 pixels are too small")
     assert_clear_error(tool(*wrong, "--tile", "64", "--overlap", "1"), "an overlap of 1.0 is not possible")
 
@@ -439,6 +441,6 @@ def test_real_video(shared_data, trained, tmp_path):
     source = shared_data / "video" / "car-detection.mp4"
     predictor = Predictor(trained / "best.pt", "cpu")
     summary = detect(predictor, find_items([str(source)]), tmp_path, max_frames=12, batch_size=4)
-    assert summary.frames == 12
+    assert summary.num_frames == 12
     count, fps = frames_of(tmp_path / "car-detection.mp4")
     assert count == 12 and fps == pytest.approx(12.5, abs=0.1)

@@ -15,23 +15,23 @@ from detection.inference.sources import find_items
 
 
 @pytest.mark.numeric
-def test_predict(predictor, pictures):
-    found = predictor.predict(pictures / "picture 5.jpg")
+def test_predict(predictor, images):
+    found = predictor.predict(images / "image 5.jpg")
     n = len(found["scores"])
     assert n and found["boxes"].shape == (n, 4) and found["boxes"].dtype == np.float32
     assert len(found["names"]) == n and set(found["names"]) <= {"square", "disc"}
     assert (np.diff(found["scores"]) <= 0).all() and (found["scores"] >= 0.2).all()
-    height, width = read_image(pictures / "picture 5.jpg").shape[:2]
+    height, width = read_image(images / "image 5.jpg").shape[:2]
     assert (
         (found["boxes"] >= 0).all() and (found["boxes"][:, 2] <= width).all() and (found["boxes"][:, 3] <= height).all()
     )
 
 
 @pytest.mark.numeric
-def test_kinds_of_input_agree(predictor, pictures):
+def test_kinds_of_input_agree(predictor, images):
     from PIL import Image
 
-    path = pictures / "picture 4.jpg"
+    path = images / "image 4.jpg"
     array = read_image(path)
     expected = predictor.predict(array)
     for image in (str(path), path, torch.from_numpy(array.transpose(2, 0, 1).copy()), Image.fromarray(array)):
@@ -63,8 +63,8 @@ def test_extreme_shapes(predictor, shape):
 
 
 @pytest.mark.numeric
-def test_batch_of_mixed_sizes(predictor, pictures):
-    images = [pictures / f"picture {i}.jpg" for i in (3, 4, 5)]
+def test_batch_of_mixed_sizes(predictor, images):
+    images = [images / f"image {i}.jpg" for i in (3, 4, 5)]
     together = predictor.predict_batch(images)
     assert len(together) == 3
     for image, found in zip(images, together, strict=True):
@@ -76,9 +76,9 @@ def test_batch_of_mixed_sizes(predictor, pictures):
 
 
 @pytest.mark.numeric
-def test_class_filter(trained, pictures):
+def test_class_filter(trained, images):
     only = Predictor(trained / "best.pt", "cpu", score_threshold=0.05, classes=["disc"])
-    found = [only.predict(p) for p in sorted(pictures.iterdir())]
+    found = [only.predict(p) for p in sorted(images.iterdir())]
     names = {name for f in found for name in f["names"]}
     assert names == {"disc"} and {label for f in found for label in f["labels"].tolist()} == {2}
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_class_filter(trained, pictures):
         Predictor(trained / "best.pt", "cpu", classes=["dics"])
 
 
-def test_last_and_best_both_load(trained, pictures):
+def test_last_and_best_both_load(trained, images):
     for name in ("last.pt", "best.pt"):
         assert Predictor(trained / name, "cpu").classes.names == ("square", "disc")
     with pytest.raises(UserError, match="does not exist"):
@@ -141,7 +141,7 @@ def test_sources(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(cv2.imencode(path.suffix.lower(), image)[1].tobytes())
-    (tmp_path / "a/notes.txt").write_text("no picture")
+    (tmp_path / "a/notes.txt").write_text("no image")
     (tmp_path / "odd").write_bytes(cv2.imencode(".png", image)[1].tobytes())
     write_video(tmp_path / "v.mp4", 2)
     items = find_items(["a", "b/x.jpg", "b/*", "v.mp4", "odd", "0"])
@@ -162,8 +162,8 @@ def test_sources(tmp_path, monkeypatch):
     [
         ("nowhere.jpg", "does not exist"),
         ("*.nothing", "no file matches"),
-        ("empty", "holds no pictures or videos"),
-        ("notes.txt", "neither a picture nor a video"),
+        ("empty", "holds no images or videos"),
+        ("notes.txt", "neither an image nor a video"),
     ],
 )
 def test_bad_sources(tmp_path, monkeypatch, source, message):

@@ -1,4 +1,4 @@
-"""Detection in tiles: their geometry, what they find that the whole picture does not, how results are merged."""
+"""Detection in tiles: their geometry, what they find that the whole image does not, how results are merged."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numeric
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(32, 200), st.floats(0, 0.9))
-def test_tiles_cover_the_picture(height, width, size, overlap):
+def test_tiles_cover_the_image(height, width, size, overlap):
     tiles = tile_boxes(height, width, size, overlap)
     covered = np.zeros((height, width), bool)
     for x1, y1, x2, y2 in tiles:
@@ -54,7 +54,7 @@ def boxes_of(found):
     return [tuple(box) for box in found["boxes"].tolist()]
 
 
-def test_boxes_are_moved_to_the_picture():
+def test_boxes_are_moved_to_the_image():
     found = merge(
         detections(), [detections(((10, 10, 30, 30), 0.5)), detections(((40, 20, 60, 50), 0.9))], TILES, (100, 180), 0.5
     )
@@ -74,7 +74,7 @@ def test_a_part_cut_off_by_a_tile_yields_to_the_whole_object():
     """The left tile sees a third of an object and is surer of it than the right one, which sees all of it."""
     left, right = detections(((85, 40, 100, 60), 0.9)), detections(((5, 40, 50, 60), 0.6))
     assert boxes_of(merge(detections(), [left, right], TILES, (100, 180), 0.5)) == [(85, 40, 130, 60)]
-    # So it is where the look at the whole picture has it.
+    # So it is where the look at the whole image has it.
     whole = detections(((60, 40, 130, 60), 0.4))
     parts = [detections(((60, 40, 100, 60), 0.9)), detections(((0, 40, 50, 60), 0.8))]
     assert boxes_of(merge(whole, parts, TILES, (100, 180), 0.5)) == [(60, 40, 130, 60)]
@@ -88,8 +88,8 @@ def test_a_cut_part_is_better_than_nothing():
     assert boxes_of(found) == [(60, 0, 100, 100)]
 
 
-def test_the_edge_of_the_picture_cuts_nothing():
-    """Boxes at the picture's own edges are whole: the surer one of two that overlap wins, as ever."""
+def test_the_edge_of_the_image_cuts_nothing():
+    """Boxes at the image's own edges are whole: the surer one of two that overlap wins, as ever."""
     left = detections(((0, 0, 40, 40), 0.9), ((0, 0, 50, 44), 0.8))
     assert boxes_of(merge(detections(), [left, detections()], TILES, (100, 180), 0.5)) == [(0, 0, 40, 40)]
 
@@ -99,12 +99,12 @@ def test_nothing_found():
 
 
 def squares(side=30, pitch=96, size=384):
-    """Bright squares like those of the training set, but in a picture four times as large each way."""
-    picture = np.random.default_rng(run_seed()).integers(90, 130, (size, size, 3), dtype=np.uint8)
+    """Bright squares like those of the training set, but in an image four times as large each way."""
+    image = np.random.default_rng(run_seed()).integers(90, 130, (size, size, 3), dtype=np.uint8)
     corners = [(x, y) for x in range(30, size, pitch) for y in range(30, size, pitch)]
     for x, y in corners:
-        picture[y : y + side, x : x + side] = 240
-    return picture, np.array([(x, y, x + side, y + side) for x, y in corners], np.float32)
+        image[y : y + side, x : x + side] = 240
+    return image, np.array([(x, y, x + side, y + side) for x, y in corners], np.float32)
 
 
 def found_of(boxes, found, names=("square",)):
@@ -118,26 +118,26 @@ def found_of(boxes, found, names=("square",)):
     return count
 
 
-def test_tiles_find_what_the_whole_picture_does_not(predictor):
-    picture, boxes = squares()
-    assert found_of(boxes, predictor.predict(picture)) == 0
-    tiled = TiledPredictor(predictor, 96, 0.4, batch_size=5).predict(picture)
+def test_tiles_find_what_the_whole_image_does_not(predictor):
+    image, boxes = squares()
+    assert found_of(boxes, predictor.predict(image)) == 0
+    tiled = TiledPredictor(predictor, 96, 0.4, batch_size=5).predict(image)
     assert found_of(boxes, tiled) >= 0.8 * len(boxes)
     assert (np.diff(tiled["scores"]) <= 0).all()
 
 
-def test_small_pictures_are_looked_at_once(predictor):
-    picture = squares(size=90)[0]
-    plain, tiled = predictor.predict(picture), TiledPredictor(predictor, 96).predict(picture)
+def test_small_images_are_looked_at_once(predictor):
+    image = squares(size=90)[0]
+    plain, tiled = predictor.predict(image), TiledPredictor(predictor, 96).predict(image)
     assert np.array_equal(plain["boxes"], tiled["boxes"]) and plain["names"] == tiled["names"]
 
 
-def test_pictures_of_several_sizes_together(predictor):
+def test_images_of_several_sizes_together(predictor):
     tiled = TiledPredictor(predictor, 96, 0.3, batch_size=3)
-    pictures = [squares(size=size)[0] for size in (90, 200, 150)]
-    together = tiled.detect([tiled.prepare(picture) for picture in pictures])
-    for picture, found in zip(pictures, together, strict=True):
-        alone = tiled.predict(picture)
+    images = [squares(size=size)[0] for size in (90, 200, 150)]
+    together = tiled.detect([tiled.prepare(image) for image in images])
+    for image, found in zip(images, together, strict=True):
+        alone = tiled.predict(image)
         assert len(alone["boxes"]) == len(found["boxes"])
         np.testing.assert_allclose(np.sort(alone["scores"]), np.sort(found["scores"]), atol=1e-3)
 

@@ -41,7 +41,7 @@ def test_numbers_stay_and_new_objects_get_new_ones(tmp_path):
     ]
     write_squares(tmp_path / "v.mp4", paths, 30)
     items = find_items([str(tmp_path / "v.mp4")])
-    assert detect(SquareFinder(), items, tmp_path / "out", track=True, batch_size=4).frames == 30
+    assert detect(SquareFinder(), items, tmp_path / "out", track=True, batch_size=4).num_frames == 30
     seen: dict[int, set] = {}
     frames = json.loads((tmp_path / "out" / "v.json").read_text())["frames"]
     for i, frame in enumerate(frames):

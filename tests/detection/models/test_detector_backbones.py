@@ -7,7 +7,7 @@ from conftest import run_seed
 
 from detection import Predictor, UserError, build_model
 from detection.checkpoint import save_checkpoint
-from detection.config import Config
+from detection.config import DetectionConfig
 
 pytestmark = pytest.mark.numeric
 
@@ -39,7 +39,7 @@ EVERY = [
 ]
 
 
-def with_backbone(config: Config, name: str, detector: str = "retinanet") -> Config:
+def with_backbone(config: DetectionConfig, name: str, detector: str = "retinanet") -> DetectionConfig:
     return config.with_overrides(
         ["model.backbone.width=1.0", f"model.backbone.name={name}", f"model.detector={detector}"]
     )

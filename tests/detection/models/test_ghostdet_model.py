@@ -8,7 +8,7 @@ from conftest import run_seed
 from torch.nn import functional as F
 
 from backbones import build_backbone
-from detection.models.ghost_pan import GhostPyramid
+from detection.models.ghost_pan import BackboneWithPAN
 from detection.models.ghostdet import GhostDet, boxes_of, points_of
 from detection.models.task_aligned import (
     Assignment,
@@ -167,7 +167,7 @@ def test_points_and_boxes_are_inverse():
 
 def build(classes=3, width=0.5):
     torch.manual_seed(run_seed())
-    return GhostDet(GhostPyramid(build_backbone("ghostnet", width=width), 32), classes)
+    return GhostDet(BackboneWithPAN(build_backbone("ghostnet", width=width), 32), classes)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (320, 320)])

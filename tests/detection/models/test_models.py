@@ -42,7 +42,7 @@ def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
 
 @pytest.mark.parametrize("detector, most", [("retinanet", 5 * 3), ("ghostdet", 3), ("faster_rcnn", 3 * 5)])
 def test_candidates_are_what_may_become_a_detection(detector, most):
-    """Of each level of a RetinaNet, of a picture of the others; a proposal of Faster R-CNN may be of any class."""
+    """Of each level of a RetinaNet, of an image of the others; a proposal of Faster R-CNN may be of any class."""
     raw = config(detector).model_dump()
     raw["eval"] |= {"score_threshold": 0.0, "nms_threshold": 1.0, "candidates": 3, "max_detections": 400}
     torch.manual_seed(run_seed())
@@ -178,7 +178,7 @@ def test_uint8_and_float_images_give_the_same(detector):
     torch.testing.assert_close(a["boxes"], b["boxes"], rtol=1e-4, atol=1e-3)
 
 
-def test_a_batch_gives_what_single_pictures_of_its_size_give():
+def test_a_batch_gives_what_single_images_of_its_size_give():
     model = build_model(config(), 3).eval()
     images = [torch.rand(3, 64, 96) for _ in range(3)]
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_detector_needs_a_class():
 
 
 def test_batch_norm_in_the_head_is_of_each_level_and_takes_a_single_value():
-    """P6 and P7 of a 64-pixel picture are 1x1: batch norm in training refuses those for a batch of one."""
+    """P6 and P7 of a 64-pixel image are 1x1: batch norm in training refuses those for a batch of one."""
     model = build_model(config(head_norm="batch"), 3).train()
     losses = model([torch.rand(3, 64, 64)], [target()])
     sum(losses.values()).backward()
@@ -223,14 +223,14 @@ def test_batch_norm_in_the_head_is_of_each_level_and_takes_a_single_value():
     assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1, 1, 0, 0]
 
 
-def test_a_tiny_first_picture_does_not_spoil_a_faster_rcnn(tiny_config):
-    """torchvision's RoIAlign guesses the pyramid's scales from the first picture in its frame, and keeps them."""
+def test_a_tiny_first_image_does_not_spoil_a_faster_rcnn(tiny_config):
+    """torchvision's RoIAlign guesses the pyramid's scales from the first image in its frame, and keeps them."""
     config = tiny_config.with_overrides(["model.detector=faster_rcnn", "eval.score_threshold=0"])
     torch.manual_seed(run_seed())
     model = build_model(config, 2).eval()
     fresh = copy.deepcopy(model)
-    picture = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)
     with torch.no_grad():
-        model([picture[:, :41, :41]])
-        (found,), (expected,) = model([picture]), fresh([picture])
+        model([image[:, :41, :41]])
+        (found,), (expected,) = model([image]), fresh([image])
     assert len(expected["boxes"]) and torch.equal(found["boxes"], expected["boxes"])

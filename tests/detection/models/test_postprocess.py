@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms
 
 from detection.config_io import parse_config
 from detection.models.build import build_model
-from detection.models.retinanet import best_of_classes
+from detection.models.retinanet import batched_nms_topk
 
 pytestmark = pytest.mark.numeric
 
@@ -26,7 +26,7 @@ def network():
 
 
 def raw_outputs(network, spread, bias, shape=(96, 160), count=2):
-    """Random logits and box deltas on the network's anchors, as forward splits them, for two pictures of one batch."""
+    """Random logits and box deltas on the network's anchors, as forward splits them, for two images of one batch."""
     generator = torch.Generator().manual_seed(run_seed())
     images = torch.zeros(count, 3, *shape)
     features = list(network.backbone(images).values())
@@ -79,7 +79,7 @@ def test_the_best_of_nms(count):
     labels = torch.randint(0, 4, (800,), generator=generator)
     expected = batched_nms(boxes, scores, labels, 0.5)
     assert 100 < len(expected) < 800
-    assert torch.equal(best_of_classes(boxes, scores, labels, 0.5, count), expected[:count])
+    assert torch.equal(batched_nms_topk(boxes, scores, labels, 0.5, count), expected[:count])
 
 
 def test_the_best_of_identical_boxes():
@@ -87,4 +87,4 @@ def test_the_best_of_identical_boxes():
     boxes = torch.tensor([[10.0, 10.0, 50.0, 50.0]]).repeat(501, 1)
     scores = torch.linspace(0.9, 0.1, 501)
     labels = torch.tensor([0] * 500 + [1])
-    assert best_of_classes(boxes, scores, labels, 0.5, 5).tolist() == [0, 500]
+    assert batched_nms_topk(boxes, scores, labels, 0.5, 5).tolist() == [0, 500]

@@ -23,7 +23,7 @@ from detection.engine import loop
 from detection.engine.loop import train_step
 from detection.engine.run_folder import foreign_entries
 from detection.models.build import build_model
-from detection.pretraining.classification_config import PretrainConfig
+from detection.pretraining.classification_config import ClassificationConfig
 from detection.pretraining.classification_task import FORMAT, build_run, dry_run, measure_accuracy, run_pretraining
 
 # ---- whole runs, and what they are for
@@ -43,7 +43,7 @@ def test_a_run_learns_and_leaves_its_files(pretrained):
     assert files >= {"config.yaml", "last.pt", "best.pt", "backbone.pth", "metrics.jsonl", "train.log"}
     assert list(pretrained.glob("events.out.tfevents*")) and not [name for name in files if name.startswith(".")]
     assert foreign_entries(pretrained) == []
-    assert read_config(PretrainConfig, pretrained / "config.yaml").output_dir == str(pretrained)
+    assert read_config(ClassificationConfig, pretrained / "config.yaml").output_dir == str(pretrained)
 
 
 @pytest.mark.parametrize("file", ["backbone.pth", "best.pt"])
@@ -256,7 +256,7 @@ def test_pretrain_and_resume(tool, config_file, folders, tmp_path):
     done = tool("pretrain", config_file, "--resume")
     assert done.returncode == 0 and "resumed after epoch 1" in done.stdout, done.stderr
     assert [r["epoch"] for r in lines(tmp_path / "run")] == [1, 2]
-    # A picture that only a worker meets, and a misspelt key.
+    # An image that only a worker meets, and a misspelt key.
     (folders / "train" / "disc" / "2.jpg").write_bytes(b"hello")
     assert_clear_error(
         tool("pretrain", config_file, "--resume", "train.epochs=3", "data.workers=1"), "2.jpg cannot be read"
@@ -293,13 +293,13 @@ WORKER = """
 import sys, torch
 from detection.core import distributed
 from detection.config_io import read_config
-from detection.pretraining.classification_config import PretrainConfig
+from detection.pretraining.classification_config import ClassificationConfig
 from detection.pretraining.classification_task import build_run, evaluate, run_pretraining
 from detection.engine.loop import train, train_step
 from detection.engine.run_logger import Monitor
 
 path, out = sys.argv[1:]
-config = read_config(PretrainConfig, path)
+config = read_config(ClassificationConfig, path)
 with distributed.session("cpu") as device:
     # Gradients of two half batches are those of the whole one. Batch norm, which sees its half alone, is out of play.
     run = build_run(config.with_overrides(["model.dropout=0"]), device)
@@ -313,7 +313,7 @@ with distributed.session("cpu") as device:
         torch.save({"grads": grads}, out + "/grads.pt")
     assert run_pretraining(config)
     assert run_pretraining(config.with_overrides(["train.epochs=3"]), resume=True)
-    # All processes hold the same weights after a training, and saw other pictures.
+    # All processes hold the same weights after a training, and saw other images.
     run = build_run(config.with_overrides(["train.epochs=1", f"output_dir={out}/again"]), device)
     run.folder.mkdir(exist_ok=True)
     assert train(run, Monitor(run.folder, 0), evaluate)
@@ -328,7 +328,7 @@ with distributed.session("cpu") as device:
 @pytest.mark.numeric
 @pytest.mark.slow
 def test_two_processes(folders, tmp_path):
-    """Under torchrun, with gloo: the gradients of one process with the same batch, each picture evaluated once."""
+    """Under torchrun, with gloo: the gradients of one process with the same batch, each image evaluated once."""
     config = tiny(folders, tmp_path / "run", "data.batch_size=4", "data.augment.brightness=0")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(config.model_dump()))
     (tmp_path / "worker.py").write_text(WORKER)
@@ -340,7 +340,7 @@ def test_two_processes(folders, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert [r["epoch"] for r in lines(tmp_path / "run")] == [1, 2, 3]
-    assert lines(tmp_path / "run")[-1]["step"] == 9  # 24 pictures, 8 a step
+    assert lines(tmp_path / "run")[-1]["step"] == 9  # 24 images, 8 a step
     assert done.stdout.count("best top-1") == 2  # two runs, one process that talks
     assert len(last(tmp_path / "run")["rng"]) == 2
 

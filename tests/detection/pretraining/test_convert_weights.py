@@ -14,7 +14,7 @@ from torch import nn
 from backbones import GhostNet, build_backbone
 from detection import Predictor, UserError
 from detection.engine.train_detector import run_training
-from detection.pretraining.convert_weights import accuracy, convert, name_picture, write
+from detection.pretraining.convert_weights import accuracy, convert, name_image, write
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +89,22 @@ def test_the_digits_in_a_name_of_mindcv_are_checked(tmp_path):
 
 
 @pytest.mark.numeric
-def test_accuracy_against_the_ranks_of_single_pictures(paddle_file, tmp_path):
+def test_accuracy_against_the_ranks_of_single_images(paddle_file, tmp_path):
     network = convert(paddle_file).network
     generator = np.random.default_rng(run_seed())
     ranks = []
     for label in range(7):
         (tmp_path / f"n{label}").mkdir()
-        picture = tmp_path / f"n{label}" / "picture.png"
-        Image.fromarray(generator.integers(0, 256, (300, 260 + 20 * label, 3), dtype=np.uint8)).save(picture)
-        names = [name for name, _ in name_picture(network, picture, count=7)]
+        image = tmp_path / f"n{label}" / "image.png"
+        Image.fromarray(generator.integers(0, 256, (300, 260 + 20 * label, 3), dtype=np.uint8)).save(image)
+        names = [name for name, _ in name_image(network, image, count=7)]
         ranks.append(names.index(f"class {label}"))
     top1, top5, count = accuracy(network, tmp_path)
     assert count == 7
     assert top1 == pytest.approx(100 * sum(rank == 0 for rank in ranks) / 7)
     assert top5 == pytest.approx(100 * sum(rank < 5 for rank in ranks) / 7)
     (tmp_path / "n7").mkdir()
-    (tmp_path / "n7" / "picture.png").write_bytes(picture.read_bytes())
+    (tmp_path / "n7" / "image.png").write_bytes(image.read_bytes())
     with pytest.raises(UserError, match="has 8 class folders, the network 7 classes"):
         accuracy(network, tmp_path)
     with pytest.raises(UserError, match="no/where"):
@@ -112,8 +112,8 @@ def test_accuracy_against_the_ranks_of_single_pictures(paddle_file, tmp_path):
 
 
 @pytest.mark.numeric
-def test_a_picture_is_named_with_imagenets_classes(coco_set):
-    found = name_picture(GhostNet(0.5).eval(), coco_set / "images" / "picture 3.jpg")
+def test_an_image_is_named_with_imagenets_classes(coco_set):
+    found = name_image(GhostNet(0.5).eval(), coco_set / "images" / "image 3.jpg")
     assert len(found) == 5 and not any(name.startswith("class ") for name, _ in found)
     assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
 
@@ -141,4 +141,4 @@ def test_a_detector_trained_from_paddles_weights_is_rebuilt_without_them(tiny_co
     with torch.no_grad():
         for level, expected in fresh(image).items():
             torch.testing.assert_close(body(image)[level], expected, rtol=1e-4, atol=1e-4)
-    assert len(predictor.predict(coco_set / "images" / "picture 3.jpg")["boxes"])
+    assert len(predictor.predict(coco_set / "images" / "image 3.jpg")["boxes"])

@@ -1,4 +1,4 @@
-"""Pre-training: pictures, teachers, configs and crops."""
+"""Pre-training: images, teachers, configs and crops."""
 
 import hashlib
 import pickle
@@ -24,7 +24,7 @@ from detection.data.formats.coco import read_coco
 from detection.data.prepare.crops import make_crops, square_around
 from detection.engine import loop
 from detection.engine.loop import train_step
-from detection.pretraining.classification_config import PretrainConfig, TeacherConfig
+from detection.pretraining.classification_config import ClassificationConfig, TeacherConfig
 from detection.pretraining.classification_task import build_run, run_pretraining
 from detection.pretraining.distillation import Objective, soft_answer_loss, unexplained
 from detection.pretraining.image_folders import batch_mixing, build_datasets
@@ -81,7 +81,7 @@ def test_cifar10_in_its_published_format(tmp_path, monkeypatch):
     meta = write("batches.meta", {"label_names": names})
     monkeypatch.setattr(cifar, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
     recipe = read_config(
-        PretrainConfig,
+        ClassificationConfig,
         ROOT / "configs/pretrain/ghost_vgg16_cifar10.yaml",
         [
             f"data.train={root}",
@@ -127,7 +127,7 @@ def test_data_mistakes_are_named(folders, tmp_path, damage, message):
         run_pretraining(tiny(folders, tmp_path / "run", "data.batch_size=24"))
 
 
-def test_a_loss_that_is_not_finite_names_the_pictures(folders, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_images(folders, tmp_path):
     run = build_run(tiny(folders, tmp_path / "run"))
     with torch.no_grad():
         run.model.classifier.bias.fill_(float("nan"))
@@ -238,7 +238,7 @@ def test_teacher_mistakes(tmp_path, pretrained):
         build(classes=("a", "b", "c"), weights=str(pretrained / "best.pt"))
     squeezenet = torchvision.models.squeezenet1_1(num_classes=3)
     torch.save(squeezenet.state_dict(), tmp_path / "squeezenet.pth")
-    with pytest.raises(UserError, match="cannot take pictures of 8 px"):
+    with pytest.raises(UserError, match="cannot take images of 8 px"):
         build(name="torchvision/squeezenet1_1", weights=str(tmp_path / "squeezenet.pth"), size=8)
     with pytest.raises(UserError, match="no maps of the strides that the teacher has"):
         Objective(build_classifier("ghost_resnet56", num_classes=3), 0, teacher_config(), find_taps(GhostNet(0.5)))
@@ -272,7 +272,7 @@ def test_the_recipes_of_the_issue_are_there():
 @pytest.mark.numeric
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_build_and_learn(path):
-    config = read_config(PretrainConfig, path)
+    config = read_config(ClassificationConfig, path)
     spec = config.model
     network = build_classifier(spec.name, num_classes=10, **spec.model_dump(exclude={"name"}))
     size = min(64, config.data.size)
@@ -301,13 +301,15 @@ def test_recipes_build_and_learn(path):
 def test_config_mistakes(folders, tmp_path, override, message):
     with pytest.raises(UserError, match=message):
         tiny(folders, tmp_path / "run", override)
-    assert {"teacher.temperature", "data.augment.cutmix", "train.label_smoothing"} <= set(valid_keys(PretrainConfig))
+    assert {"teacher.temperature", "data.augment.cutmix", "train.label_smoothing"} <= set(
+        valid_keys(ClassificationConfig)
+    )
 
 
 # ---- crops
 
 
-def test_crops_share_no_picture_and_hold_their_objects(tmp_path):
+def test_crops_share_no_image_and_hold_their_objects(tmp_path):
     path = write_coco(tmp_path / "set", images=40)
     report = make_crops([path], tmp_path / "crops", min_examples=3, min_side=10, size=24)
     files = list((tmp_path / "crops").glob("*/*/*.jpg"))
@@ -315,24 +317,24 @@ def test_crops_share_no_picture_and_hold_their_objects(tmp_path):
         "train",
         "val",
     }
-    assert len(files) == sum(map(sum, report.kept.values())) == 39 + 38  # each picture's two, less one crowd region
-    pictures = {split: {p.stem.rpartition("_")[0] for p in files if p.parts[-3] == split} for split in ("train", "val")}
-    assert pictures["train"] and pictures["val"] and not pictures["train"] & pictures["val"]
+    assert len(files) == sum(map(sum, report.kept.values())) == 39 + 38  # each image's two, less one crowd region
+    images = {split: {p.stem.rpartition("_")[0] for p in files if p.parts[-3] == split} for split in ("train", "val")}
+    assert images["train"] and images["val"] and not images["train"] & images["val"]
     hits = []
     for p in files:
-        picture = np.asarray(Image.open(p).convert("L"), float)
-        assert max(picture.shape) == 24
-        middle = picture[9:15, 9:15].mean()
+        image = np.asarray(Image.open(p).convert("L"), float)
+        assert max(image.shape) == 24
+        middle = image[9:15, 9:15].mean()
         hits.append(middle > 180 if p.parent.name == "square" else middle < 90)
     assert np.mean(hits) > 0.8  # some discs lie on squares
-    # The same pictures under another file's name are no new ones, and cannot come into the other split.
+    # The same images under another file's name are no new ones, and cannot come into the other split.
     shutil.copytree(tmp_path / "set", tmp_path / "copy")
     again = make_crops([path, tmp_path / "copy" / "annotations.json"], tmp_path / "two", min_examples=3, min_side=10)
-    assert again.kept == report.kept and again.repeated_pictures == 40
+    assert again.kept == report.kept and again.repeated_images == 40
     assert len(read_coco(path)) == 40
 
 
-def test_squares_lie_in_the_picture():
+def test_squares_lie_in_the_image():
     assert square_around(np.array([10, 20, 30, 30], np.float32), 0, 100, 80) == (10, 15, 30, 35)
     assert square_around(np.array([0, 0, 30, 10], np.float32), 0, 100, 80) == (0, 0, 30, 30)
     assert square_around(np.array([60, 70, 100, 80], np.float32), 0.5, 100, 80) == (20, 0, 100, 80)

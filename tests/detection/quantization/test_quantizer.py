@@ -22,7 +22,7 @@ def metadata_of(path):
 
 @pytest.mark.numeric
 def test_tool(tool, trained, tmp_path):
-    arguments = ["--calibration-pictures", "6", "--max-loss", "0.1", "--threads", "1", "--keep", "*conv_reduce*"]
+    arguments = ["--calibration-images", "6", "--max-loss", "0.1", "--threads", "1", "--keep", "*conv_reduce*"]
     done = tool("quantize", trained / "best.pt", "data.workers=0", "--out", tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     sizes = {name: (tmp_path / f"best.{name}.onnx").stat().st_size for name in ("float32", "fp16", "int8")}
@@ -33,16 +33,16 @@ def test_tool(tool, trained, tmp_path):
     assert metadata_of(tmp_path / "best.float32.onnx")["quantized"] is None
     assert metadata_of(tmp_path / "best.fp16.onnx")["quantized"] == {"weights": "float16"}
     quantized = metadata_of(tmp_path / "best.int8.onnx")["quantized"]
-    assert quantized["calibration_pictures"] == 6 and len(quantized["layers"]) > 20
+    assert quantized["calibration_images"] == 6 and len(quantized["layers"]) > 20
     operators = {node.op_type for node in onnx.load(tmp_path / "best.int8.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
 
     # They detect like the checkpoint: each of its sure boxes is found at nearly its place.
-    picture = trained.parent / "data" / "images" / "picture 5.jpg"
-    expected = Predictor(trained / "best.pt", "cpu", score_threshold=0.3).predict(picture)
+    image = trained.parent / "data" / "images" / "image 5.jpg"
+    expected = Predictor(trained / "best.pt", "cpu", score_threshold=0.3).predict(image)
     assert len(expected["boxes"])
     for name, pixels in (("float32", 0.05), ("fp16", 0.5), ("int8", 6)):
-        found = Predictor(tmp_path / f"best.{name}.onnx", "cpu", score_threshold=0.1).predict(picture)
+        found = Predictor(tmp_path / f"best.{name}.onnx", "cpu", score_threshold=0.1).predict(image)
         for box, label in zip(expected["boxes"], expected["labels"], strict=True):
             same = found["boxes"][found["labels"] == label]
             assert len(same) and abs(same - box).max(axis=1).min() < pixels, name
@@ -69,7 +69,7 @@ class Quantizer:
         return {"a": 0.1, "b": 5, "c": 0.1, "d": 4, "e": 6, "f": 3, "g": 0.1}
 
 
-class Maker:
+class QuantizedExporter:
     file_format = "onnx"
 
     def __init__(self):
@@ -82,7 +82,7 @@ class Maker:
         return 4
 
 
-class Exam:
+class AccuracyTest:
     """AP falls by 0.02 for each of b, d and f that is quantised."""
 
     def __init__(self, maker):
@@ -94,21 +94,21 @@ class Exam:
 
 
 def test_layers_go_back_until_it_holds(tmp_path, capsys):
-    maker = Maker()
-    row = search_int8(maker, Exam(maker), tmp_path / "x.onnx", 0.5, 0.01)
+    maker = QuantizedExporter()
+    row = search_int8(maker, AccuracyTest(maker), tmp_path / "x.onnx", 0.5, 0.01)
     # None, the worst one, the worst two, the worst four.
     assert maker.made == [set(), {"e"}, {"e", "b"}, {"e", "b", "d", "f"}]
     assert row.left == (4, 7) and row.numbers["AP"] == 0.5 and maker.quantizer.asked == 1
     assert "0.0600 lost, more than 0.01" in capsys.readouterr().out
-    maker = Maker()
-    assert search_int8(maker, Exam(maker), tmp_path / "x.onnx", 0.5, 0.01, ["[bdf]"]).left == (3, 7)
+    maker = QuantizedExporter()
+    assert search_int8(maker, AccuracyTest(maker), tmp_path / "x.onnx", 0.5, 0.01, ["[bdf]"]).left == (3, 7)
     assert maker.made == [{"b", "d", "f"}] and maker.quantizer.asked == 0
 
 
 def test_no_file_is_left_where_none_holds(tmp_path):
-    maker = Maker()
+    maker = QuantizedExporter()
     with pytest.raises(UserError, match=r"no int8 file of onnx stays within --max-loss 0\.01; use --precision fp16"):
-        search_int8(maker, Exam(maker), tmp_path / "x.onnx", 0.9, 0.01)
+        search_int8(maker, AccuracyTest(maker), tmp_path / "x.onnx", 0.9, 0.01)
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ from conftest import assert_clear_error, tiny_raw
 from processes import ToolProcess
 
 from detection.data.loader import build_loader, iterate
-from detection.data.sampler import TrainBatches
+from detection.data.sampler import TrainBatchSampler
 from detection.models.transform import NormalizeAndBatch
 from detection.report.browse import Browser, Finder, browse
 
@@ -33,7 +33,7 @@ def config_file(coco_set, tmp_path):
 def test_batches_are_those_of_the_training(tiny_config):
     config = tiny_config.with_overrides(["data.augment.mosaic=0.5", "data.augment.horizontal_flip=0.5"])
     browser = Browser(config, "train")
-    batches = TrainBatches(browser.dataset.index.sizes, 4, config.seed, config.data.group_by_aspect)
+    batches = TrainBatchSampler(browser.dataset.index.sizes, 4, config.seed, config.data.group_by_aspect)
     batches.epoch = 1
     loader = build_loader(browser.dataset, batches, workers=0, device=torch.device("cpu"))
     norm = NormalizeAndBatch((0, 0, 0), (1, 1, 1))
@@ -41,23 +41,23 @@ def test_batches_are_those_of_the_training(tiny_config):
         shown = browser.batch(number)
         frame, _ = norm(images)
         for one, image, target in zip(shown, images, targets, strict=True):
-            assert one.picture.shape[:2] == frame.tensors.shape[2:]
+            assert one.pixels.shape[:2] == frame.tensors.shape[2:]
             assert f"{image.shape[2]}x{image.shape[1]}" in one.caption
             # Boxes are drawn on it; most of it is untouched.
-            inside = one.picture[: image.shape[1], : image.shape[2]]
+            inside = one.pixels[: image.shape[1], : image.shape[2]]
             assert (inside == image.numpy().transpose(1, 2, 0)).all(axis=2).mean() > 0.5
             names = [browser.dataset.index.class_names[label - 1] for label in target["labels"].tolist()]
             assert all(f"{names.count(name)} {name}" in one.caption for name in set(names))
     assert browser.title(len(batches)) == f"epoch 2, batch 1 of {len(batches)}"
 
 
-def test_the_page_and_its_pictures(tiny_config, tmp_path):
+def test_the_page_and_its_images(tiny_config, tmp_path):
     page = browse(Browser(tiny_config, "train"), tmp_path / "out", first=0, count=2)
     seen = assert_whole(page)
     assert len(seen.images) == 8 and "epoch 1, batch 2 of 3" in seen.text
-    pictures = sorted((tmp_path / "out").glob("*.jpg"))
-    assert [path.name for path in pictures[:5]] == [*(f"batch_0000_0{i}.jpg" for i in range(4)), "batch_0001_00.jpg"]
-    assert cv2.imread(str(pictures[0])).shape == (96, 96, 3)
+    images = sorted((tmp_path / "out").glob("*.jpg"))
+    assert [path.name for path in images[:5]] == [*(f"batch_0000_0{i}.jpg" for i in range(4)), "batch_0001_00.jpg"]
+    assert cv2.imread(str(images[0])).shape == (96, 96, 3)
 
 
 def test_detections_lie_where_the_network_found_them(trained, coco_set, tiny_config):
@@ -74,19 +74,19 @@ def test_detections_lie_where_the_network_found_them(trained, coco_set, tiny_con
             counts += len(found["labels"])
             assert f"; {len(found['labels'])} detections" in one.caption and "detections" not in bare.caption
             if len(found["labels"]):
-                assert not np.array_equal(one.picture, bare.picture)
+                assert not np.array_equal(one.pixels, bare.pixels)
             assert found["boxes"].max(initial=0) <= max(image.shape)
     assert counts > 0
 
 
-def test_a_bad_picture_is_told(coco_set, tiny_config):
-    (coco_set / "images" / "picture 3.jpg").write_bytes(b"nothing")
+def test_a_bad_image_is_told(coco_set, tiny_config):
+    (coco_set / "images" / "image 3.jpg").write_bytes(b"nothing")
     browser = Browser(tiny_config, "val")
     captions = [one.caption for number in range(3) for one in browser.batch(number)]
-    assert len(captions) == 12 and sum("not a picture" in caption for caption in captions) == 1
+    assert len(captions) == 12 and sum("not an image" in caption for caption in captions) == 1
     browser = Browser(tiny_config, "train")
     captions = [one.caption for number in range(3) for one in browser.batch(number)]
-    assert any("in place of a bad picture" in caption and "picture 3.jpg" in caption for caption in captions)
+    assert any("in place of a bad image" in caption and "image 3.jpg" in caption for caption in captions)
 
 
 def test_the_tool_writes(tool, config_file, trained, tmp_path):

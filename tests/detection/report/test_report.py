@@ -119,11 +119,11 @@ def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(r
 
 
 @pytest.mark.slow
-def test_pictures_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
+def test_images_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
     data = coco_set / "annotations.json"
     write_results(tmp_path / "found.json", random_results(read_coco(data), np.random.default_rng(run_seed())))
     for path in list((coco_set / "images").iterdir())[::2]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     write_report(read_file(tmp_path / "found.json", data, None), tmp_path / "broken.html")
     assert "could not be read" in (tmp_path / "broken.html").read_text()
     shutil.rmtree(coco_set / "images")

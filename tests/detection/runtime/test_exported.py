@@ -43,23 +43,23 @@ def metadata(run) -> Metadata:
 
 @pytest.mark.numeric
 def test_predictor(run, images):
-    pictures = [images / f"picture {i}.jpg" for i in range(6)]
+    images = [images / f"image {i}.jpg" for i in range(6)]
     eager, file = (Predictor(run / name, "cpu", score_threshold=0.1) for name in ("best.pt", "best.onnx"))
     assert isinstance(file.model, ExportedDetector) and file.classes == eager.classes
     count = 0
-    for found, expected in zip(file.predict_batch(pictures), eager.predict_batch(pictures), strict=True):
+    for found, expected in zip(file.predict_batch(images), eager.predict_batch(images), strict=True):
         np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-4)
         np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.05)
         assert found["names"] == expected["names"]
         count += len(found["names"])
     assert count > 5
     only = Predictor(run / "best.onnx", "cpu", score_threshold=0.1, classes=["disc"])
-    assert {name for picture in pictures for name in only.predict(picture)["names"]} == {"disc"}
+    assert {name for image in images for name in only.predict(image)["names"]} == {"disc"}
 
 
 @pytest.mark.numeric
 def test_tools_take_any_file(run, images, tool, tmp_path):
-    """evaluate: the same AP to 1e-3; detect: the same pictures. In one process each, as a user would."""
+    """evaluate: the same AP to 1e-3; detect: the same images. In one process each, as a user would."""
     numbers = []
     for name in ("best.pt", "best.onnx"):
         out = ("--json", tmp_path / f"{name}.json", "--save-predictions", tmp_path / "predictions.json")
@@ -70,7 +70,7 @@ def test_tools_take_any_file(run, images, tool, tmp_path):
     for key in ("AP", "AP50", "AP75", "APs"):
         assert numbers[1][key] == pytest.approx(numbers[0][key], abs=1e-3, nan_ok=True)
     done = tool("detect", run / "best.onnx", images, "--out", tmp_path / "found", "--device", "cpu")
-    assert done.returncode == 0 and "12 pictures done" in done.stdout, done.stderr
+    assert done.returncode == 0 and "12 images done" in done.stdout, done.stderr
     assert len(list((tmp_path / "found").glob("*.jpg"))) == 12
 
 
@@ -107,7 +107,7 @@ def test_without_cuda_in_onnx_runtime_the_cpu_does_it(run, caplog):
 
 
 def recording(seen: list):
-    """Two detections in each picture, the better one in all of it; what goes in is kept."""
+    """Two detections in each image, the better one in all of it; what goes in is kept."""
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         seen.append((images, sizes))
@@ -123,14 +123,14 @@ def recording(seen: list):
 def test_frames_of_any_size(metadata):
     seen: list = []
     detector = ExportedDetector(recording(seen), metadata)
-    pictures = drawn((70, 90), (40, 128), (64, 64))
-    found = detector(pictures)
-    ((images, sizes),) = seen
-    assert images.shape == (3, 96, 128, 3) and images.dtype == np.uint8 and sizes.dtype == np.int64
+    images = drawn((70, 90), (40, 128), (64, 64))
+    found = detector(images)
+    ((batch, sizes),) = seen
+    assert batch.shape == (3, 96, 128, 3) and batch.dtype == np.uint8 and sizes.dtype == np.int64
     assert sizes.tolist() == [[70, 90], [40, 128], [64, 64]]
-    for image, picture, (height, width) in zip(images, pictures, sizes, strict=True):
-        np.testing.assert_array_equal(image[:height, :width], picture.permute(1, 2, 0).numpy())
-        assert not image[height:].any() and not image[:, width:].any()
+    for padded, image, (height, width) in zip(batch, images, sizes, strict=True):
+        np.testing.assert_array_equal(padded[:height, :width], image.permute(1, 2, 0).numpy())
+        assert not padded[height:].any() and not padded[:, width:].any()
     assert [f["boxes"].tolist()[0] for f in found] == [[0, 0, 90, 70], [0, 0, 128, 40], [0, 0, 64, 64]]
     assert all(f["labels"].tolist() == [2, 1] and f["scores"].shape == (2,) for f in found)
     assert detector([]) == [] and len(seen) == 1
@@ -172,7 +172,7 @@ def test_what_is_fixed_in_a_file_cannot_be_overridden(run, images):
             load_detector(path, CPU, overrides=[override])
     detector, config, _ = load_detector(path, CPU, overrides=["eval.score_threshold=0.4", "eval.batch_size=2"])
     assert config.eval.batch_size == 2
-    found = detector([torch.from_numpy(read_image(images / "picture 5.jpg")).permute(2, 0, 1)])
+    found = detector([torch.from_numpy(read_image(images / "image 5.jpg")).permute(2, 0, 1)])
     assert (found[0]["scores"] > 0.4).all()
 
 
