@@ -1,4 +1,4 @@
-"""README.md's commands as printed, in a folder that has what they name, each made small by overrides behind it."""
+"""The commands of README.md and docs/ as printed, in a folder that has what they name, made small by overrides."""
 
 import importlib.util
 import os
@@ -27,12 +27,25 @@ NOT_RUN = {
     "python tools/detect.py runs/mine/best.pt rtsp:": "needs a stream",
     "python tools/pretrain.py configs/pretrain/ghostnet_imagenet.yaml model.width=1.1 'teacher=": "fetches a teacher's "
     "weights from the hub",
+    "torchrun --nnodes 2": "needs two machines",
+    "python -c ": "a step towards ncnn, whose converter is not installed",
+    "pnnx ": "is not installed",
+    "python tools/train.py configs/ghostdet_small.yaml data.train.annotations=…": "the data are left to the reader",
+    "python tools/benchmark.py configs/ghostdet_small.yaml": "needs ONNX files of other projects",
 }
 IN_PLACE_OF = {
-    # Eight GPUs; tests/detection/engine/test_distributed.py has two processes.
+    # Several GPUs; tests/detection/engine/test_distributed.py has two processes.
     "torchrun --nproc-per-node 8 ": "python ",
+    "torchrun --nproc-per-node 4 ": "python ",
+    "torchrun --nproc-per-node 2 ": "python ",
     " --serve": "",  # runs until Ctrl-C; tests/detection/report/test_browse.py asks it
     "--classes car bus": "--classes square disc",  # those of the checkpoint that is there
+    " CONFIG": " configs/mine.yaml",
+    "configs/demo.yaml": "configs/mine.yaml",
+    "archive/": "holiday/",
+    "/tmp/coco_like.json": "coco_like.json",
+    "data.{train,val}.images=data/bccd/images ": "",  # a shell expands it; this is the default
+    "data.{train,val}.images=$B/images ": "",
 }
 if importlib.util.find_spec("nncf") is None:  # an extra that `make test-all` installs
     IN_PLACE_OF["--format onnx openvino"] = "--format onnx"
@@ -53,12 +66,13 @@ SHRUNK = {
     "quantize": "",
     "convert_weights": "",
     "make_crops": "",
+    "make_coco_like": "--images 8 --boxes 20",
     "ghostify": "--size 64 --count 2",
     "redundancy": "--size 64 --count 1",
     "benchmark": "",
 }
 COMMANDS = [command for command in commands() if not command.text.startswith(tuple(NOT_RUN))]
-# In `make test`; all others, and these again in the order of the README, in `make test-all`.
+# In `make test`; all others, and these again in the order of the pages, in `make test-all`.
 FAST = (
     "python tools/train.py configs/retina_ghost_320.yaml output_dir=runs/mine data.train",
     "python tools/train.py configs/retina_ghost.yaml --dry-run",
@@ -68,6 +82,8 @@ FAST = (
     "python tools/detect.py runs/mine/best.pt photo.jpg",
     "python tools/convert_data.py",
 )
+# Once each, although several pages print some of them.
+FIRST = list({c.text: c for c in reversed(COMMANDS) if c.text.startswith(FAST)}.values())[::-1]
 ASSIGNMENT = re.compile(r"""([A-Z]+)=(\S+|"[^"]*"|\$\(.*\))""")
 SECTIONS = list(dict.fromkeys(command.section for command in COMMANDS))
 
@@ -94,6 +110,10 @@ def shrink(tool: str, words: list[str]) -> list[str]:
         more.append("data.workers=0")
     if tool == "benchmark" and "--peers" in words:
         more += ["--runs", "1", "--size", "64", "--backends", "eager"]
+    if tool == "benchmark" and "--train" in words:
+        more += [*f"{TINY} {NETWORK} {IMAGES}".split(), "--steps", "1"]
+    if tool == "benchmark" and "--evaluation" in words:
+        more += ["5", "3", "2"]
     return more
 
 
@@ -110,7 +130,10 @@ def execute(command: Command, variables: dict[str, str]) -> None:
     words = shlex.split(text)
     while words[0] != "python" and ("=" in words[0] or words[0] == "taskset"):
         words = words[3:] if words[0] == "taskset" else words[1:]
-    assert words[0] == "python", f"README.md, line {command.line}: {text!r} is neither run nor in NOT_RUN"
+    if words[0] == "mkdir":
+        Path(words[1]).mkdir()
+        return
+    assert words[0] == "python", f"{command.section}, line {command.line}: {text!r} is neither run nor in NOT_RUN"
     if not words[1].startswith("tools/"):
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -118,7 +141,9 @@ def execute(command: Command, variables: dict[str, str]) -> None:
     tool = Path(words[1]).stem
     outcome = run(tool, *words[2:], *shrink(tool, words))
     # The doctor's 1 is that it found something.
-    assert outcome.code in ((0, 1) if tool == "check_data" else (0,)), f"line {command.line}: {text}\n{outcome}"
+    assert outcome.code in ((0, 1) if tool == "check_data" else (0,)), (
+        f"{command.section}, line {command.line}: {text}\n{outcome}"
+    )
     assert "error: " not in outcome.err, outcome.err
 
 
@@ -129,12 +154,10 @@ def _shell(text: str) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize(
-    "section", [s for s in SECTIONS if any(c.section == s and c.text.startswith(FAST) for c in COMMANDS)]
-)
+@pytest.mark.parametrize("section", list(dict.fromkeys(command.section for command in FIRST)))
 def test_first_commands(place, section):
-    for command in COMMANDS:
-        if command.section == section and command.text.startswith(FAST):
+    for command in FIRST:
+        if command.section == section:
             execute(command, {})
 
 
@@ -142,7 +165,7 @@ def test_first_commands(place, section):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_all_commands(place, section):
     add_weights(place)
-    # What a shell knows that has run the README from its beginning.
+    # The variables of a shell that has run all pages.
     variables: dict[str, str] = {}
     for command in COMMANDS:
         if command.section == section or ASSIGNMENT.fullmatch(command.text):
@@ -150,28 +173,31 @@ def test_all_commands(place, section):
 
 
 def test_of_voc_the_folder(place):
-    """The first story's third format, of which README.md has half a comment."""
+    """The third format, which README.md only names in a comment."""
     first = next(c for c in COMMANDS if "data.train.annotations=mine/data.yaml" in c.text)
-    execute(Command(first.line, first.section, first.text.replace("mine/data.yaml", "VOC2007")), {})
+    execute(Command(first.section, first.line, first.text.replace("mine/data.yaml", "VOC2007")), {})
 
 
 @pytest.mark.parametrize("config", ["ghostdet_small", "ghostdet_medium_coco", "faster_rcnn_ghost"])
 def test_the_first_command_with_another_config(place, config):
     first = next(c for c in COMMANDS if "data.train.annotations=mine/train.json" in c.text)
     text = f"{first.text.replace('retina_ghost_320', config)} --dry-run"
-    execute(Command(first.line, first.section, text), {})
+    execute(Command(first.section, first.line, text), {})
 
 
-def test_python(place):
-    for block in python_blocks():
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", ["README.md", "docs/inference.md", "docs/data.md"])
+def test_python(place, page):
+    blocks = python_blocks(page)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
 
 
 def test_each_command_is_run_or_has_a_reason():
     found = commands()
     assert len(found) > 50
     for start in NOT_RUN:
-        assert any(command.text.startswith(start) for command in found), f"{start!r} is not in the README any more"
+        assert any(command.text.startswith(start) for command in found), f"{start!r} is in none of the pages"
     for start in FAST:
-        assert any(command.text.startswith(start) for command in COMMANDS), f"{start!r} is not in the README any more"
+        assert any(command.text.startswith(start) for command in COMMANDS), f"{start!r} is in none of the pages"
     assert any("tools/train.py" in command.text for command in found)

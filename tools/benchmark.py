@@ -28,7 +28,7 @@ examples:
   python tools/benchmark.py --folder runs/mine/best.pt photos/ mine.onnx     (against a plain loop over the model)
   python tools/benchmark.py --evaluation                 (eval.backend: 5000 images x 100 detections x 80 classes)
   python tools/benchmark.py --index coco_like.json       (of tools/make_coco_like.py: reading annotations)
-  python tools/benchmark.py --tables                     (the tables of README.md and docs/costs.md, anew)
+  python tools/benchmark.py --tables                     (the tables of docs/costs.md, anew)
 
 A NETWORK to be timed is a config (random weights), a checkpoint, or an exported file (.onnx, .xml, .torchscript,
 .pt2). An ONNX file of others gets random inputs of its own kind, and its raw session time is told. All are timed by
@@ -134,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="*",
         metavar="FILE",
         type=existing_file,
-        help="rewrite the cost tables of FILEs (README.md and docs/costs.md)",
+        help="rewrite the cost tables of FILEs (docs/costs.md)",
     )
     what.add_argument(
         "--train",

@@ -1,8 +1,8 @@
-"""The commands of README.md, out of its code blocks, and a folder in which each of them has what it names."""
+"""The commands in the code blocks of README.md and docs/, and a folder with every file that they name."""
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,32 +10,50 @@ from conftest import write_coco
 from processes import ROOT
 from small_sets import save_image
 
-README = ROOT / "README.md"
-NO_COMMANDS = "backbones/ "
-"""How the block under Design begins, which is a table."""
+PAGES = (
+    "README.md",
+    "docs/configs.md",
+    "docs/training.md",
+    "docs/evaluation.md",
+    "docs/inference.md",
+    "docs/benchmarks.md",
+    "docs/data.md",
+    "docs/doctor.md",
+    "docs/report.md",
+    "docs/export.md",
+    "docs/deploy.md",
+    "docs/backbones.md",
+    "docs/pretraining.md",
+    "docs/ghostdet.md",
+    "docs/ghost_modules.md",
+    "docs/costs.md",
+)
 
 
 @dataclass(frozen=True)
 class Command:
-    line: int
     section: str
-    """The heading that it stands under."""
+    """Page and heading, like "docs/training.md: One GPU"."""
+    line: int
     text: str
     """As printed, continuation lines joined, without the comment behind it."""
 
 
-def commands(readme: Path = README) -> list[Command]:
-    """All commands of indented and fenced blocks, in their order."""
-    found = []
-    section, fence, begun = "", None, ""
-    for number, line in enumerate(readme.read_text(encoding="utf-8").splitlines(), 1):
+def commands(pages: Sequence[str] = PAGES) -> list[Command]:
+    """All commands in indented and fenced blocks, in the order of the pages."""
+    return [command for page in pages for command in _commands(page)]
+
+
+def _commands(page: str) -> Iterator[Command]:
+    section, fence, begun = page, None, ""
+    for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("#") and fence is None:
-            section = line.strip("# ")
+            section = f"{page}: {line.strip('# ')}"
         if line.startswith("```"):
             fence = line.strip("`") if fence is None else None
             continue
-        # Python is run by a test of its own.
-        if not line.strip() or fence == "python" or (fence is None and not line.startswith("    ")):
+        # Blocks with a language, like ```python, hold no commands.
+        if not line.strip() or fence or (fence is None and not line.startswith("    ")):
             continue
         text = re.sub(r"\s+#(?!\S).*", "", line).strip()
         if begun or text.endswith("\\"):
@@ -43,28 +61,18 @@ def commands(readme: Path = README) -> list[Command]:
             if text.endswith("\\"):
                 continue
             text, begun = begun.strip(), ""
-        found.append(Command(number, section, text))
-    return list(_without_tables(found))
+        yield Command(section, number, text)
 
 
-def _without_tables(found: list[Command]) -> Iterator[Command]:
-    last, table = -1, False
-    for command in found:
-        table = command.text.startswith(NO_COMMANDS) or (table and command.line == last + 1)
-        last = command.line
-        if not table:
-            yield command
-
-
-def python_blocks(readme: Path = README) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
 
 
 def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
-    """A working folder with tiny versions of everything that README.md's commands name; returns it.
+    """Make a working folder with small versions of every file that the commands name; returns it.
 
     Args:
-        home: where the folder and `shared/` beside it are made.
+        home: the folder to make it in.
         trained: the folder of a run on `write_coco`'s classes.
     """
     from videos import write_video
@@ -75,15 +83,14 @@ def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
     place.mkdir(parents=True)
     shutil.copytree(ROOT / "configs", place / "configs")
     (place / "examples").symlink_to(ROOT / "examples")
-    for name in ("mine", "bccd", "a", "b"):
+    for name in ("mine", "bccd", "a", "b", "x"):
         shutil.copytree(trained, place / "runs" / name)
         shutil.copy(best_onnx, place / "runs" / name)
 
-    shared = home / "shared" / "data"
-    for folder in (place / "mine", shared / "bccd", shared / "cards", shared / "coco128"):
+    data = place / "data"
+    for folder in (place / "mine", data / "bccd", data / "cards", data / "coco128"):
         two_sets(folder)
-    # What the configs for own data name.
-    (place / "data").mkdir()
+    # The configs for own data name it.
     (place / "data" / "mine").symlink_to("../mine")
     sets = [f"{split}={place / 'mine' / split}.json" for split in ("train", "val")]
     convert_data(sets, "voc", place / "VOC2007")
@@ -110,17 +117,21 @@ def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
     shutil.copytree(place / "data/coco/val2017", place / "coco/val2017")
     shutil.copy(place / "data/coco/annotations/instances_val2017.json", place / "coco")
 
-    shutil.copy(trained / "predictions.json", place)
-    shutil.copy(trained.parent / "data" / "annotations.json", place / "val.json")
+    shutil.copy(trained / "best.pt", place)
+    for name in ("predictions.json", "found.json"):
+        shutil.copy(trained / "predictions.json", place / name)
+    for name in ("val", "test"):
+        shutil.copy(trained.parent / "data" / "annotations.json", place / f"{name}.json")
+        shutil.copytree(trained.parent / "data" / "images", place / name)
     some = sorted((trained.parent / "data" / "images").iterdir())[:3]
     for name in ("photo.jpg", "dog.jpg", "holiday/1.jpg", "photos/1.jpg", "photos/2.jpg"):
         (place / name).parent.mkdir(exist_ok=True)
         shutil.copy(some[1], place / name)
     save_image(place / "more" / "1.png")
     save_image(place / "aerial" / "1.jpg", 700, 660)
-    save_image(shared / "coco128" / "images" / "000000000030.jpg", 64, 64)
-    save_image(shared / "bccd" / "images" / "PICTURE.jpg", 64, 64).rename(shared / "bccd" / "images" / "PICTURE")
-    shutil.copytree(shared / "cards" / "images", shared / "person" / "images")
+    save_image(data / "coco128" / "images" / "000000000030.jpg", 64, 64)
+    save_image(data / "bccd" / "images" / "IMAGE.jpg", 64, 64).rename(data / "bccd" / "images" / "IMAGE")
+    shutil.copytree(data / "cards" / "images", data / "person" / "images")
     write_video(place / "traffic.mp4", frames=4)
 
     return place

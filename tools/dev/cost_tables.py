@@ -1,4 +1,4 @@
-"""The tables of docs/costs.md and README.md: this toolkit's networks beside the numbers of the papers.
+"""The tables of docs/costs.md: this toolkit's networks beside the numbers of the papers.
 
 They stand between `<!-- table:NAME -->` and `<!-- /table -->`, and what stands there is replaced (`make tables`).
 """
@@ -21,7 +21,7 @@ from detection.core.errors import UserError
 from detection.core.files import read_file, write_atomically
 from detection.core.text import markdown
 
-FILES = ("README.md", "docs/costs.md")
+FILES = ("docs/costs.md",)
 CONFIGS = (
     "configs/demo.yaml",
     "configs/ghostdet_nano.yaml",
@@ -85,16 +85,10 @@ def detectors_table() -> str:
     return _detectors(CONFIGS)
 
 
-def ghost_detectors_table() -> str:
-    """The same for the recipes with GhostNet alone."""
-    return _detectors([config for config in CONFIGS if "ghost" in config])
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "ghostnet": ghostnet_table,
     "classics": classics_table,
     "detectors": detectors_table,
-    "ghost-detectors": ghost_detectors_table,
 }
 
 
