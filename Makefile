@@ -48,7 +48,7 @@ lint: .venv/.dev  ## ruff (rules and format), mypy, and which package may import
 	$(BIN)/mypy backbones detection tools/*.py --scripts-are-modules
 	$(BIN)/lint-imports setup.cfg --no-logo
 
-tables: .venv/.base  ## make the cost tables of README.md and docs/costs.md anew
+tables: .venv/.base  ## update the cost tables in docs/costs.md
 	$(BIN)/python tools/benchmark.py --tables
 
 clean:  ## remove .venv and caches (runs/ and data/ stay)
