@@ -7,7 +7,7 @@ import numpy as np
 from detection.doctor.box_form import Form, as_xywh, box_form
 from detection.doctor.box_pairs import overlaps, pairs_in_images
 from detection.doctor.entries import Entries
-from detection.doctor.findings import Finding, finding
+from detection.doctor.findings import Finding, make_finding
 
 SAME = 0.98
 """IoU from which two boxes are the same one."""
@@ -19,45 +19,45 @@ Measured on coco_mini and person with their crowd flags hidden: of 217 regions 7
 THIN = 20.0
 
 
-def check_boxes(raw: Entries) -> tuple[list[Finding], Entries]:
+def check_boxes(entries: Entries) -> tuple[list[Finding], Entries]:
     """Findings, and the set with its boxes as xywh where they are certain to have been in another form."""
     found = []
-    form = form_of(raw)
+    form = form_of(entries)
     if form.name != "xywh":
-        rows = np.flatnonzero(raw.good)[form.rows]
+        rows = np.flatnonzero(entries.valid)[form.rows]
         sure = "all of them fit so" if form.certain else "not all of them fit so: look at them, --fix leaves them"
-        found.append(raw.box_finding(f"box-{form.name}", rows, total=int(raw.good.sum()), detail=sure))
-        raw = in_pixels(raw, form) if form.certain else raw
-    sizes = box_sizes(raw)
-    for code, mask, describe in _geometry(raw, sizes):
+        found.append(entries.box_finding(f"box-{form.name}", rows, total=int(entries.valid.sum()), detail=sure))
+        entries = in_pixels(entries, form) if form.certain else entries
+    sizes = box_sizes(entries)
+    for code, mask, describe in _geometry(entries, sizes):
         rows = np.flatnonzero(mask)
         # What a wrong form makes of boxes has been told of.
         if len(rows) and (form.name == "xywh" or form.certain):
-            found.append(raw.box_finding(code, rows, describe, total=int(raw.good.sum())))
-    found += _pairs(raw)
-    return found, raw
+            found.append(entries.box_finding(code, rows, describe, total=int(entries.valid.sum())))
+    found += _pairs(entries)
+    return found, entries
 
 
-def form_of(raw: Entries) -> Form:
+def form_of(entries: Entries) -> Form:
     """The form of all good boxes together; its rows count among them."""
-    rows = np.flatnonzero(raw.good)
-    return box_form(raw.boxes[rows], raw.sizes[raw.images[rows]], raw.areas[rows])
+    rows = np.flatnonzero(entries.valid)
+    return box_form(entries.boxes[rows], entries.sizes[entries.image_rows[rows]], entries.areas[rows])
 
 
-def in_pixels(raw: Entries, form: Form) -> Entries:
+def in_pixels(entries: Entries, form: Form) -> Entries:
     """The set with its boxes (crowd regions too) as xywh."""
-    boxes = raw.boxes.copy()
-    rows = np.flatnonzero((raw.images >= 0) & np.isfinite(boxes).all(axis=1))
-    rows = rows[(raw.sizes[raw.images[rows]] > 0).all(axis=1)]
-    boxes[rows] = as_xywh(boxes[rows], raw.sizes[raw.images[rows]], form.name)
-    return raw.changed(boxes=boxes)
+    boxes = entries.boxes.copy()
+    rows = np.flatnonzero((entries.image_rows >= 0) & np.isfinite(boxes).all(axis=1))
+    rows = rows[(entries.sizes[entries.image_rows[rows]] > 0).all(axis=1)]
+    boxes[rows] = as_xywh(boxes[rows], entries.sizes[entries.image_rows[rows]], form.name)
+    return entries.replace(boxes=boxes)
 
 
-def box_sizes(raw: Entries) -> np.ndarray:
+def box_sizes(entries: Entries) -> np.ndarray:
     """int [m, 2]: size of each annotation's image; zeros where it has none."""
-    if not len(raw.sizes):  # annotations of no image at all
-        return np.zeros((len(raw.images), 2), raw.sizes.dtype)
-    return np.where((raw.images >= 0)[:, None], raw.sizes[raw.images], 0)
+    if not len(entries.sizes):  # annotations of no image at all
+        return np.zeros((len(entries.image_rows), 2), entries.sizes.dtype)
+    return np.where((entries.image_rows >= 0)[:, None], entries.sizes[entries.image_rows], 0)
 
 
 def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -66,79 +66,81 @@ def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), 0, limit)
 
 
-def degenerate(raw: Entries) -> np.ndarray:
+def degenerate(entries: Entries) -> np.ndarray:
     """bool [m]: boxes without width or height."""
     with np.errstate(invalid="ignore"):
-        return raw.good & (raw.boxes[:, 2:] <= 0).any(axis=1)
+        return entries.valid & (entries.boxes[:, 2:] <= 0).any(axis=1)
 
 
-def outside(raw: Entries) -> np.ndarray:
+def outside(entries: Entries) -> np.ndarray:
     """bool [m]: boxes of which nothing is in the image."""
-    inner = clipped(raw.boxes, box_sizes(raw))
+    inner = clipped(entries.boxes, box_sizes(entries))
     with np.errstate(invalid="ignore"):
-        return raw.good & ~degenerate(raw) & ((inner[:, 2:] - inner[:, :2]) <= 0).any(axis=1)
+        return entries.valid & ~degenerate(entries) & ((inner[:, 2:] - inner[:, :2]) <= 0).any(axis=1)
 
 
-def tiny(raw: Entries) -> np.ndarray:
+def tiny(entries: Entries) -> np.ndarray:
     """bool [m]: boxes with less than a pixel in the image, which training drops (`detection.data.annotations`)."""
-    inner = clipped(raw.boxes, box_sizes(raw))
+    inner = clipped(entries.boxes, box_sizes(entries))
     with np.errstate(invalid="ignore"):
-        return raw.good & ~degenerate(raw) & ~outside(raw) & ((inner[:, 2:] - inner[:, :2]) < 1).any(axis=1)
+        return (
+            entries.valid & ~degenerate(entries) & ~outside(entries) & ((inner[:, 2:] - inner[:, :2]) < 1).any(axis=1)
+        )
 
 
-def beyond(raw: Entries) -> np.ndarray:
+def beyond(entries: Entries) -> np.ndarray:
     """float [m]: by how many pixels a box reaches beyond its image, 0 for those that do not count here."""
-    sizes = box_sizes(raw)
-    over = np.concatenate([-raw.boxes[:, :2], raw.boxes[:, :2] + raw.boxes[:, 2:] - sizes], axis=1).max(
+    sizes = box_sizes(entries)
+    over = np.concatenate([-entries.boxes[:, :2], entries.boxes[:, :2] + entries.boxes[:, 2:] - sizes], axis=1).max(
         axis=1, initial=0
     )
-    return np.where(raw.good & ~degenerate(raw) & ~outside(raw), over, 0)
+    return np.where(entries.valid & ~degenerate(entries) & ~outside(entries), over, 0)
 
 
 Check = tuple[str, np.ndarray, Callable[[int], str] | None]
 
 
-def _geometry(raw: Entries, sizes: np.ndarray) -> list[Check]:
-    over = beyond(raw)
+def _geometry(entries: Entries, sizes: np.ndarray) -> list[Check]:
+    over = beyond(entries)
     far = over > np.maximum(2.0, 0.02 * sizes.max(axis=1, initial=0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = raw.boxes[:, 2] / raw.boxes[:, 3]
-        thin = raw.good & ~degenerate(raw) & ((ratio > THIN) | (ratio < 1 / THIN))
+        ratio = entries.boxes[:, 2] / entries.boxes[:, 3]
+        thin = entries.valid & ~degenerate(entries) & ((ratio > THIN) | (ratio < 1 / THIN))
 
     # A polygon's area cannot be above its box's; a pixel is left for rounding.
-    area = raw.boxes[:, 2] * raw.boxes[:, 3]
+    area = entries.boxes[:, 2] * entries.boxes[:, 3]
     with np.errstate(invalid="ignore"):
-        wrong_area = raw.good & (area > 0) & ((raw.areas <= 0) | (raw.areas > 1.05 * area + 1))
+        wrong_area = entries.valid & (area > 0) & ((entries.areas <= 0) | (entries.areas > 1.05 * area + 1))
 
     def image(row: int) -> str:
         return f"image {sizes[row, 0]}x{sizes[row, 1]}"
 
     return [
-        ("box-degenerate", degenerate(raw), None),
-        ("box-outside", outside(raw), image),
-        ("area-wrong", wrong_area, lambda row: f"area {raw.areas[row]:g}, box {area[row]:g}"),
-        ("box-tiny", tiny(raw), image),
+        ("box-degenerate", degenerate(entries), None),
+        ("box-outside", outside(entries), image),
+        ("area-wrong", wrong_area, lambda row: f"area {entries.areas[row]:g}, box {area[row]:g}"),
+        ("box-tiny", tiny(entries), image),
         ("box-beyond", far, lambda row: f"by {over[row]:.1f} pixels"),
         ("box-beyond-slightly", (over > 0.5) & ~far, lambda row: f"by {over[row]:.1f} pixels"),
-        ("box-aspect", thin, lambda row: f"{raw.boxes[row, 2]:.1f} x {raw.boxes[row, 3]:.1f}"),
+        ("box-aspect", thin, lambda row: f"{entries.boxes[row, 2]:.1f} x {entries.boxes[row, 3]:.1f}"),
     ]
 
 
-def doubles(raw: Entries) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def doubles(entries: Entries) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Boxes that are there twice, and those that look like a region of many.
 
     Returns:
         rows of second boxes [a], of the same class; pairs of rows [b, 2] with different classes; rows of boxes around
         many of their class [c]; and how many boxes of its class each box of the set has in it [m].
     """
-    rows = np.flatnonzero(raw.good & ~degenerate(raw) & (raw.categories >= 0))
-    rows = rows[np.argsort(raw.images[rows], kind="stable")]
-    boxes = np.concatenate([raw.boxes[rows, :2], raw.boxes[rows, :2] + raw.boxes[rows, 2:]], axis=1)
-    area = raw.boxes[rows, 2] * raw.boxes[rows, 3]
-    category = raw.categories[rows]
+    rows = np.flatnonzero(entries.valid & ~degenerate(entries) & (entries.category_rows >= 0))
+    rows = rows[np.argsort(entries.image_rows[rows], kind="stable")]
+    boxes = np.concatenate([entries.boxes[rows, :2], entries.boxes[rows, :2] + entries.boxes[rows, 2:]], axis=1)
+    area = entries.boxes[rows, 2] * entries.boxes[rows, 3]
+    category = entries.category_rows[rows]
     second, shared = [], []
-    within = np.zeros(len(raw.boxes), np.int64)
-    for left, right in pairs_in_images(raw.images[rows]):
+    within = np.zeros(len(entries.boxes), np.int64)
+    for left, right in pairs_in_images(entries.image_rows[rows]):
         common = overlaps(boxes, left, right)
         touching = common > 0
         left, right, common = left[touching], right[touching], common[touching]
@@ -153,33 +155,38 @@ def doubles(raw: Entries) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     return twice, np.concatenate([np.zeros((0, 2), np.int64), *shared]), np.flatnonzero(within >= CROWD), within
 
 
-def _pairs(raw: Entries) -> list[Finding]:
-    twice, shared, regions, within = doubles(raw)
-    total = int(raw.good.sum())
-    names = raw.category_names
+def _pairs(entries: Entries) -> list[Finding]:
+    twice, shared, regions, within = doubles(entries)
+    total = int(entries.valid.sum())
+    names = entries.category_names
     found = []
     if len(twice):
-        found.append(raw.box_finding("box-twice", twice, lambda row: names[raw.categories[row]], total=total))
+        found.append(
+            entries.box_finding("box-twice", twice, lambda row: names[entries.category_rows[row]], total=total)
+        )
     if len(shared):
         other = dict(shared.tolist())
-        examples = raw.box_examples(
-            shared[:, 0], lambda row: f"{names[raw.categories[row]]} and {names[raw.categories[other[row]]]}"
+        examples = entries.box_examples(
+            shared[:, 0],
+            lambda row: f"{names[entries.category_rows[row]]} and {names[entries.category_rows[other[row]]]}",
         )
-        found.append(finding("box-two-classes", raw.split, len(shared), examples, total=total))
+        found.append(make_finding("box-two-classes", entries.split, len(shared), examples, total=total))
     if len(regions):
         regions = regions[np.argsort(-within[regions], kind="stable")]
-        examples = raw.box_examples(regions, lambda row: f"{within[row]} boxes of {names[raw.categories[row]]!r} in it")
+        examples = entries.box_examples(
+            regions, lambda row: f"{within[row]} boxes of {names[entries.category_rows[row]]!r} in it"
+        )
         # Who flags some has thought of it; who flags none has not, or lost the flags in a conversion.
-        flags = f"{int(raw.crowd.sum())} boxes have the flag" if raw.crowd.any() else "no box has the flag"
+        flags = f"{int(entries.crowd.sum())} boxes have the flag" if entries.crowd.any() else "no box has the flag"
         found.append(
-            finding(
+            make_finding(
                 "crowd-unflagged",
-                raw.split,
+                entries.split,
                 len(regions),
                 examples,
                 total=total,
                 detail=flags,
-                severity="note" if raw.crowd.any() else "warning",
+                severity="note" if entries.crowd.any() else "warning",
             )
         )
     return found

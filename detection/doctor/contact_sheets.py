@@ -12,7 +12,7 @@ from detection.core.html import Album
 from detection.data.image_headers import largest_file, stored_size, too_large
 from detection.data.image_io import decode_image, read_image
 from detection.doctor.entries import Entries
-from detection.doctor.examine import Checked, Report
+from detection.doctor.examine import CheckedSet, Report
 from detection.doctor.findings import Example, Finding, spread
 from detection.doctor.text_report import describe_example
 from detection.inference.draw import draw_on
@@ -27,42 +27,42 @@ SHOWN = 12
 UNSHOWN = {"image-missing", "image-unlisted"}
 
 
-def example_sheet(checked: Checked, album: Album, count: int = 12) -> None:
+def example_sheet(checked: CheckedSet, album: Album, count: int = 12) -> None:
     """Images from all over the set, those with boxes first, with all their boxes."""
-    raw = checked.trained
-    full = np.unique(raw.images[raw.good])
-    rows = spread(full.tolist(), count) or spread(list(range(len(raw.image_ids))), count)
-    by_image = _boxes_by_image(raw, rows)
+    entries = checked.selected
+    full = np.unique(entries.image_rows[entries.valid])
+    rows = spread(full.tolist(), count) or spread(list(range(len(entries.image_ids))), count)
+    by_image = _boxes_by_image(entries, rows)
     # Images of like shape stand beside each other, so that rows have few holes.
-    rows.sort(key=lambda row: raw.sizes[row, 0] / max(1, raw.sizes[row, 1]))
+    rows.sort(key=lambda row: entries.sizes[row, 0] / max(1, entries.sizes[row, 1]))
     for row in rows:
         if album.full:
             album.left_out += 1
             continue
-        image = load(raw, row)
+        image = load(entries, row)
         if image is None:
             continue
-        small, scale = shrink(image, raw.sizes[row])
+        small, scale = shrink(image, entries.sizes[row])
         own = by_image[row]
         draw_on(
             small,
             {
-                "boxes": xyxy(raw.boxes[own]) * scale,
-                "labels": [raw.categories[i] + 1 for i in own],
-                "names": [_name(raw, i) for i in own],
+                "boxes": xyxy(entries.boxes[own]) * scale,
+                "labels": [entries.category_rows[i] + 1 for i in own],
+                "names": [_name(entries, i) for i in own],
             },
         )
-        album.add(small, f"{raw.file_names[row]}: {len(own)} boxes", max_side=SIDE)
+        album.add(small, f"{entries.file_names[row]}: {len(own)} boxes", max_side=SIDE)
 
 
 def offender_sheet(report: Report, found: Finding, album: Album) -> bool:
     """The examples of a finding that can be seen, the boxes in question in red; False where there are none."""
     if found.code in UNSHOWN:
         return False
-    sets = {checked.raw.split: checked.plain for checked in report.sets}
+    sets = {checked.original.split: checked.normalized for checked in report.sets}
     pairs = found.code in ("image-twice", "image-alike", "leak-same", "leak-alike")
-    own = sets.get(found.split) or report.sets[-1].plain
-    others = sets.get(found.split) or report.sets[0].plain
+    own = sets.get(found.split) or report.sets[-1].normalized
+    others = sets.get(found.split) or report.sets[0].normalized
     # One image for all examples that are in it.
     by_image: dict[tuple[str, int | None], list[Example]] = {}
     for example in found.examples:
@@ -80,17 +80,17 @@ def offender_sheet(report: Report, found: Finding, album: Album) -> bool:
     return shown
 
 
-def _single(raw: Entries, examples: Sequence[Example]) -> np.ndarray | None:
+def _single(entries: Entries, examples: Sequence[Example]) -> np.ndarray | None:
     """The image with the boxes in question in red, also where they reach beyond it, and the others in grey."""
-    row = _row(raw, examples[0].image or "", examples[0].image_id)
-    image = None if row is None else load(raw, row)
+    row = _row(entries, examples[0].image or "", examples[0].image_id)
+    image = None if row is None else load(entries, row)
     if row is None or image is None:
         return None
-    small, scale = shrink(image, raw.sizes[row])
+    small, scale = shrink(image, entries.sizes[row])
     numbers = [example.annotation for example in examples if example.annotation]
-    own = np.flatnonzero((raw.images == row) & np.isfinite(raw.boxes).all(axis=1))
-    is_red = np.isin(raw.annotation_ids[own], numbers)
-    red, grey = xyxy(raw.boxes[own[is_red]]) * scale, xyxy(raw.boxes[own[~is_red][:CONTEXT]]) * scale
+    own = np.flatnonzero((entries.image_rows == row) & np.isfinite(entries.boxes).all(axis=1))
+    is_red = np.isin(entries.annotation_ids[own], numbers)
+    red, grey = xyxy(entries.boxes[own[is_red]]) * scale, xyxy(entries.boxes[own[~is_red][:CONTEXT]]) * scale
     size = np.array(small.shape[1::-1])
     # A margin, not wider than a third of the image, for what lies beyond it.
     low = np.clip(-red[:, :2].min(axis=0, initial=0), 0, size // 3).astype(int)
@@ -106,12 +106,12 @@ def _single(raw: Entries, examples: Sequence[Example]) -> np.ndarray | None:
 
 def _pair(own: Entries, others: Entries, example: Example) -> np.ndarray | None:
     images = []
-    for raw, name, number in ((own, example.image, example.image_id), (others, example.other, None)):
-        row = _row(raw, name or "", number)
-        image = None if row is None else load(raw, row)
+    for entries, name, number in ((own, example.image, example.image_id), (others, example.other, None)):
+        row = _row(entries, name or "", number)
+        image = None if row is None else load(entries, row)
         if row is None or image is None:
             return None
-        images.append(shrink(image, raw.sizes[row])[0])
+        images.append(shrink(image, entries.sizes[row])[0])
     height = max(image.shape[0] for image in images)
     padded = [
         cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 6, cv2.BORDER_CONSTANT, value=(128, 128, 128))
@@ -120,12 +120,12 @@ def _pair(own: Entries, others: Entries, example: Example) -> np.ndarray | None:
     return np.concatenate(padded, axis=1)
 
 
-def load(raw: Entries, row: int) -> np.ndarray | None:
+def load(entries: Entries, row: int) -> np.ndarray | None:
     """An image as training would see it; a damaged one as far as it can be decoded; None where there is nothing."""
-    path = raw.path(row)
+    path = entries.path(row)
     if path is None:
         return None
-    size = (int(raw.sizes[row, 0]), int(raw.sizes[row, 1]))
+    size = (int(entries.sizes[row, 0]), int(entries.sizes[row, 1]))
     try:
         return read_image(path, size if min(size) > 0 else None)
     except UserError:
@@ -155,20 +155,22 @@ def xyxy(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def _boxes_by_image(raw: Entries, rows: Sequence[int]) -> dict[int, list[int]]:
+def _boxes_by_image(entries: Entries, rows: Sequence[int]) -> dict[int, list[int]]:
     result: dict[int, list[int]] = {row: [] for row in rows}
-    for annotation in np.flatnonzero(np.isin(raw.images, list(rows)) & raw.good & (raw.categories >= 0)).tolist():
-        result[int(raw.images[annotation])].append(annotation)
+    for annotation in np.flatnonzero(
+        np.isin(entries.image_rows, list(rows)) & entries.valid & (entries.category_rows >= 0)
+    ).tolist():
+        result[int(entries.image_rows[annotation])].append(annotation)
     return result
 
 
-def _name(raw: Entries, annotation: int) -> str:
-    return raw.category_names[raw.categories[annotation]]
+def _name(entries: Entries, annotation: int) -> str:
+    return entries.category_names[entries.category_rows[annotation]]
 
 
-def _row(raw: Entries, name: str, image_id: int | None) -> int | None:
-    mask = raw.file_names == name
-    if image_id is not None and (mask & (raw.image_ids == image_id)).any():
-        mask &= raw.image_ids == image_id
+def _row(entries: Entries, name: str, image_id: int | None) -> int | None:
+    mask = entries.file_names == name
+    if image_id is not None and (mask & (entries.image_ids == image_id)).any():
+        mask &= entries.image_ids == image_id
     rows = np.flatnonzero(mask)
     return int(rows[0]) if len(rows) else None

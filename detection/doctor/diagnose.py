@@ -39,8 +39,8 @@ def run_doctor(
     sets, config = read_sets(target, images=images, val=val, val_images=val_images, overrides=overrides)
     outputs = [file for file in (json_file, html_file) if file is not None]
     if fix_file is not None:
-        outputs += [file for number, raw in enumerate(sets) for file in copies_of(fix_file, number, raw.split)]
-    inputs = [path for raw in sets for path in (raw.source, raw.folder)]
+        outputs += [file for number, entries in enumerate(sets) for file in copies_of(fix_file, number, entries.split)]
+    inputs = [path for entries in sets for path in (entries.source, entries.folder)]
     check_outputs(outputs, [*inputs, *([target] if config is not None else [])], force=force)
     report = examine(
         sets,
@@ -61,7 +61,7 @@ def run_doctor(
         print(f"page: {html_file}")
     if fix_file is not None:
         for (path, mended), checked in zip(fix_report(report, fix_file), report.sets, strict=True):
-            print(f"\nmended copy of {checked.raw.source}: {path} (images: {checked.raw.folder}); changes:")
+            print(f"\nmended copy of {checked.original.source}: {path} (images: {checked.original.folder}); changes:")
             print(mended.summary())
             print(f"  all of them: {path.with_suffix('.changes.json')}")
     return report

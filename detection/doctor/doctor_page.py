@@ -34,7 +34,7 @@ def write_doctor_page(report: Report, path: Path) -> None:
         html.Section("Boxes", _boxes(report)),
         *([html.Section("Anchors and input size", _anchors(report))] if report.suitability is not None else []),
     ]
-    sources = ", ".join(checked.raw.source for checked in report.sets)
+    sources = ", ".join(checked.original.source for checked in report.sets)
     html.write_page(path, "The data, examined", sections, subtitle=sources, footer="tools/check_data.py")
 
 
@@ -47,9 +47,9 @@ def _summary(report: Report) -> list[Markup]:
     )
     blocks = [verdict]
     for checked in report.sets:
-        numbers = statistics(checked.trained)
+        numbers = statistics(checked.selected)
         each = numbers["boxes_per_image"]
-        blocks.append(html.heading(f"{checked.raw.split}: {numbers['source']}"))
+        blocks.append(html.heading(f"{checked.original.split}: {numbers['source']}"))
         blocks.append(
             html.cards(
                 [
@@ -100,14 +100,14 @@ def _images(report: Report) -> list[Markup]:
     for checked in report.sets:
         album = html.Album(max_bytes=1_500_000)
         example_sheet(checked, album)
-        blocks += [html.heading(checked.raw.split), album.gallery()]
+        blocks += [html.heading(checked.original.split), album.gallery()]
     return blocks
 
 
 def _classes(report: Report) -> list[Markup]:
     names: dict[str, list[int]] = {}
     for i, checked in enumerate(report.sets):
-        for entry in statistics(checked.trained)["classes"]:
+        for entry in statistics(checked.selected)["classes"]:
             row = names.setdefault(entry["name"], [0] * 2 * len(report.sets))
             row[2 * i] += entry["boxes"]
             row[2 * i + 1] += entry["images"]
@@ -122,7 +122,7 @@ def _classes(report: Report) -> list[Markup]:
             for i, checked in enumerate(report.sets):
                 places = np.arange(len(shown)) + i * height
                 counts = [names[name][2 * i] for name in shown]
-                axes.barh(places, counts, height, label=checked.raw.split)
+                axes.barh(places, counts, height, label=checked.original.split)
             axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, [_cut(name) for name in shown])
             axes.set_ylim(len(shown) - 0.1, -0.5)
             axes.grid(False, axis="y")
@@ -134,7 +134,7 @@ def _classes(report: Report) -> list[Markup]:
             blocks.append(html.figure(drawn))
     header = ["class"]
     for checked in report.sets:
-        header += [f"boxes, {checked.raw.split}", f"images, {checked.raw.split}"]
+        header += [f"boxes, {checked.original.split}", f"images, {checked.original.split}"]
     table = html.table(header, [[name, *names[name]] for name in order])
     blocks.append(table if len(order) <= 12 else html.details(f"all {len(order)} classes as a table", table))
     return blocks
@@ -145,17 +145,18 @@ def _cut(name: str) -> str:
 
 
 def _boxes(report: Report) -> list[Markup]:
-    sets = [(checked.raw.split, checked.trained) for checked in report.sets]
-    sides = [(split, box_sides(raw)) for split, raw in sets]
+    sets = [(checked.original.split, checked.selected) for checked in report.sets]
+    sides = [(split, box_sides(entries)) for split, entries in sets]
     if not any(len(values) for _, values in sides):
         return [html.note("There is no box to draw.", "error")]
     root = [(split, np.sqrt(values.prod(axis=1))) for split, values in sides]
     aspect = [(split, values[:, 0] / values[:, 1]) for split, values in sides]
-    most = max(int(boxes_per_image(raw).max(initial=0)) for _, raw in sets)
+    most = max(int(boxes_per_image(entries).max(initial=0)) for _, entries in sets)
     edges = np.arange(min(most, 60) + 2) - 0.5
-    each = [(split, np.minimum(boxes_per_image(raw), 60)) for split, raw in sets]
+    each = [(split, np.minimum(boxes_per_image(entries), 60)) for split, entries in sets]
     widths = [
-        (split, np.sqrt(raw.sizes[(raw.sizes > 0).all(axis=1)].astype(float).prod(axis=1))) for split, raw in sets
+        (split, np.sqrt(entries.sizes[(entries.sizes > 0).all(axis=1)].astype(float).prod(axis=1)))
+        for split, entries in sets
     ]
     plots = [
         _histogram(root, "side of a box: root of its area (pixels of the image)", log=2),
@@ -163,7 +164,7 @@ def _boxes(report: Report) -> list[Markup]:
         _histogram(each, "boxes in an image" + (" (60: and more)" if most > 60 else ""), edges=edges),
         _histogram(widths, "side of an image: root of its area (pixels)"),
     ]
-    plots += [_places(split, centres(raw)) for split, raw in sets if raw.good.any()]
+    plots += [_places(split, centres(entries)) for split, entries in sets if entries.valid.any()]
     return [html.plots(plots)]
 
 
@@ -239,7 +240,7 @@ def _anchors(report: Report) -> list[Markup]:
     ]
     if report.memory is not None:
         blocks.append(html.paragraph(memory_line(report.memory) + "."))
-    sides = [(checked.raw.split, sides_at_input(checked.plain, setting)) for checked in report.sets]
+    sides = [(checked.original.split, sides_at_input(checked.normalized, setting)) for checked in report.sets]
     roots = [(split, np.sqrt(values.prod(axis=1))) for split, values in sides if len(values)]
     blocks.append(_histogram(roots, "side of a box as the network sees it (pixels)", log=2))
     return blocks

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detection.doctor.entries import Entries
-from detection.doctor.findings import Example, Finding, finding
+from detection.doctor.findings import Example, Finding, make_finding
 from detection.doctor.image_checks import Looks
 from detection.doctor.near_duplicates import find_near_duplicates, parts_of
 
@@ -22,7 +22,7 @@ def same_files(looks: Looks, paths: Sequence[str]) -> np.ndarray:
     return result
 
 
-def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Finding]:
+def check_duplicates(all_entries: Sequence[Entries], seen: Sequence[Looks]) -> list[Finding]:
     """The same image twice in a set, and in both of two sets (train first)."""
     together = Looks(
         [one for looks in seen for one in looks.looks],
@@ -30,10 +30,10 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
         0.0,
         all(looks.decoded for looks in seen),
     )
-    names = np.concatenate([raw.file_names for raw in raws])
-    ids = np.concatenate([raw.image_ids for raw in raws])
-    paths = [str(raw.path(row)) for raw in raws for row in range(len(raw.file_names))]
-    owner = np.repeat(np.arange(len(raws)), [len(raw.file_names) for raw in raws])
+    names = np.concatenate([entries.file_names for entries in all_entries])
+    ids = np.concatenate([entries.image_ids for entries in all_entries])
+    paths = [str(entries.path(row)) for entries in all_entries for row in range(len(entries.file_names))]
+    owner = np.repeat(np.arange(len(all_entries)), [len(entries.file_names) for entries in all_entries])
     files = same_files(together, paths)
     same = _edges(files)
     usable = np.array([one.status == "ok" for one in together.looks], bool)
@@ -44,7 +44,7 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
         first, second = pair.tolist()
         return Example(str(names[second]), int(ids[second]), text=f"and {names[first]}", other=str(names[first]))
 
-    for number, raw in enumerate(raws):
+    for number, entries in enumerate(all_entries):
         for code, edges in (("image-twice", same), ("image-alike", similar.own)):
             own = edges[(owner[edges] == number).all(axis=1)]
             # An image that is listed twice is one file.
@@ -54,16 +54,18 @@ def check_duplicates(raws: Sequence[Entries], seen: Sequence[Looks]) -> list[Fin
                 count = int(sum(len(group) - 1 for group in groups))
                 firsts = [example(np.array([group[0], group[1]])) for group in groups]
                 detail = f"{len(groups)} groups" if count > len(groups) else ""
-                found.append(finding(code, raw.split, count, firsts, detail=detail, total=len(raw.file_names)))
-    if len(raws) == 2:
+                found.append(
+                    make_finding(code, entries.split, count, firsts, detail=detail, total=len(entries.file_names))
+                )
+    if len(all_entries) == 2:
         for code, edges in (("leak-same", same), ("leak-alike", similar.across)):
             across = edges[owner[edges[:, 0]] != owner[edges[:, 1]]]
             if len(across):
                 # The first partner of each image of val; rows of train come first.
                 partner = {second: first for first, second in sorted(across.tolist(), reverse=True)}
                 examples = [example(np.array([first, second])) for second, first in sorted(partner.items())]
-                total = len(raws[1].file_names)
-                found.append(finding(code, "train and val", len(partner), examples, total=total))
+                total = len(all_entries[1].file_names)
+                found.append(make_finding(code, "train and val", len(partner), examples, total=total))
     return found
 
 

@@ -14,7 +14,7 @@ from detection.doctor.box_checks import check_boxes
 from detection.doctor.class_checks import check_both, check_classes, chosen_classes
 from detection.doctor.duplicates import check_duplicates
 from detection.doctor.entries import Entries
-from detection.doctor.findings import Example, Finding, finding, in_order
+from detection.doctor.findings import Example, Finding, in_order, make_finding
 from detection.doctor.image_checks import UNSEEN, Looks, check_images, image_files, look_at
 from detection.doctor.structure import check_categories, check_structure
 from detection.doctor.suitability import (
@@ -30,21 +30,27 @@ from detection.doctor.suitability import (
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A set as it stands in its file (`raw`), as it is meant (`plain`: boxes xywh, sizes known; rows as in `raw`), as
-    it is trained on (`trained`: with `data.classes`), and its images."""
+class CheckedSet:
+    """One split during and after the checks.
 
-    raw: Entries
-    plain: Entries
-    trained: Entries
-    seen: Looks
+    Attributes:
+        original: the entries as the file has them.
+        normalized: the same rows with boxes as xywh in pixels and image sizes filled in.
+        selected: `normalized` after `data.classes`; its annotation and category rows differ.
+        images: the probed image files, one per image row.
+    """
+
+    original: Entries
+    normalized: Entries
+    selected: Entries
+    images: Looks
 
 
 @dataclass
 class Report:
     """What was found; console, JSON and page are made of it."""
 
-    sets: list[Checked]
+    sets: list[CheckedSet]
     findings: list[Finding] = field(default_factory=list)
     suitability: Suitability | None = None
     memory: dict[str, float] | None = None
@@ -85,16 +91,16 @@ def examine(
         # Before the images: a network that cannot be built should be told of now, not in minutes.
         chosen = chosen_classes(sets[0], config.data.classes)
         memory = predicted_memory(config, max(1, len(chosen.category_ids)))
-    seen = seen or [_look(raw, read_images, workers) for raw in sets]
+    seen = seen or [_look(entries, read_images, workers) for entries in sets]
     report = Report([], config_name=config_name, read_images=read_images)
-    for raw, looks in zip(sets, seen, strict=True):
-        findings, checked = check_set(raw, looks, config.data.classes if config is not None else None)
+    for entries, looks in zip(sets, seen, strict=True):
+        findings, checked = check_set(entries, looks, config.data.classes if config is not None else None)
         report.findings += findings
         report.sets.append(checked)
-    plain = [checked.plain for checked in report.sets]
-    if all(len(raw.image_ids) for raw in sets):
+    plain = [checked.normalized for checked in report.sets]
+    if all(len(entries.image_ids) for entries in sets):
         report.findings += check_duplicates(plain, seen)
-    trained = [checked.trained for checked in report.sets]
+    trained = [checked.selected for checked in report.sets]
     if len(trained) == 2:
         report.findings += check_both(trained[0], trained[1])
     report.findings += _unlisted(plain)
@@ -111,32 +117,34 @@ def examine(
     return report
 
 
-def check_set(raw: Entries, seen: Looks, classes: ClassSelection | None = None) -> tuple[list[Finding], Checked]:
+def check_set(entries: Entries, seen: Looks, classes: ClassSelection | None = None) -> tuple[list[Finding], CheckedSet]:
     """All that concerns one set by itself; `classes` is `data.classes` of its config."""
-    findings = check_structure(raw)
-    if not len(raw.image_ids) or not len(raw.category_ids):
-        return findings, Checked(raw, raw, raw, seen)
-    findings += check_categories(raw) + check_images(raw, seen)
-    sized = with_sizes(raw, seen)
+    findings = check_structure(entries)
+    if not len(entries.image_ids) or not len(entries.category_ids):
+        return findings, CheckedSet(entries, entries, entries, seen)
+    findings += check_categories(entries) + check_images(entries, seen)
+    sized = with_sizes(entries, seen)
     of_boxes, plain = check_boxes(sized)
     trained = chosen_classes(plain, classes)
-    return findings + of_boxes + check_classes(trained), Checked(raw, plain, trained, seen)
+    return findings + of_boxes + check_classes(trained), CheckedSet(entries, plain, trained, seen)
 
 
-def with_sizes(raw: Entries, seen: Looks) -> Entries:
+def with_sizes(entries: Entries, seen: Looks) -> Entries:
     """The set with sizes that its file lacks taken from the images."""
-    sizes = raw.sizes.copy()
+    sizes = entries.sizes.copy()
     for row in np.flatnonzero((sizes < 1).any(axis=1)).tolist():
         sizes[row] = seen.upright(row)
-    return raw.changed(sizes=sizes)
+    return entries.replace(sizes=sizes)
 
 
-def _look(raw: Entries, read_images: str, workers: int) -> Looks:
-    paths = [raw.path(row) for row in range(len(raw.file_names))]
-    if raw.folder is not None and not raw.folder.is_dir():
-        raise UserError(f"{raw.source}: the folder of its images, {raw.folder}, does not exist; name it with --images")
+def _look(entries: Entries, read_images: str, workers: int) -> Looks:
+    paths = [entries.path(row) for row in range(len(entries.file_names))]
+    if entries.folder is not None and not entries.folder.is_dir():
+        raise UserError(
+            f"{entries.source}: the folder of its images, {entries.folder}, does not exist; name it with --images"
+        )
     if read_images != "none":
-        return look_at(paths, workers=workers, decode=read_images == "all", name=f"{raw.split} images")
+        return look_at(paths, workers=workers, decode=read_images == "all", name=f"{entries.split} images")
     nothing = look_at([None] * len(paths), workers=1)
     there = [path is None or os.path.isfile(path) for path in paths]
     looks = [UNSEEN if found else UNSEEN._replace(status="missing") for found in there]
@@ -148,12 +156,12 @@ def _unlisted(sets: Sequence[Entries]) -> list[Finding]:
     if sets[0].format != "coco" or sets[0].split == "data":
         return []
     found = []
-    for folder in dict.fromkeys(raw.folder for raw in sets if raw.folder is not None):
-        own = [raw for raw in sets if raw.folder == folder]
-        named = {name.replace("\\", "/") for raw in own for name in raw.file_names}
+    for folder in dict.fromkeys(entries.folder for entries in sets if entries.folder is not None):
+        own = [entries for entries in sets if entries.folder == folder]
+        named = {name.replace("\\", "/") for entries in own for name in entries.file_names}
         extra = [name for name in image_files(folder) if name not in named]
         if extra:
             split = own[0].split if len(own) == 1 else "train and val"
             examples = [Example(text=str(folder / name)) for name in sorted(extra)]
-            found.append(finding("image-unlisted", split, len(extra), examples, detail=f"in {folder}"))
+            found.append(make_finding("image-unlisted", split, len(extra), examples, detail=f"in {folder}"))
     return found

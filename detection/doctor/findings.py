@@ -67,7 +67,7 @@ class Finding:
         }
 
 
-def finding(
+def make_finding(
     code: str,
     split: str,
     count: int,

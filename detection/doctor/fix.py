@@ -15,8 +15,8 @@ import numpy as np
 from detection.core.outputs import write_output
 from detection.doctor import box_checks
 from detection.doctor.duplicates import same_files
-from detection.doctor.entries import Entries, coco_entries
-from detection.doctor.examine import Checked, Report, check_set
+from detection.doctor.entries import Entries, entries_from_coco
+from detection.doctor.examine import CheckedSet, Report, check_set
 from detection.doctor.findings import Finding
 from detection.doctor.fix_images import ImagePlan, plan_images
 from detection.doctor.image_checks import UNSEEN, Looks
@@ -67,7 +67,7 @@ def fix_report(report: Report, out: Path) -> list[tuple[Path, Mended]]:
     leaked = leaked_rows(report)
     written = []
     for number, checked in enumerate(report.sets):
-        path, list_file = copies_of(out, number, checked.raw.split)
+        path, list_file = copies_of(out, number, checked.original.split)
         mended = mend(checked, leaked if number == 0 else ())
         text = json.dumps(mended.content)
         write_output(path, lambda file, text=text: file.write(text.encode()))
@@ -88,78 +88,81 @@ def leaked_rows(report: Report) -> list[int]:
     """Images of train whose file is in val, too, byte for byte."""
     if len(report.sets) < 2:
         return []
-    raws = [checked.raw for checked in report.sets]
-    looks = [one for checked in report.sets for one in checked.seen.looks]
-    paths = [str(raw.path(row)) for raw in raws for row in range(len(raw.file_names))]
-    groups = same_files(Looks(looks, report.sets[0].seen.thumbs, 0.0, False), paths)
-    first = len(raws[0].file_names)
+    all_entries = [checked.original for checked in report.sets]
+    looks = [one for checked in report.sets for one in checked.images.looks]
+    paths = [str(entries.path(row)) for entries in all_entries for row in range(len(entries.file_names))]
+    groups = same_files(Looks(looks, report.sets[0].images.thumbs, 0.0, False), paths)
+    first = len(all_entries[0].file_names)
     in_val = set(groups[first:].tolist()) - {-1}
     return [row for row in range(first) if groups[row] in in_val]
 
 
-def mend(checked: Checked, leaked: Sequence[int] = ()) -> Mended:
+def mend(checked: CheckedSet, leaked: Sequence[int] = ()) -> Mended:
     """The mended content of a set.
 
     Args:
         leaked: rows of images to leave out, as they are in val.
     """
-    raw = checked.raw
-    content = read_json(Path(raw.source)) if raw.format == "coco" else as_coco(raw)
+    entries = checked.original
+    content = read_json(Path(entries.source)) if entries.format == "coco" else as_coco(entries)
     plan = plan_images(checked, leaked)
     changes = [Change(*entry) for entry in plan.changes]
     left = list(plan.left)
-    category_rows, kept_categories = _plan_categories(raw, changes, left)
+    category_rows, kept_categories = _plan_categories(entries, changes, left)
     plain, keep = _plan_annotations(checked, plan, category_rows, content, changes, left)
-    changes += [Change("ids written as numbers", detail=f.detail) for f in raw.faults if f.code == "id-text"]
+    changes += [
+        Change("ids written as numbers", detail=f.detail) for f in entries.parse_findings if f.code == "id-text"
+    ]
     result = dict(content)
     result["categories"] = [
-        {**content["categories"][row], "id": int(raw.category_ids[row]), "name": raw.category_names[row]}
+        {**content["categories"][row], "id": int(entries.category_ids[row]), "name": entries.category_names[row]}
         for row in kept_categories
     ]
     result["images"] = [
         {
             **content["images"][row],
-            "id": int(raw.image_ids[row]),
+            "id": int(entries.image_ids[row]),
             "file_name": plan.names[row],
             "width": int(plan.sizes[row, 0]),
             "height": int(plan.sizes[row, 1]),
         }
         for row in np.flatnonzero(plan.keep).tolist()
     ]
-    result["annotations"] = _annotations(checked.raw, plain, keep, content["annotations"], plan, changes)
+    result["annotations"] = _annotations(checked.original, plain, keep, content["annotations"], plan, changes)
     mended = Mended(result, changes, left)
     mended.remaining = _recheck(checked, result, plan)
     return mended
 
 
-def as_coco(raw: Entries) -> dict[str, Any]:
+def as_coco(entries: Entries) -> dict[str, Any]:
     """A set of another format as the content of a COCO file, row by row."""
     return {
         "images": [
-            {"id": int(i), "file_name": str(name)} for i, name in zip(raw.image_ids, raw.file_names, strict=True)
+            {"id": int(i), "file_name": str(name)}
+            for i, name in zip(entries.image_ids, entries.file_names, strict=True)
         ],
         "annotations": [
             {"id": number, "bbox": box, "iscrowd": int(crowd)}
-            for number, (box, crowd) in enumerate(zip(raw.boxes.tolist(), raw.crowd, strict=True), 1)
+            for number, (box, crowd) in enumerate(zip(entries.boxes.tolist(), entries.crowd, strict=True), 1)
         ],
         "categories": [
-            {"id": int(i), "name": name} for i, name in zip(raw.category_ids, raw.category_names, strict=True)
+            {"id": int(i), "name": name} for i, name in zip(entries.category_ids, entries.category_names, strict=True)
         ],
     }
 
 
-def _plan_categories(raw: Entries, changes: list[Change], left: list[str]) -> tuple[np.ndarray, list[int]]:
+def _plan_categories(entries: Entries, changes: list[Change], left: list[str]) -> tuple[np.ndarray, list[int]]:
     """Row of the category that each row's boxes go to (-1: none), and the rows that are kept."""
-    target = np.arange(len(raw.category_ids))
+    target = np.arange(len(entries.category_ids))
     first_of: dict[str, int] = {}
     by_id: dict[int, int] = {}
-    for row in np.argsort(raw.category_ids, kind="stable").tolist():
-        name, number = raw.category_names[row], int(raw.category_ids[row])
+    for row in np.argsort(entries.category_ids, kind="stable").tolist():
+        name, number = entries.category_names[row], int(entries.category_ids[row])
         if number < 0 or not name:
             target[row] = -1
             changes.append(Change("category without id or name removed", detail=f"entry {row + 1}"))
-        elif number in by_id and raw.category_names[by_id[number]] != name:
-            left.append(f"category id {number} stands for {raw.category_names[by_id[number]]!r} and for {name!r}")
+        elif number in by_id and entries.category_names[by_id[number]] != name:
+            left.append(f"category id {number} stands for {entries.category_names[by_id[number]]!r} and for {name!r}")
         elif name in first_of:
             target[row] = first_of[name]
             changes.append(Change("class with the name of another merged into it", detail=f"{name!r}, id {number}"))
@@ -170,7 +173,7 @@ def _plan_categories(raw: Entries, changes: list[Change], left: list[str]) -> tu
 
 
 def _plan_annotations(
-    checked: Checked,
+    checked: CheckedSet,
     plan: ImagePlan,
     category_rows: np.ndarray,
     content: dict[str, Any],
@@ -178,33 +181,39 @@ def _plan_annotations(
     left: list[str],
 ) -> tuple[Entries, np.ndarray]:
     """The annotations with their final boxes, images and categories; and which are kept, bool [m]."""
-    raw = checked.plain
-    form = box_checks.form_of(checked.raw)
+    entries = checked.normalized
+    form = box_checks.form_of(checked.original)
     if form.name != "xywh" and form.certain:
         changes.append(Change(f"all boxes converted from {form.name} to x, y, width, height"))
     elif form.name != "xywh":
         left.append(f"{len(form.rows)} boxes look like {form.name}, but not all of them fit so")
-    boxes = raw.boxes.copy()
+    boxes = entries.boxes.copy()
     for row in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
         boxes[row] = polygon_box(content["annotations"][row])
         if np.isfinite(boxes[row]).all():
-            changes.append(_of(raw, row, "box taken from the polygon"))
-    images = np.where(raw.images >= 0, plan.target[raw.images], -1) if len(plan.target) else raw.images
+            changes.append(_of(entries, row, "box taken from the polygon"))
+    images = (
+        np.where(entries.image_rows >= 0, plan.target[entries.image_rows], -1)
+        if len(plan.target)
+        else entries.image_rows
+    )
     categories = (
-        np.where(raw.categories >= 0, category_rows[raw.categories], -1) if len(category_rows) else raw.categories
+        np.where(entries.category_rows >= 0, category_rows[entries.category_rows], -1)
+        if len(category_rows)
+        else entries.category_rows
     )
     known = images >= 0
-    boxes[known] *= plan.scale[raw.images[known]]
-    moved = raw.changed(boxes=boxes, images=images, categories=categories, sizes=plan.sizes)
+    boxes[known] *= plan.scale[entries.image_rows[known]]
+    moved = entries.replace(boxes=boxes, image_rows=images, category_rows=categories, sizes=plan.sizes)
     keep = np.ones(len(boxes), bool)
 
     def drop(mask: np.ndarray, what: str) -> None:
         for row in np.flatnonzero(mask & keep).tolist():
-            changes.append(_of(raw, row, what))
+            changes.append(_of(entries, row, what))
         keep[mask] = False
 
     # Those of images that were left out are told of with their images.
-    keep[(raw.images >= 0) & (images < 0)] = False
+    keep[(entries.image_rows >= 0) & (images < 0)] = False
     drop(images < 0, "annotation of an image that is not listed removed")
     drop(categories < 0, "annotation of a category that is not listed removed")
     drop(~np.isfinite(boxes).all(axis=1), "annotation without a box removed")
@@ -218,44 +227,44 @@ def _plan_annotations(
     if over.any():
         inner = box_checks.clipped(boxes[over], box_checks.box_sizes(moved)[over])
         boxes[over] = np.concatenate([inner[:, :2], inner[:, 2:] - inner[:, :2]], axis=1)
-        changes += [_of(raw, row, "box clipped to its image") for row in np.flatnonzero(over).tolist()]
-        moved = moved.changed(boxes=boxes)
-    second = box_checks.doubles(moved.changed(images=np.where(keep, images, -1)))[0]
+        changes += [_of(entries, row, "box clipped to its image") for row in np.flatnonzero(over).tolist()]
+        moved = moved.replace(boxes=boxes)
+    second = box_checks.doubles(moved.replace(image_rows=np.where(keep, images, -1)))[0]
     drop(np.isin(np.arange(len(boxes)), second), "second copy of a box removed")
     return moved, keep
 
 
 def _annotations(
-    raw: Entries, plain: Entries, keep: np.ndarray, entries: list[Any], plan: ImagePlan, changes: list[Change]
+    entries: Entries, plain: Entries, keep: np.ndarray, originals: list[Any], plan: ImagePlan, changes: list[Change]
 ) -> list[dict[str, Any]]:
     result = []
     used: set[int] = set()
     rows = np.flatnonzero(keep).tolist()
-    following = int(raw.annotation_ids[rows].max(initial=0)) + 1
+    following = int(entries.annotation_ids[rows].max(initial=0)) + 1
     for row in rows:
-        entry = dict(entries[row]) if isinstance(entries[row], dict) else {}
-        number = int(raw.annotation_ids[row])
+        entry = dict(originals[row]) if isinstance(originals[row], dict) else {}
+        number = int(entries.annotation_ids[row])
         if number < 1 or number in used:
-            if raw.format == "coco":
-                changes.append(_of(raw, row, "annotation given an id of its own", f"{following}"))
+            if entries.format == "coco":
+                changes.append(_of(entries, row, "annotation given an id of its own", f"{following}"))
             number, following = following, following + 1
         used.add(number)
         box = plain.boxes[row].tolist()
-        same = bool(np.array_equal(raw.boxes[row], plain.boxes[row]))
-        area = raw.areas[row] * float(np.prod(plan.scale[raw.images[row]][:2]))
+        same = bool(np.array_equal(entries.boxes[row], plain.boxes[row]))
+        area = entries.areas[row] * float(np.prod(plan.scale[entries.image_rows[row]][:2]))
         if not (0 < area <= 1.05 * box[2] * box[3] + 1) and not plain.crowd[row]:
-            if raw.format == "coco":
-                changes.append(_of(raw, row, "area written", f"{entry.get('area')} -> {box[2] * box[3]:g}"))
+            if entries.format == "coco":
+                changes.append(_of(entries, row, "area written", f"{entry.get('area')} -> {box[2] * box[3]:g}"))
             area = box[2] * box[3]
         if "iscrowd" not in entry:
-            changes.append(_of(raw, row, "iscrowd 0 written"))
-        scale = plan.scale[raw.images[row]]
+            changes.append(_of(entries, row, "iscrowd 0 written"))
+        scale = plan.scale[entries.image_rows[row]]
         if not (scale == 1).all() and entry.get("segmentation"):
             entry["segmentation"] = _scaled(entry["segmentation"], scale)
         entry |= {
             "id": number,
-            "image_id": int(raw.image_ids[plain.images[row]]),
-            "category_id": int(raw.category_ids[plain.categories[row]]),
+            "image_id": int(entries.image_ids[plain.image_rows[row]]),
+            "category_id": int(entries.category_ids[plain.category_rows[row]]),
             "bbox": entry["bbox"] if same and isinstance(entry.get("bbox"), list) else box,
             "area": float(area) if np.isfinite(area) else float(box[2] * box[3]),
             "iscrowd": int(plain.crowd[row]),
@@ -284,20 +293,22 @@ def polygon_box(entry: Any) -> list[float]:
     return [*low.tolist(), *(high - low).tolist()]
 
 
-def _recheck(checked: Checked, content: dict[str, Any], plan: ImagePlan) -> list[Finding]:
+def _recheck(checked: CheckedSet, content: dict[str, Any], plan: ImagePlan) -> list[Finding]:
     """What the doctor says of the copy; its images have been looked at already."""
-    raw = checked.raw
-    copy = coco_entries(content, "the mended copy", raw.split, raw.folder)
+    entries = checked.original
+    copy = entries_from_coco(content, "the mended copy", entries.split, entries.folder)
     rows = np.flatnonzero(plan.keep).tolist()
     # An image that is there under another name has not been opened.
-    looks = [UNSEEN if plan.names[row] != raw.file_names[row] else checked.seen.looks[row] for row in rows]
-    seen = Looks(looks, checked.seen.thumbs[rows], 0.0, checked.seen.decoded)
+    looks = [UNSEEN if plan.names[row] != entries.file_names[row] else checked.images.looks[row] for row in rows]
+    seen = Looks(looks, checked.images.thumbs[rows], 0.0, checked.images.decoded)
     return check_set(copy, seen)[0]
 
 
-def _of(raw: Entries, row: int, what: str, detail: str = "") -> Change:
-    image = int(raw.images[row])
-    return Change(what, str(raw.file_names[image]) if image >= 0 else None, int(raw.annotation_ids[row]), detail)
+def _of(entries: Entries, row: int, what: str, detail: str = "") -> Change:
+    image = int(entries.image_rows[row])
+    return Change(
+        what, str(entries.file_names[image]) if image >= 0 else None, int(entries.annotation_ids[row]), detail
+    )
 
 
 def _short(change: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detection.doctor.box_checks import clipped
-from detection.doctor.examine import Checked
+from detection.doctor.examine import CheckedSet
 from detection.doctor.image_checks import BAD, similar_names, size_rows
 
 ImageChange = tuple[str, str]
@@ -35,15 +35,15 @@ class ImagePlan:
     left: list[str]
 
 
-def plan_images(checked: Checked, leaked: Sequence[int] = ()) -> ImagePlan:
+def plan_images(checked: CheckedSet, leaked: Sequence[int] = ()) -> ImagePlan:
     """Decide on each image; `leaked` ones are left out."""
-    raw, seen = checked.raw, checked.seen
-    count = len(raw.image_ids)
+    entries, seen = checked.original, checked.images
+    count = len(entries.image_ids)
     plan = ImagePlan(
         keep=np.ones(count, bool),
         target=np.arange(count),
-        names=[str(name) for name in raw.file_names],
-        sizes=checked.plain.sizes.copy(),
+        names=[str(name) for name in entries.file_names],
+        sizes=checked.normalized.sizes.copy(),
         scale=np.ones((count, 4)),
         changes=[],
         left=[],
@@ -54,38 +54,38 @@ def plan_images(checked: Checked, leaked: Sequence[int] = ()) -> ImagePlan:
             plan.keep[row], plan.target[row] = False, -1
             plan.changes.append((what, plan.names[row]))
 
-    near = similar_names(raw, seen.rows("missing"))
+    near = similar_names(entries, seen.rows("missing"))
     for row, name in near.items():
         plan.changes.append((f"image's file name set right ({name})", plan.names[row]))
         plan.names[row] = name
     for row in range(count):
-        if raw.image_ids[row] < 0:
+        if entries.image_ids[row] < 0:
             leave_out(row, "image entry without id or file name removed")
-        elif row in raw.outside:
+        elif row in entries.rows_outside_folder:
             leave_out(row, "image left out with its boxes: its name leads out of the images folder")
         elif seen.looks[row].status in BAD and row not in near:
             leave_out(row, f"image left out with its boxes: it is {seen.looks[row].status}")
         elif (plan.sizes[row] < 1).any():
             leave_out(row, "image left out with its boxes: its size is not known")
-        elif (raw.sizes[row] < 1).any():
+        elif (entries.sizes[row] < 1).any():
             plan.changes.append(("image's size written", plan.names[row]))
     _ids(checked, plan, leave_out)
     _listed_twice(plan)
     for row in leaked:
         leave_out(row, "image left out with its boxes: val has it, too")
-    for row in size_rows(raw, seen)["image-size"]:
+    for row in size_rows(entries, seen)["image-size"]:
         if plan.keep[row]:
             _mend_size(checked, plan, row, leave_out)
     _copies(checked, plan)
     return plan
 
 
-def _ids(checked: Checked, plan: ImagePlan, leave_out: Callable[[int, str], None]) -> None:
+def _ids(checked: CheckedSet, plan: ImagePlan, leave_out: Callable[[int, str], None]) -> None:
     """An id that is there twice: one of two equal entries, or both where it cannot be told whose the boxes are."""
-    raw = checked.raw
-    values, counts = np.unique(raw.image_ids, return_counts=True)
+    entries = checked.original
+    values, counts = np.unique(entries.image_ids, return_counts=True)
     for value in values[(counts > 1) & (values >= 0)].tolist():
-        rows = np.flatnonzero(raw.image_ids == value).tolist()
+        rows = np.flatnonzero(entries.image_ids == value).tolist()
         if len({plan.names[row] for row in rows}) == 1:
             for row in rows[1:]:
                 leave_out(row, "second entry of an image removed")
@@ -106,12 +106,12 @@ def _listed_twice(plan: ImagePlan) -> None:
             first[name] = row
 
 
-def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: Callable[[int, str], None]) -> None:
+def _mend_size(checked: CheckedSet, plan: ImagePlan, row: int, leave_out: Callable[[int, str], None]) -> None:
     """The image's own size, where the boxes tell what they are in pixels of."""
-    raw, seen = checked.plain, checked.seen
-    said = raw.sizes[row].astype(float)
+    entries, seen = checked.normalized, checked.images
+    said = entries.sizes[row].astype(float)
     true = np.array(seen.upright(row), float)
-    boxes = raw.boxes[(raw.images == row) & np.isfinite(raw.boxes).all(axis=1)]
+    boxes = entries.boxes[(entries.image_rows == row) & np.isfinite(entries.boxes).all(axis=1)]
     fits = not len(boxes) or bool((boxes[:, :2] + boxes[:, 2:] <= true + 2).all())
     factor = true / said
     same_shape = abs(factor[0] / factor[1] - 1) < 0.02
@@ -127,9 +127,9 @@ def _mend_size(checked: Checked, plan: ImagePlan, row: int, leave_out: Callable[
         leave_out(row, "image left out with its boxes: its size is wrong, and what its boxes are in cannot be told")
 
 
-def _copies(checked: Checked, plan: ImagePlan) -> None:
+def _copies(checked: CheckedSet, plan: ImagePlan) -> None:
     """Of files with the same bytes one is kept, where they have the same boxes."""
-    raw, seen = checked.plain, checked.seen
+    entries, seen = checked.normalized, checked.images
     groups: dict[bytes, list[int]] = {}
     for row in np.flatnonzero(plan.keep).tolist():
         if seen.looks[row].digest:
@@ -137,9 +137,13 @@ def _copies(checked: Checked, plan: ImagePlan) -> None:
     groups = {digest: rows for digest, rows in groups.items() if len(rows) > 1}
     wanted = {row for rows in groups.values() for row in rows}
     described: dict[int, list[tuple[float, ...]]] = {row: [] for row in wanted}
-    for annotation in np.flatnonzero(np.isin(raw.images, list(wanted))).tolist():
-        box = clipped(raw.boxes[annotation : annotation + 1], raw.sizes[raw.images[annotation]][None])[0]
-        described[int(raw.images[annotation])].append((float(raw.categories[annotation]), *box.round(1).tolist()))
+    for annotation in np.flatnonzero(np.isin(entries.image_rows, list(wanted))).tolist():
+        box = clipped(entries.boxes[annotation : annotation + 1], entries.sizes[entries.image_rows[annotation]][None])[
+            0
+        ]
+        described[int(entries.image_rows[annotation])].append(
+            (float(entries.category_rows[annotation]), *box.round(1).tolist())
+        )
     for rows in groups.values():
         for row in rows[1:]:
             if sorted(described[row]) == sorted(described[rows[0]]):

@@ -90,32 +90,32 @@ def default_workers() -> int:
 # ---- findings
 
 
-def check_images(raw: Entries, seen: Looks) -> list[Finding]:
+def check_images(entries: Entries, seen: Looks) -> list[Finding]:
     """What is wrong with the images themselves, and with what the annotations say of them."""
     found: list[Finding] = []
     looks = seen.looks
 
     def add(code: str, rows: Sequence[int] | np.ndarray, describe: Callable[[int], str], **more: object) -> None:
         if len(rows):
-            found.append(raw.image_finding(code, np.asarray(rows), describe, total=len(looks), **more))  # type: ignore[arg-type]
+            found.append(entries.image_finding(code, np.asarray(rows), describe, total=len(looks), **more))  # type: ignore[arg-type]
 
     def detail(row: int) -> str:
         return looks[row].detail
 
     missing = seen.rows("missing")
     if len(missing):
-        near = similar_names(raw, missing)
+        near = similar_names(entries, missing)
         hint = f"{len(near)} of them are there under another spelling, which --fix writes in" if near else ""
         add("image-missing", missing, lambda row: f"there is {near[row]}" if row in near else detail(row), detail=hint)
     for status in ("unreadable", "truncated", "damaged", "huge", "refused"):
         add(f"image-{status}", seen.rows(status), detail)
-    for code, rows in size_rows(raw, seen).items():
-        add(code, rows, lambda row: _size_text(raw, seen, row))
+    for code, rows in size_rows(entries, seen).items():
+        add(code, rows, lambda row: _size_text(entries, seen, row))
     readable = seen.rows("ok", "huge", "truncated").tolist()
     extensions = Image.registered_extensions()
 
     def misnamed(row: int) -> bool:
-        promised = extensions.get(Path(raw.file_names[row]).suffix.lower(), "")
+        promised = extensions.get(Path(entries.file_names[row]).suffix.lower(), "")
         return bool(looks[row].format) and ("JPEG" if promised == "MPO" else promised) != looks[row].format
 
     add("image-extension", [row for row in readable if misnamed(row)], lambda row: f"it is {looks[row].format}")
@@ -138,11 +138,11 @@ def blank(seen: Looks) -> np.ndarray:
     return ok & (np.ptp(flat, axis=1) <= 2) if len(flat) else ok
 
 
-def size_rows(raw: Entries, seen: Looks) -> dict[str, list[int]]:
+def size_rows(entries: Entries, seen: Looks) -> dict[str, list[int]]:
     """Images by how the annotated size goes with the image's: image-size, exif-at-odds, exif-turned."""
     rows: dict[str, list[int]] = {"image-size": [], "exif-at-odds": [], "exif-turned": []}
     for row in seen.rows("ok", "huge", "truncated", "damaged").tolist():
-        said, stored = tuple(raw.sizes[row].tolist()), seen.looks[row].size
+        said, stored = tuple(entries.sizes[row].tolist()), seen.looks[row].size
         if 0 in said or 0 in stored:
             continue
         if said not in (stored, seen.upright(row)):
@@ -152,18 +152,18 @@ def size_rows(raw: Entries, seen: Looks) -> dict[str, list[int]]:
     return rows
 
 
-def similar_names(raw: Entries, rows: np.ndarray) -> dict[int, str]:
+def similar_names(entries: Entries, rows: np.ndarray) -> dict[int, str]:
     """Of images that are not there: the one file of the folder that has the name in another spelling or place."""
-    if raw.folder is None or not raw.folder.is_dir():
+    if entries.folder is None or not entries.folder.is_dir():
         return {}
     there: dict[str, list[str]] = {}
-    for name in image_files(raw.folder):
+    for name in image_files(entries.folder):
         for key in {_plain(name), _plain(Path(name).name)}:
             there.setdefault(key, []).append(name)
-    taken = set(raw.file_names.tolist())
+    taken = set(entries.file_names.tolist())
     near = {}
     for row in rows.tolist():
-        named = str(raw.file_names[row]).replace("\\", "/")
+        named = str(entries.file_names[row]).replace("\\", "/")
         for key in (_plain(named), _plain(named.rsplit("/", 1)[-1])):
             candidates = [name for name in there.get(key, ()) if name not in taken]
             if len(candidates) == 1:
@@ -186,7 +186,7 @@ def _plain(name: str) -> str:
     return os.path.splitext(name)[0].casefold()
 
 
-def _size_text(raw: Entries, seen: Looks, row: int) -> str:
+def _size_text(entries: Entries, seen: Looks, row: int) -> str:
     width, height = seen.looks[row].size
     turned = f", EXIF orientation {seen.looks[row].orientation}" if seen.looks[row].orientation != 1 else ""
-    return f"is {width}x{height}{turned}, annotated as {raw.sizes[row, 0]}x{raw.sizes[row, 1]}"
+    return f"is {width}x{height}{turned}, annotated as {entries.sizes[row, 0]}x{entries.sizes[row, 1]}"

@@ -13,19 +13,19 @@ SMALL, LARGE = 32.0, 96.0
 """COCO's bounds of small, medium and large: roots of the area in pixels of the original image."""
 
 
-def statistics(raw: Entries) -> dict[str, Any]:
+def statistics(entries: Entries) -> dict[str, Any]:
     """Plain values: counts, quantiles of sizes and shapes, boxes and images of each class."""
-    boxes, images = class_counts(raw)
-    sides = box_sides(raw)
+    boxes, images = class_counts(entries)
+    sides = box_sides(entries)
     root = np.sqrt(sides.prod(axis=1))
-    known = raw.sizes[(raw.sizes > 0).all(axis=1)]
-    each = boxes_per_image(raw)
+    known = entries.sizes[(entries.sizes > 0).all(axis=1)]
+    each = boxes_per_image(entries)
     return {
-        "source": raw.source,
-        "format": raw.format,
-        "images": len(raw.image_ids),
-        "boxes": int(raw.good.sum()),
-        "crowd": int(raw.crowd.sum()),
+        "source": entries.source,
+        "format": entries.format,
+        "images": len(entries.image_ids),
+        "boxes": int(entries.valid.sum()),
+        "crowd": int(entries.crowd.sum()),
         "images_without_boxes": int((each == 0).sum()),
         "boxes_per_image": {"mean": float(each.mean()) if len(each) else 0.0, "most": int(each.max(initial=0))},
         "image_width": _quantiles(known[:, 0]),
@@ -37,35 +37,35 @@ def statistics(raw: Entries) -> dict[str, Any]:
         "large": float((root >= LARGE).mean()) if len(root) else 0.0,
         "classes": [
             {"id": int(i), "name": name, "boxes": int(b), "images": int(n)}
-            for i, name, b, n in zip(raw.category_ids, raw.category_names, boxes, images, strict=True)
+            for i, name, b, n in zip(entries.category_ids, entries.category_names, boxes, images, strict=True)
         ],
     }
 
 
-def box_sides(raw: Entries) -> np.ndarray:
+def box_sides(entries: Entries) -> np.ndarray:
     """float [b, 2]: width and height within the image of boxes that training sees."""
-    inner = _training_boxes(raw)[0]
+    inner = _training_boxes(entries)[0]
     return inner[:, 2:] - inner[:, :2]
 
 
-def sides_at_input(raw: Entries, setting: Setting) -> np.ndarray:
+def sides_at_input(entries: Entries, setting: Setting) -> np.ndarray:
     """float [b, 2]: as `box_sides`, in pixels of the resized image."""
-    boxes, sizes = _training_boxes(raw)
+    boxes, sizes = _training_boxes(entries)
     seen, _ = resize(boxes, sizes, setting) if len(boxes) else (boxes, sizes)
     return seen[:, 2:] - seen[:, :2]
 
 
-def centres(raw: Entries) -> np.ndarray:
+def centres(entries: Entries) -> np.ndarray:
     """float [b, 2]: where in its image each box's centre lies, 0…1."""
-    boxes, sizes = _training_boxes(raw)
+    boxes, sizes = _training_boxes(entries)
     return (boxes[:, :2] + boxes[:, 2:]) / 2 / sizes
 
 
-def _training_boxes(raw: Entries) -> tuple[np.ndarray, np.ndarray]:
-    sizes = box_sizes(raw)
-    inner = clipped(raw.boxes, sizes)
+def _training_boxes(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
+    sizes = box_sizes(entries)
+    inner = clipped(entries.boxes, sizes)
     with np.errstate(invalid="ignore"):
-        keep = raw.good & ((inner[:, 2:] - inner[:, :2]) >= 1).all(axis=1)
+        keep = entries.valid & ((inner[:, 2:] - inner[:, :2]) >= 1).all(axis=1)
     return inner[keep], sizes[keep]
 
 

@@ -3,58 +3,62 @@
 import numpy as np
 
 from detection.doctor.entries import Entries
-from detection.doctor.findings import Example, Finding, finding
+from detection.doctor.findings import Example, Finding, make_finding
 
 
-def check_structure(raw: Entries) -> list[Finding]:
+def check_structure(entries: Entries) -> list[Finding]:
     """Faults of the file, without a look at images, boxes and classes; those found in reading are among them."""
-    if not len(raw.image_ids):
-        return [*raw.faults, finding("no-images", raw.split, 0)]
-    if not len(raw.category_ids):
-        return [*raw.faults, finding("no-categories", raw.split, 0)]
-    found = list(raw.faults)
-    twice = again(raw.image_ids)
+    if not len(entries.image_ids):
+        return [*entries.parse_findings, make_finding("no-images", entries.split, 0)]
+    if not len(entries.category_ids):
+        return [*entries.parse_findings, make_finding("no-categories", entries.split, 0)]
+    found = list(entries.parse_findings)
+    twice = again(entries.image_ids)
     if len(twice):
-        found.append(raw.image_finding("image-id-twice", twice, lambda row: f"image id {raw.image_ids[row]}"))
+        found.append(entries.image_finding("image-id-twice", twice, lambda row: f"image id {entries.image_ids[row]}"))
     # An entry that is there as a whole twice has been told of as an id.
-    listed = np.setdiff1d(again(raw.file_names), twice)
+    listed = np.setdiff1d(again(entries.file_names), twice)
     if len(listed):
-        found.append(raw.image_finding("image-listed-twice", listed, lambda row: f"image id {raw.image_ids[row]}"))
-    if raw.outside:
-        found.append(raw.image_finding("image-outside", np.array(sorted(raw.outside))))
-    unknown = lost_annotations(raw, raw.images)
-    if len(unknown):
-        found.append(raw.box_finding("image-unknown", unknown))
-    unknown = lost_annotations(raw, raw.categories)
-    if len(unknown):
-        found.append(raw.box_finding("category-unknown", unknown))
-    numbered = np.where(raw.broken, -np.arange(len(raw.broken)) - 1, raw.annotation_ids)
-    bad_ids = np.setdiff1d(np.union1d(np.flatnonzero(numbered < 1), again(numbered)), np.flatnonzero(raw.broken))
-    if len(bad_ids) and raw.format == "coco":
         found.append(
-            raw.box_finding(
-                "annotation-ids", bad_ids, lambda row: f"id {raw.annotation_ids[row]}", total=len(raw.boxes)
+            entries.image_finding("image-listed-twice", listed, lambda row: f"image id {entries.image_ids[row]}")
+        )
+    if entries.rows_outside_folder:
+        found.append(entries.image_finding("image-outside", np.array(sorted(entries.rows_outside_folder))))
+    unknown = lost_annotations(entries, entries.image_rows)
+    if len(unknown):
+        found.append(entries.box_finding("image-unknown", unknown))
+    unknown = lost_annotations(entries, entries.category_rows)
+    if len(unknown):
+        found.append(entries.box_finding("category-unknown", unknown))
+    numbered = np.where(entries.unreadable, -np.arange(len(entries.unreadable)) - 1, entries.annotation_ids)
+    bad_ids = np.setdiff1d(
+        np.union1d(np.flatnonzero(numbered < 1), again(numbered)), np.flatnonzero(entries.unreadable)
+    )
+    if len(bad_ids) and entries.format == "coco":
+        found.append(
+            entries.box_finding(
+                "annotation-ids", bad_ids, lambda row: f"id {entries.annotation_ids[row]}", total=len(entries.boxes)
             )
         )
-    sizeless = np.flatnonzero((raw.sizes < 1).any(axis=1) & (raw.file_names != ""))
+    sizeless = np.flatnonzero((entries.sizes < 1).any(axis=1) & (entries.file_names != ""))
     if len(sizeless):
-        found.append(raw.image_finding("size-missing", sizeless))
+        found.append(entries.image_finding("size-missing", sizeless))
     return found
 
 
-def check_categories(raw: Entries) -> list[Finding]:
+def check_categories(entries: Entries) -> list[Finding]:
     """Ids and names of the classes."""
     found = []
-    names = np.array(raw.category_names, object)
-    ids = raw.category_ids
+    names = np.array(entries.category_names, object)
+    ids = entries.category_ids
     twice = again(ids)
     if len(twice):
         examples = [Example(text=f"id {ids[row]}: {_quoted(names[ids == ids[row]])}") for row in twice.tolist()]
-        found.append(finding("category-id-twice", raw.split, len(twice), examples))
+        found.append(make_finding("category-id-twice", entries.split, len(twice), examples))
     same = np.setdiff1d(again(names), twice)
     if len(same):
         examples = [Example(text=f"{names[row]!r}: ids {_listed(ids[names == names[row]])}") for row in same.tolist()]
-        found.append(finding("class-name-twice", raw.split, len(same), examples))
+        found.append(make_finding("class-name-twice", entries.split, len(same), examples))
     plain = np.array(["".join(c for c in name.casefold() if c.isalnum()) for name in names], object)
     alike = []
     for row in again(plain).tolist():
@@ -63,13 +67,13 @@ def check_categories(raw: Entries) -> list[Finding]:
         if len(group) > 1 and plain[row]:
             alike.append(Example(text=_quoted(group)))
     if alike:
-        found.append(finding("class-names-alike", raw.split, len(alike), alike))
+        found.append(make_finding("class-names-alike", entries.split, len(alike), alike))
     known = ids[ids >= 0]
     if len(known) and len(set(known.tolist())) == len(known) and known.max() - known.min() + 1 > len(known):
         missing = np.setdiff1d(np.arange(known.min(), min(known.max(), known.min() + 100_000)), known)
         gaps = int(known.max() - known.min() + 1 - len(known))
         more = ", …" if gaps > 8 else ""
-        found.append(finding("class-id-gaps", raw.split, gaps, detail=", ".join(map(str, missing[:8])) + more))
+        found.append(make_finding("class-id-gaps", entries.split, gaps, detail=", ".join(map(str, missing[:8])) + more))
     return found
 
 
@@ -81,9 +85,9 @@ def again(values: np.ndarray) -> np.ndarray:
     return rows[~np.array(nothing, bool)]
 
 
-def lost_annotations(raw: Entries, rows: np.ndarray) -> np.ndarray:
+def lost_annotations(entries: Entries, rows: np.ndarray) -> np.ndarray:
     """Annotations whose image or category (`rows` of either) is not there, those that name none at all left out."""
-    return np.flatnonzero((rows < 0) & ~raw.broken)
+    return np.flatnonzero((rows < 0) & ~entries.unreadable)
 
 
 def _quoted(names: np.ndarray | list[str]) -> str:

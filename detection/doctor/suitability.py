@@ -11,7 +11,7 @@ from detection.core.errors import UserError
 from detection.core.memory import available_memory
 from detection.doctor.box_checks import box_sizes, clipped
 from detection.doctor.entries import Entries
-from detection.doctor.findings import Finding, finding
+from detection.doctor.findings import Finding, make_finding
 
 RATIOS = (0.5, 1.0, 2.0)
 FIRST_STRIDE = {"retinanet": 8, "faster_rcnn": 4}
@@ -76,12 +76,12 @@ def setting_of(config: DetectionConfig, name: str) -> Setting:
     return Setting(model.detector, tuple(model.anchor_sizes), data.short_side, data.long_side, name)
 
 
-def examine_anchors(raw: Entries, setting: Setting) -> Suitability | None:
+def examine_anchors(entries: Entries, setting: Setting) -> Suitability | None:
     """None where there is no box to train on."""
-    sizes = box_sizes(raw)
-    inner = clipped(raw.boxes, sizes)
+    sizes = box_sizes(entries)
+    inner = clipped(entries.boxes, sizes)
     with np.errstate(invalid="ignore"):
-        rows = np.flatnonzero(raw.good & ((inner[:, 2:] - inner[:, :2]) >= 1).all(axis=1))
+        rows = np.flatnonzero(entries.valid & ((inner[:, 2:] - inner[:, :2]) >= 1).all(axis=1))
     if not len(rows):
         return None
     if len(rows) > MOST_BOXES:
@@ -130,14 +130,16 @@ def check_suitability(found: Suitability, split: str) -> list[Finding]:
         )
         where = f"at {found.setting.short_side}x{found.setting.long_side} ({found.setting.name})"
         findings.append(
-            finding("anchors-miss", split, round(missed * found.boxes), total=found.boxes, detail=f"{where}; {way}")
+            make_finding(
+                "anchors-miss", split, round(missed * found.boxes), total=found.boxes, detail=f"{where}; {way}"
+            )
         )
     if found.small > 0.1 and found.better_input:
         short, long = found.better_input
         _, _, _, small, cost = next(entry for entry in found.inputs if entry[:2] == found.better_input)
         detail = f"data.short_side={short} data.long_side={long} leaves {small:.0%}, at {cost:.1f} times the cost"
         findings.append(
-            finding("boxes-small", split, round(found.small * found.boxes), total=found.boxes, detail=detail)
+            make_finding("boxes-small", split, round(found.small * found.boxes), total=found.boxes, detail=detail)
         )
     return findings
 
@@ -238,7 +240,7 @@ def predicted_memory(config: DetectionConfig, num_classes: int) -> dict[str, flo
 def memory_finding(predicted: float, free: float | None, split: str) -> list[Finding]:
     if free is None or predicted <= 0.9 * free:
         return []
-    return [finding("memory-high", split, math.ceil(predicted / 1e9), detail=f"{free / 1e9:.1f} GB are free")]
+    return [make_finding("memory-high", split, math.ceil(predicted / 1e9), detail=f"{free / 1e9:.1f} GB are free")]
 
 
 def free_memory(device: str) -> float | None:

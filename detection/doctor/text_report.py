@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.core.outputs import write_output
-from detection.doctor.examine import Checked, Report
+from detection.doctor.examine import CheckedSet, Report
 from detection.doctor.findings import Example
 from detection.doctor.rules import SEVERITIES
 from detection.doctor.stats import statistics
@@ -31,8 +31,8 @@ def console(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     for checked in report.sets:
         yield _describe(checked)
-    seconds = sum(checked.seen.seconds for checked in report.sets)
-    images = sum(len(checked.raw.image_ids) for checked in report.sets)
+    seconds = sum(checked.images.seconds for checked in report.sets)
+    images = sum(len(checked.original.image_ids) for checked in report.sets)
     rate = f", {images / seconds:.0f} images/s" if seconds else ""
     yield f"images: {DECODED[report.read_images]}{rate}"
     for severity in SEVERITIES:
@@ -58,11 +58,11 @@ def _lines(report: Report) -> Iterator[str]:
     )
 
 
-def _describe(checked: Checked) -> str:
-    numbers = statistics(checked.trained)
+def _describe(checked: CheckedSet) -> str:
+    numbers = statistics(checked.selected)
     crowd = f" and {numbers['crowd']} crowd regions" if numbers["crowd"] else ""
     return (
-        f"{numbers['source']} ({checked.raw.split}, {numbers['format'].upper()}): {numbers['images']} images, "
+        f"{numbers['source']} ({checked.original.split}, {numbers['format'].upper()}): {numbers['images']} images, "
         f"{numbers['boxes']} boxes{crowd}, {len(numbers['classes'])} classes; "
         f"{numbers['small']:.0%} small, {numbers['medium']:.0%} medium, {numbers['large']:.0%} large"
     )
@@ -113,7 +113,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "counts": report.counts(),
         "pictures": report.read_images,
         "seconds": round(report.seconds, 2),
-        "sets": {checked.raw.split: statistics(checked.trained) for checked in report.sets},
+        "sets": {checked.original.split: statistics(checked.selected) for checked in report.sets},
         "findings": [finding.as_json() for finding in report.findings],
         "suitability": None
         if found is None

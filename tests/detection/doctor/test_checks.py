@@ -201,18 +201,18 @@ def test_boxes_in_boxes_are_counted(tmp_path):
     raw = read_set(write_clean(tmp_path), "data")
     boxes = raw.boxes.copy()
     boxes[:8] = [[0, 0, 90, 70], *([i * 10, i * 8, 9, 7] for i in range(7))]
-    categories, images = raw.categories.copy(), raw.images.copy()
+    categories, images = raw.category_rows.copy(), raw.image_rows.copy()
     categories[:8], images[:8] = 0, 0
     images[8:] = np.maximum(images[8:], 2)
-    _, _, regions, within = doubles(replace_entries(raw, boxes=boxes, categories=categories, images=images))
+    _, _, regions, within = doubles(replace_entries(raw, boxes=boxes, category_rows=categories, image_rows=images))
     assert regions.tolist() == [0] and within[0] == 7
     categories[5:8] = 1
-    _, _, regions, within = doubles(replace_entries(raw, boxes=boxes, categories=categories, images=images))
+    _, _, regions, within = doubles(replace_entries(raw, boxes=boxes, category_rows=categories, image_rows=images))
     assert regions.tolist() == [] and within[0] == 4
 
 
 def replace_entries(raw, **fields):
-    return raw.changed(**fields)
+    return raw.replace(**fields)
 
 
 def test_another_input_size_is_in_steps_of_32():

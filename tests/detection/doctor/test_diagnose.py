@@ -218,7 +218,7 @@ def test_classes_that_a_config_does_not_choose_are_not_missed(clean):
         ({"pet": ["cat", "dog"]}, {"id": 1, "name": "pet", "boxes": 48, "images": 12}),
     ):
         findings, checked = check_set(raw, seen, chosen)
-        assert findings == [] and statistics(checked.trained)["classes"] == [expected]
+        assert findings == [] and statistics(checked.selected)["classes"] == [expected]
 
 
 def test_the_page_in_a_browser(pair, tmp_path):
@@ -264,7 +264,7 @@ def test_mistakes(tool, clean, config, tmp_path):
     assert_clear_error(tool("check_data", clean, "--fix", clean), "is an input of the same command")
     assert_clear_error(tool("check_data", clean, "--fix", tmp_path / "a.txt"), "must end in .json")
     assert_clear_error(tool("check_data", clean, "optim.lr=1"), "overrides are for configs")
-    assert_clear_error(tool("check_data", config, "--val", clean), "names its own sets")
+    assert_clear_error(tool("check_data", config, "--val", clean), "names its own datasets")
     assert_clear_error(tool("check_data", config, "data.workerz=1"), "did you mean 'data.workers'")
     (tmp_path / "x.json").write_text('{"images": [')
     assert_clear_error(tool("check_data", tmp_path / "x.json"), "is not JSON")
