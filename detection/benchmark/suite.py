@@ -25,12 +25,12 @@ from detection.core.progress import progress_bar
 from detection.data.image_io import read_image
 from detection.data.synthetic.demo import draw_scene
 from detection.data.transforms import resize_to, to_tensor
-from detection.export.exporter import prepare, verify
+from detection.export.exporter import build_export_spec, verify_export
 from detection.export.onnx import export_onnx
 from detection.export.openvino import export_openvino
 from detection.models.build import build_model
 from detection.runtime.exported import exported_config, read_metadata
-from detection.runtime.metadata import KEY
+from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.pytorch import load_detector
 
 CLASSES = 80
@@ -70,13 +70,13 @@ def export_for(contender: Candidate, path: Path) -> None:
         UserError: a missing extra; or the file does not find what PyTorch does. Of random weights that is not asked:
             their neighbouring boxes have nearly the same scores, and rounding decides which of them is kept.
     """
-    prepared = prepare(contender.path, size=contender.size, overrides=contender.overrides)
+    spec = build_export_spec(contender.path, size=contender.size, overrides=contender.overrides)
     if contender.backend == "onnxruntime":
-        export_onnx(prepared, path)
+        export_onnx(spec, path)
     else:
-        export_openvino(prepared, path)
+        export_openvino(spec, path)
     if kind_of(contender.network) == "checkpoint":
-        verify(path, prepared)
+        verify_export(path, spec)
 
 
 class SuiteBuilder:
@@ -173,7 +173,7 @@ class SuiteBuilder:
         path, backend = Path(target), EXPORTED[Path(target).suffix.lower()]
         if backend == "onnxruntime":
             session = OnnxModel(path, self.size, self.threads)
-            if KEY not in session.metadata:
+            if METADATA_KEY not in session.metadata:
                 size = session.size or self.size
                 foreign = Candidate(target, backend, "foreign", path, size, str(self.device), self.threads)
                 self.field.contenders.append(replace(foreign, ap=self.settings.aps.get(target)))

@@ -1,15 +1,15 @@
 """Options that tools/export.py and tools/quantize.py share. Imports no torch, so that mistakes are told at once."""
 
 from detection.core.errors import UserError
-from detection.runtime.metadata import LARGEST_BATCH, LARGEST_SIDE
+from detection.runtime.metadata import MAX_BATCH, MAX_SIDE
 
 
 def parse_batch(text: str) -> int | None:
     """'dynamic' -> None; '8' -> 8. Raises UserError."""
     if text == "dynamic":
         return None
-    if not _is_number(text) or not 1 <= int(text) <= LARGEST_BATCH:
-        raise UserError(f"--batch {text}: a number of images (1 to {LARGEST_BATCH}) or 'dynamic' is expected")
+    if not _is_number(text) or not 1 <= int(text) <= MAX_BATCH:
+        raise UserError(f"--batch {text}: a number of images (1 to {MAX_BATCH}) or 'dynamic' is expected")
     return int(text)
 
 
@@ -20,10 +20,8 @@ def parse_frame(text: str) -> tuple[int, int] | None:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(map(_is_number, sides)):
         raise UserError(f"--size {text}: pixels (320), height x width (384x640) or 'dynamic' is expected")
-    if max(map(int, sides)) > LARGEST_SIDE:
-        raise UserError(
-            f"--size {text}: a side may have {LARGEST_SIDE} pixels at most; tools/detect.py --tile is for more"
-        )
+    if max(map(int, sides)) > MAX_SIDE:
+        raise UserError(f"--size {text}: a side may have {MAX_SIDE} pixels at most; tools/detect.py --tile is for more")
     return int(sides[0]), int(sides[-1])
 
 

@@ -1,4 +1,4 @@
-"""What tools/export.py does: a checkpoint becomes a file of another format, which is run at once and compared."""
+"""tools/export.py: converts a checkpoint to another file format, runs the file, and compares it with PyTorch."""
 
 import platform
 from collections.abc import Sequence
@@ -18,22 +18,23 @@ from detection.core.outputs import check_outputs
 from detection.data.image_io import read_image
 from detection.data.load_split import read_split
 from detection.data.transforms import resize, to_tensor
+from detection.export.detector_ops import STRIDE
 from detection.export.faster_rcnn import FasterRCNNDetector
 from detection.export.ghostdet import GhostDetDetector, GhostDetHeads, point_spec
 from detection.export.parity import Parity, compare
-from detection.export.retinanet import STRIDE, RetinaNetDetector, RetinaNetHeads
+from detection.export.retinanet import RetinaNetDetector, RetinaNetHeads
 from detection.export.spec import ExportSpec
 from detection.export.torch_export import export_torch_export
 from detection.models.ghostdet import GhostDet
 from detection.models.retinanet import GhostRetinaNet
 from detection.runtime.exported import ExportedDetector, open_exported
-from detection.runtime.metadata import LARGEST_SIDE, OUTPUTS, SMALLEST, Metadata
+from detection.runtime.metadata import MAX_SIDE, MIN_CANVAS_STRIDES, OUTPUTS, Metadata
 from detection.runtime.pytorch import load_detector
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript", "torch_export": ".pt2"}
-"""Format -> how its files' names end."""
-EXACT = (0.05, 1e-3)
-"""Pixels and score by which a file may differ from PyTorch."""
+"""Format -> suffix of its files."""
+TOLERANCE = (0.05, 1e-3)
+"""Largest difference from PyTorch in pixels and in score."""
 
 
 def export_checkpoint(
@@ -47,44 +48,44 @@ def export_checkpoint(
     overrides: Sequence[str] = (),
     force: bool = False,
 ) -> list[str]:
-    """Export, run the file, compare it with PyTorch.
+    """Export a checkpoint, run the file, and compare its detections with PyTorch.
 
     Args:
         file_format: one of `FORMATS`.
-        batch, size: see `prepare`.
-        out: default: beside the checkpoint, with the format's ending.
+        batch, size: see `build_export_spec`.
+        out: default: beside the checkpoint, with the suffix of the format.
         force: overwrite files that this toolkit did not write.
 
     Returns:
-        Lines that tell what was made.
+        Lines that describe the file.
 
     Raises:
-        UserError: unreadable checkpoint, what the format or the detector cannot do, a missing extra, a path
-            that cannot be written to; or the file does not compute what PyTorch does.
+        UserError: the checkpoint cannot be read, the format or the detector does not support the options, an extra is
+            missing, the path cannot be written to, or the file does not compute what PyTorch does.
     """
     require(f"--format {file_format}", *WRITERS.get(file_format, ()))
     out = _out_path(checkpoint, file_format, out)
-    check_outputs(files_of(out), [checkpoint], force=force)
-    prepared = prepare(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
+    check_outputs(exported_files(out), [checkpoint], force=force)
+    spec = build_export_spec(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
     if file_format == "onnx":
         from detection.export.onnx import export_onnx
 
-        notes = export_onnx(prepared, out)
+        notes = export_onnx(spec, out)
     elif file_format == "openvino":
         from detection.export.openvino import export_openvino
 
-        notes = export_openvino(prepared, out)
+        notes = export_openvino(spec, out)
     elif file_format == "torchscript":
         from detection.export.torchscript import export_torchscript
 
-        notes = export_torchscript(prepared, out)
+        notes = export_torchscript(spec, out)
     else:
-        notes = export_torch_export(prepared, out)
-    parity = verify(out, prepared)
-    return [*notes, *describe(prepared.metadata), f"parity    with PyTorch, {parity}"]
+        notes = export_torch_export(spec, out)
+    parity = verify_export(out, spec)
+    return [*notes, *describe_metadata(spec.metadata), f"parity    with PyTorch, {parity}"]
 
 
-def prepare(
+def build_export_spec(
     checkpoint: str | Path,
     *,
     form: str = "end_to_end",
@@ -92,25 +93,23 @@ def prepare(
     size: tuple[int, int] | None = None,
     overrides: Sequence[str] = (),
 ) -> ExportSpec:
-    """A checkpoint's detector as an exporter wants it.
+    """Load a checkpoint and prepare its detector for an exporter.
 
     Args:
         form: "end_to_end" or "raw".
-        batch: images in a batch; None: any number.
-        size: (height, width) of the frame, multiples of 32; None: any. Images are then resized to fill the
-            frame, unless the config's own size does.
+        batch: number of images in a batch; None: any number.
+        size: (height, width) of the canvas, multiples of 32; None: any. With a fixed size images are resized to fill
+            the canvas, unless the size in the config already does.
         overrides: `key=value` for the config, e.g. eval.score_threshold=0.05.
     """
     if form not in OUTPUTS:
-        raise UserError(f"form {form!r} is not known; there are {', '.join(OUTPUTS)}")
+        raise UserError(f"unknown form {form!r}; expected: one of {', '.join(OUTPUTS)}")
     if size is not None and any(side < STRIDE or side % STRIDE for side in size):
         raise UserError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {STRIDE}")
     model, config, classes = load_detector(checkpoint, torch.device("cpu"), overrides=overrides)
     if isinstance(model, ExportedDetector):
-        raise UserError(
-            f"{checkpoint} is an exported detector; export from the checkpoint (best.pt) that it was made of"
-        )
-    # Exporters do not know channels_last, and write transpositions for it.
+        raise UserError(f"{checkpoint} is an exported detector; export the checkpoint (best.pt) from which it was made")
+    # Exporters do not support channels_last and would write transpositions for it.
     model = model.to(memory_format=torch.contiguous_format)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -123,14 +122,14 @@ def prepare(
         anchors = point_spec(model)
     elif form == "raw":
         raise UserError(
-            "the two stages of Faster R-CNN have no raw form: its second stage looks at what the first one found; "
-            "use --form end_to_end"
+            "Faster R-CNN has no raw form, because its second stage needs the proposals of the first; use --form "
+            "end_to_end"
         )
     else:
         network = FasterRCNNDetector(model, size)  # type: ignore[arg-type]
-    short, long = sides_for(config, size)
-    if short > LARGEST_SIDE:
-        raise UserError(f"data.short_side={short} is too large for a file: {LARGEST_SIDE} pixels are the most")
+    short, long = resize_sides(config, size)
+    if short > MAX_SIDE:
+        raise UserError(f"data.short_side={short} is too large for an exported file; the maximum is {MAX_SIDE} pixels")
     body: Any = model.backbone.body  # type: ignore[union-attr]
     metadata = Metadata(
         form=form,
@@ -155,19 +154,20 @@ def prepare(
         },
         config=config.model_dump(mode="json"),
     )
-    # Sides that differ, so that exporters do not take one for the other; two images, as one is special to some.
-    height, width = size or (_rounded_up(short), _rounded_up(short) + STRIDE)
+    # The sides differ so that exporters do not mix them up. Two images, because some exporters treat one as a special
+    # case.
+    height, width = size or (_round_up_to_stride(short), _round_up_to_stride(short) + STRIDE)
     count = batch or 2
     images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
     sizes = torch.tensor([[height - 7 * (i % 2), width - 9 * (i % 3)] for i in range(count)])
     return ExportSpec(model, network.eval(), metadata, (images, sizes))
 
 
-def sides_for(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(short_side, long_side) to which images are resized for a frame of `size` (None: any)."""
-    own = config.data.short_side, config.data.long_side
-    if size is None or (_rounded_up(own[1]) == max(size) and _rounded_up(own[0]) <= min(size)):
-        return own
+def resize_sides(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(short_side, long_side) to which images are resized for a canvas of `size` (None: any)."""
+    short, long = config.data.short_side, config.data.long_side
+    if size is None or (_round_up_to_stride(long) == max(size) and _round_up_to_stride(short) <= min(size)):
+        return short, long
     return min(size), max(size)
 
 
@@ -184,49 +184,50 @@ def anchor_spec(model: GhostRetinaNet) -> dict[str, Any]:
     }
 
 
-def verify(path: Path, prepared: ExportSpec, limits: tuple[float, float] = EXACT) -> Parity:
-    """Run a file on images and compare what it finds with PyTorch.
+def verify_export(path: Path, spec: ExportSpec, tolerance: tuple[float, float] = TOLERANCE) -> Parity:
+    """Run a file on images and compare its detections with those of PyTorch.
 
     Args:
-        limits: pixels and score by which they may differ.
+        tolerance: largest difference in pixels and in score.
 
     Raises:
         UserError: they differ by more.
     """
-    metadata = prepared.metadata
-    run, written = open_exported(path, torch.device("cpu"), torch.get_num_threads())
-    detector = ExportedDetector(run, written, path)
-    prepared.model.transform.frame = metadata.size
+    metadata = spec.metadata
+    run, file_metadata = open_exported(path, torch.device("cpu"), torch.get_num_threads())
+    detector = ExportedDetector(run, file_metadata, path)
+    spec.model.transform.canvas_size = metadata.size
     parity = Parity()
     images = sample_images(metadata)
-    # As many at a time as the file takes: how much is padded changes results a little.
+    # The same batches as the file: the amount of padding changes results a little.
     count = metadata.batch or len(images)
-    least = SMALLEST * STRIDE if path.suffix == FORMATS["torch_export"] else 0
+    min_side = MIN_CANVAS_STRIDES * STRIDE if path.suffix == FORMATS["torch_export"] else 0
     with torch.inference_mode():
         for start in range(0, len(images), count):
-            some = images[start : start + count]
-            if least and metadata.size is None:
-                # PyTorch gets the frame that the file gets: gates look at all of it.
-                sides = [max(image.shape[side] for image in some) for side in (1, 2)]
-                prepared.model.transform.frame = tuple(max(least, _rounded_up(side)) for side in sides)
+            batch = images[start : start + count]
+            if min_side and metadata.size is None:
+                # PyTorch gets the canvas of the file, because squeeze-and-excite gates average over all of it.
+                sides = [max(image.shape[side] for image in batch) for side in (1, 2)]
+                spec.model.transform.canvas_size = tuple(max(min_side, _round_up_to_stride(side)) for side in sides)
             parity = parity + compare(
-                detector(some),
-                prepared.model(some),
+                detector(batch),
+                spec.model(batch),
                 score_threshold=metadata.score_threshold,
                 max_detections=metadata.max_detections,
-                tolerance=limits[1],
+                tolerance=tolerance[1],
             )
-    prepared.model.transform.frame = None
-    if not parity.within(*limits):
+    spec.model.transform.canvas_size = None
+    if not parity.within(*tolerance):
         raise UserError(
-            f"{path} does not compute what PyTorch does ({parity}; allowed are {limits[0]:g} px and {limits[1]:g}): "
-            "do not use it. Another --form, a fixed --size or other versions of the libraries may help"
+            f"{path} does not compute what PyTorch does ({parity}; the tolerance is {tolerance[0]:g} px and "
+            f"{tolerance[1]:g}). Do not use it. Another --form, a fixed --size or other versions of the libraries may "
+            "help"
         )
     return parity
 
 
 def sample_images(metadata: Metadata, count: int = 3) -> list[Tensor]:
-    """Images as the file takes them: of the config's val set where it can be read, and one of random blocks."""
+    """Resized images for a comparison: some of `data.val`, if it can be read, and one of random blocks."""
     size = (metadata.short_side, metadata.long_side)
     images = []
     try:
@@ -240,13 +241,13 @@ def sample_images(metadata: Metadata, count: int = 3) -> list[Tensor]:
     images.append(np.kron(blocks, np.ones((16, 16, 1), np.uint8)))
     resized = [resize(image, *size)[0] for image in images]
     if metadata.size is not None:
-        # Portrait does not fit into a landscape frame.
+        # A portrait image does not fit into a landscape canvas.
         resized = [image[: metadata.size[0], : metadata.size[1]] for image in resized]
     return [to_tensor(image) for image in resized]
 
 
-def describe(metadata: Metadata) -> list[str]:
-    """What goes in and what comes out, for the user."""
+def describe_metadata(metadata: Metadata) -> list[str]:
+    """Lines that describe the inputs and outputs of a file."""
     batch = metadata.batch or "batch"
     height, width = metadata.size or ("height", "width")
     most, classes = metadata.max_detections, len(metadata.names)
@@ -259,8 +260,8 @@ def describe(metadata: Metadata) -> list[str]:
     return [
         f"inputs    images uint8 [{batch}, {height}, {width}, 3] (RGB), sizes int64 [{batch}, 2] (height, width)",
         f"outputs   {outputs}",
-        f"images  resized to a short side of {metadata.short_side}, at most {metadata.long_side}; in frames of "
-        f"multiples of {metadata.stride}",
+        f"images    resized to a short side of {metadata.short_side}, at most {metadata.long_side}; on a canvas whose "
+        f"sides are multiples of {metadata.stride}",
         f"classes   {classes}: {names}; scores above {metadata.score_threshold:g}",
     ]
 
@@ -269,14 +270,14 @@ def _out_path(checkpoint: str | Path, file_format: str, out: str | Path | None) 
     suffix = FORMATS[file_format]
     path = Path(checkpoint).with_suffix(suffix) if out is None else Path(out)
     if path.suffix.lower() != suffix:
-        raise UserError(f"--out {path}: a file of format {file_format} must end in {suffix}, by which it is known")
+        raise UserError(f"--out {path}: a file of format {file_format} must end in {suffix}")
     return path
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files of an exported detector: OpenVINO's numbers are in a second one."""
+def exported_files(path: Path) -> list[Path]:
+    """The files of an exported detector: OpenVINO stores the weights in a second file."""
     return [path, path.with_suffix(".bin")] if path.suffix.lower() == FORMATS["openvino"] else [path]
 
 
-def _rounded_up(side: int) -> int:
+def _round_up_to_stride(side: int) -> int:
     return -(-side // STRIDE) * STRIDE

@@ -1,4 +1,4 @@
-"""Faster R-CNN as a function of tensors alone (see detection/export/retinanet.py)."""
+"""Faster R-CNN as a function of tensors alone (see detection/export/detector_ops.py)."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import roi_align
 
-from detection.export.retinanet import (
-    Anchors,
-    Keep,
+from detection.export.detector_ops import (
+    AnchorGrid,
+    NmsFn,
     Normalize,
-    best_per_level,
     clip_boxes,
     decode_boxes,
+    feature_map_shapes,
     final_detections,
-    keep_mask,
-    map_shapes,
-    pyramid,
-    rows_of,
-    take,
+    fpn_features,
+    gather_rows,
+    nms_mask,
+    permute_and_flatten,
+    topk_per_level,
 )
 
 SMALLEST_PROPOSAL, SMALLEST_BOX = 1e-3, 1e-2
@@ -36,19 +36,19 @@ class FasterRCNNDetector(nn.Module):
         size: (height, width) of all frames, or None.
     """
 
-    def __init__(self, model: FasterRCNN, size: tuple[int, int] | None, keep: Keep = keep_mask) -> None:
+    def __init__(self, model: FasterRCNN, size: tuple[int, int] | None, nms: NmsFn = nms_mask) -> None:
         super().__init__()
         self.normalize = Normalize(model.transform)
         self.backbone: Any = model.backbone
         self.rpn, self.heads = model.rpn, model.roi_heads
         self.fixed = size is not None
-        self.anchors = Anchors(model.rpn.anchor_generator.cell_anchors, size, map_shapes(model, size))
-        self.keep = keep
+        self.anchors = AnchorGrid(model.rpn.anchor_generator.cell_anchors, size, feature_map_shapes(model, size))
+        self.nms = nms
         levels = [int(name[1:]) for name in model.roi_heads.box_roi_pool.featmap_names]
         self.lowest, self.highest = min(levels), max(levels)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps = pyramid(self.backbone, self.normalize(images, sizes))
+        maps = fpn_features(self.backbone, self.normalize(images, sizes))
         proposals, valid = self.propose(maps, images.shape[1], images.shape[2], sizes)
         return self.classify(maps, proposals, valid, sizes)
 
@@ -56,20 +56,22 @@ class FasterRCNNDetector(nn.Module):
         """-> proposals [N, R, 4], the best first, and which of them are some [N, R]."""
         rpn = self.rpn
         objectness, codes = rpn.head(maps)
-        best, places, counts = best_per_level([rows_of(x) for x in objectness], rpn.pre_nms_top_n(), self.fixed)
-        codes = torch.cat([rows_of(x) for x in codes], dim=1).reshape(maps[0].shape[0], -1, 4)
+        best, places, counts = topk_per_level(
+            [permute_and_flatten(x) for x in objectness], rpn.pre_nms_top_n(), self.fixed
+        )
+        codes = torch.cat([permute_and_flatten(x) for x in codes], dim=1).reshape(maps[0].shape[0], -1, 4)
         anchors = self.anchors(height, width, maps)[places]
-        boxes = decode_boxes(take(codes, places), anchors, rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip)
+        boxes = decode_boxes(gather_rows(codes, places), anchors, rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip)
         boxes = clip_boxes(boxes, sizes)
         scores = best.sigmoid() * large(boxes, SMALLEST_PROPOSAL)
         # Levels do not suppress each other.
         level = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=boxes.device)
         own = level == torch.arange(len(counts), device=boxes.device)[:, None]
         most = rpn.post_nms_top_n()
-        kept = self.keep(boxes, scores[:, None, :] * own, rpn.nms_thresh, rpn.score_thresh, most)
+        kept = self.nms(boxes, scores[:, None, :] * own, rpn.nms_thresh, rpn.score_thresh, most)
         scores, order = (scores * kept.amax(1)).topk(min(most, sum(counts)))
         valid = scores > 0
-        return take(boxes, order) * valid[:, :, None], valid
+        return gather_rows(boxes, order) * valid[:, :, None], valid
 
     def classify(
         self, maps: list[Tensor], proposals: Tensor, valid: Tensor, sizes: Tensor
@@ -88,7 +90,7 @@ class FasterRCNNDetector(nn.Module):
         # Each class has boxes of its own: classes of an image are to the suppression what images are.
         boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
         most = heads.detections_per_img
-        kept = self.keep(
+        kept = self.nms(
             boxes.reshape(-1, rows, 4), scores.reshape(-1, 1, rows), heads.nms_thresh, heads.score_thresh, most
         )
         scores = (scores * kept.reshape(count, classes, rows)).flatten(1)

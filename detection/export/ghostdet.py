@@ -1,4 +1,4 @@
-"""GhostDet as a function of tensors alone (see detection/export/retinanet.py)."""
+"""GhostDet as a function of tensors alone (see detection/export/detector_ops.py)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.export.retinanet import Keep, Normalize, best_per_level, clip_boxes, final_detections, keep_mask, take
+from detection.export.detector_ops import (
+    NmsFn,
+    Normalize,
+    clip_boxes,
+    final_detections,
+    gather_rows,
+    nms_mask,
+    topk_per_level,
+)
 from detection.models.ghost_pan import STRIDES
 from detection.models.ghostdet import GhostDet, expected, points_of
 
@@ -46,7 +54,7 @@ class GhostDetDetector(nn.Module):
 
     points: Tensor
 
-    def __init__(self, model: GhostDet, size: tuple[int, int] | None, keep: Keep = keep_mask) -> None:
+    def __init__(self, model: GhostDet, size: tuple[int, int] | None, nms: NmsFn = nms_mask) -> None:
         super().__init__()
         self.heads = GhostDetHeads(model)
         self.fixed = size is not None
@@ -55,16 +63,16 @@ class GhostDetDetector(nn.Module):
         self.candidates = model.topk_candidates
         self.score_threshold, self.nms_threshold = model.score_thresh, model.nms_thresh
         self.max_detections = model.detections_per_img
-        self.keep = keep
+        self.nms = nms
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.heads
         maps = heads.maps(images, sizes)
         logits, distances = (x.transpose(1, 2) for x in heads.head.columns(maps))
         # Points first, then the pairs within them.
-        best, place, counts = best_per_level([logits.amax(2)], self.candidates, self.fixed)
+        best, place, counts = topk_per_level([logits.amax(2)], self.candidates, self.fixed)
         count, classes = counts[0], logits.shape[2]
-        pairs = take(logits, place)
+        pairs = gather_rows(logits, place)
         if not self.fixed:
             # Where there are fewer points than that, the rest of them are doubles of the last.
             pairs = torch.where((best > -torch.inf)[:, :, None], pairs, -torch.inf)
@@ -75,11 +83,11 @@ class GhostDetDetector(nn.Module):
 
         table = self.points if self.fixed else point_table([(m.shape[2], m.shape[3]) for m in maps])
         centre, stride = table[point].split([2, 1], dim=-1)
-        side = expected(heads.by_side(take(distances, point))) * stride
+        side = expected(heads.by_side(gather_rows(distances, point))) * stride
         boxes = clip_boxes(torch.cat([centre - side[..., :2], centre + side[..., 2:]], dim=-1), sizes)
         scores = scores.sigmoid()
         apart = (label * (sizes.amax((0, 1)) + 1)).to(boxes.dtype)
-        kept = self.keep(
+        kept = self.nms(
             boxes + apart[:, :, None], scores[:, None], self.nms_threshold, self.score_threshold, self.max_detections
         )
         return final_detections(boxes, label + 1, scores * kept[:, 0], self.max_detections)

@@ -17,9 +17,9 @@ from detection.core.extras import require
 from detection.core.outputs import write_output
 from detection.export.channel_blocks import in_blocks, map_channels
 from detection.export.concats import without_concats
-from detection.export.retinanet import keep_mask
+from detection.export.detector_ops import nms_mask
 from detection.export.spec import ExportSpec
-from detection.runtime.metadata import KEY, Metadata
+from detection.runtime.metadata import METADATA_KEY, Metadata
 
 OPSET = 17
 """Of 2022: ONNX Runtime 1.12, its web build, OpenVINO 2022.3 and TensorRT 8.6 have it."""
@@ -27,14 +27,14 @@ LIMIT = 2 * 1024**3
 """What a protobuf message may weigh."""
 
 
-class OnnxKeepMask(torch.autograd.Function):
-    """`detection.export.retinanet.keep_mask`; in the file one NonMaxSuppression, its choice scattered into a mask."""
+class OnnxNmsMask(torch.autograd.Function):
+    """`detection.export.detector_ops.nms_mask`; in the file one NonMaxSuppression, its choice scattered into a mask."""
 
     @staticmethod
     def forward(
         ctx: Any, boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
     ) -> Tensor:
-        return keep_mask(boxes, scores, nms_threshold, score_threshold, most)
+        return nms_mask(boxes, scores, nms_threshold, score_threshold, most)
 
     @staticmethod
     def symbolic(g: Any, boxes: Any, scores: Any, nms_threshold: float, score_threshold: float, most: int) -> Any:
@@ -56,7 +56,7 @@ class OnnxKeepMask(torch.autograd.Function):
         return g.op("ScatterND", nothing, selected, ones).setType(scores.type())
 
 
-def export_onnx(prepared: ExportSpec, path: Path) -> list[str]:
+def export_onnx(spec: ExportSpec, path: Path) -> list[str]:
     """Write a detector as ONNX.
 
     Returns:
@@ -70,15 +70,15 @@ def export_onnx(prepared: ExportSpec, path: Path) -> list[str]:
     import onnx
     import onnxslim
 
-    model = onnxslim.slim(tidied(onnx.load_from_string(translate(prepared))))
+    model = onnxslim.slim(tidied(onnx.load_from_string(translate(spec))))
     model = in_blocks(onnx.shape_inference.infer_shapes(model))
     model = without_concats(model)
     del model.graph.value_info[:]
-    _tell_shapes(model, prepared.metadata)
-    versions = {**prepared.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}
-    metadata = dataclasses.replace(prepared.metadata, versions=versions)
+    _tell_shapes(model, spec.metadata)
+    versions = {**spec.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}
+    metadata = dataclasses.replace(spec.metadata, versions=versions)
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     model.producer_name = "ghostnet-detection"
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -89,30 +89,30 @@ def export_onnx(prepared: ExportSpec, path: Path) -> list[str]:
     return [f"{path}  {len(data) / 1e6:.1f} MB, {metadata.form}, ONNX opset {OPSET}, {len(model.graph.node)} operators"]
 
 
-def translate(prepared: ExportSpec) -> bytes:
+def translate(spec: ExportSpec) -> bytes:
     """The network as an ONNX model, as PyTorch's exporter writes it.
 
     Raises:
         UserError: the network has an operation that ONNX lacks.
     """
-    metadata = prepared.metadata
-    if hasattr(prepared.network, "keep"):
-        prepared.network.keep = OnnxKeepMask.apply
+    metadata = spec.metadata
+    if hasattr(spec.network, "nms"):
+        spec.network.nms = OnnxNmsMask.apply
     frame = {} if metadata.size else {1: "height", 2: "width"}
     images = {} if metadata.batch else {0: "batch"}
-    axes = {"images": {**images, **frame}, "sizes": images, **{name: dict(images) for name in prepared.outputs}}
+    axes = {"images": {**images, **frame}, "sizes": images, **{name: dict(images) for name in spec.outputs}}
     if metadata.form == "raw" and not metadata.size:
-        for name in prepared.outputs:
+        for name in spec.outputs:
             axes[name][1] = "anchors"
     buffer: Any = io.BytesIO()
     try:
         with torch.no_grad(), _silence():
             torch.onnx.export(
-                prepared.network,
-                prepared.example,
+                spec.network,
+                spec.example,
                 buffer,
                 input_names=["images", "sizes"],
-                output_names=list(prepared.outputs),
+                output_names=list(spec.outputs),
                 dynamic_axes={name: named for name, named in axes.items() if named},
                 opset_version=OPSET,
                 dynamo=False,

@@ -7,14 +7,14 @@ from zlib import crc32
 
 from detection.core.errors import UserError
 from detection.core.outputs import write_output
-from detection.runtime.metadata import KEY
+from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.openvino import CHECKSUM, import_openvino
 
 if TYPE_CHECKING:
     from detection.export.spec import ExportSpec
 
 
-def export_openvino(prepared: "ExportSpec", path: Path) -> list[str]:
+def export_openvino(spec: "ExportSpec", path: Path) -> list[str]:
     """Write a detector for OpenVINO, by way of ONNX.
 
     Args:
@@ -27,23 +27,21 @@ def export_openvino(prepared: "ExportSpec", path: Path) -> list[str]:
         UserError: OpenVINO or ONNX is not installed, or the path cannot be written to.
     """
     openvino = import_openvino(path)
-    model = openvino_model(prepared)
-    size = save_openvino(model, prepared.metadata.to_json(), path)
+    model = openvino_model(spec)
+    size = save_openvino(model, spec.metadata.to_json(), path)
     version = openvino.__version__.split("-")[0]
     operators = len(model.get_ops())
-    return [
-        f"{path} and .bin  {size / 1e6:.1f} MB, {prepared.metadata.form}, OpenVINO {version}, {operators} operators"
-    ]
+    return [f"{path} and .bin  {size / 1e6:.1f} MB, {spec.metadata.form}, OpenVINO {version}, {operators} operators"]
 
 
-def openvino_model(prepared: "ExportSpec") -> Any:
+def openvino_model(spec: "ExportSpec") -> Any:
     """The detector as an `openvino.Model`, all of it in memory."""
     from detection.export.onnx import export_onnx
 
     openvino = import_openvino("the export")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
-        export_onnx(prepared, path)
+        export_onnx(spec, path)
         # Not openvino.convert_model: it reports its use to a server.
         return openvino.Core().read_model(path.read_bytes())
 
@@ -60,7 +58,7 @@ def save_openvino(model: Any, metadata: str, path: Path, *, fp16: bool = False) 
         Bytes of both files.
     """
     openvino = import_openvino(path)
-    model.set_rt_info(metadata, KEY)
+    model.set_rt_info(metadata, METADATA_KEY)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "detector.xml"
         openvino.save_model(model, file, compress_to_fp16=fp16)

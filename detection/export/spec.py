@@ -15,7 +15,7 @@ class ExportSpec:
     Attributes:
         model: the PyTorch detector, on the CPU, in evaluation mode, fused.
         network: (images uint8 [N, H, W, 3], sizes int64 [N, 2]) -> the outputs of the form, as a tuple. The end-to-end
-            form's attribute `keep` is how it suppresses boxes; a format may put its own in its place.
+            form's attribute `nms` is how it suppresses boxes; a format may put its own in its place.
         metadata: of the file to be.
         example: inputs of a size and number that fit.
     """

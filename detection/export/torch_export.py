@@ -1,11 +1,11 @@
-"""torch.export: the whole graph in PyTorch's own operators, for torch.compile, AOTInductor and what else reads it."""
+"""torch.export: the graph in PyTorch's own operators, for torch.compile, AOTInductor and other readers."""
 
 import copy
 import io
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torchvision
@@ -16,25 +16,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from backbones.hooks import watched
 from detection.core.errors import UserError
 from detection.core.outputs import write_output
-from detection.runtime.metadata import KEY, SMALLEST
-
-if TYPE_CHECKING:
-    from detection.export.spec import ExportSpec
+from detection.export.spec import ExportSpec
+from detection.runtime.metadata import METADATA_KEY, MIN_CANVAS_STRIDES
 
 
-def export_torch_export(prepared: "ExportSpec", path: Path) -> list[str]:
-    """Export the network and write it, the metadata as an extra file in the archive.
+def export_torch_export(spec: ExportSpec, path: Path) -> list[str]:
+    """Export the network and write it; the metadata are an extra file in the archive.
 
     Returns:
-        A line that tells of the file.
+        One line that describes the file.
 
     Raises:
-        UserError: the network has what torch.export cannot follow, or the path cannot be written to.
+        UserError: torch.export does not support the network, or the path cannot be written to.
     """
-    example = large_enough(prepared)
-    network = fold_norms(prepared.network, example)
-    if prepared.metadata.form == "end_to_end":
-        network.keep = keep_at_once  # type: ignore[assignment]
+    example = large_enough_example(spec)
+    network = fold_batch_norms(spec.network, example)
+    if spec.metadata.form == "end_to_end":
+        network.nms = nms_mask_single_call  # type: ignore[assignment]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,72 +40,76 @@ def export_torch_export(prepared: "ExportSpec", path: Path) -> list[str]:
             program = torch.export.export(
                 network,
                 example,
-                dynamic_shapes=dynamic_shapes(prepared),
-                # That maps of the pyramid are as large as each other's halves holds for multiples of 32; PyTorch cannot
-                # prove it and checks it when the program runs.
+                dynamic_shapes=dynamic_shapes(spec),
+                # Each map of the pyramid is half as large as the next finer one if the sides are multiples of 32.
+                # PyTorch cannot prove that and checks it when the program runs.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
         except Exception as error:
             raise UserError(
-                f"torch.export cannot follow this network ({str(error).splitlines()[0][:200]}); use --format onnx"
+                f"torch.export does not support this network ({str(error).splitlines()[0][:200]}); use --format onnx"
             ) from error
-        torch.export.save(program, buffer, extra_files={KEY: prepared.metadata.to_json()})
+        torch.export.save(program, buffer, extra_files={METADATA_KEY: spec.metadata.to_json()})
     write_output(path, lambda file: file.write(buffer.getbuffer()))
     megabytes, version = buffer.getbuffer().nbytes / 1e6, torch.__version__.split("+")[0]
     return [
-        f"{path}  {megabytes:.1f} MB, {prepared.metadata.form}, torch.export of PyTorch {version}, "
+        f"{path}  {megabytes:.1f} MB, {spec.metadata.form}, torch.export of PyTorch {version}, "
         f"{len(program.graph.nodes)} nodes"
     ]
 
 
-def large_enough(prepared: "ExportSpec") -> tuple[Tensor, Tensor]:
-    """The example, in frames of at least `SMALLEST` where they may have any size; sides that differ stay different."""
-    images, sizes = prepared.example
-    least, stride = SMALLEST * prepared.metadata.stride, prepared.metadata.stride
-    if prepared.metadata.size is None and min(images.shape[1:3]) < least:
-        images = images.new_zeros(len(images), least, least + stride, 3)
+def large_enough_example(spec: ExportSpec) -> tuple[Tensor, Tensor]:
+    """The example inputs, if the canvas has any size enlarged to `MIN_CANVAS_STRIDES`; height and width differ."""
+    images, sizes = spec.example
+    stride = spec.metadata.stride
+    min_side = MIN_CANVAS_STRIDES * stride
+    if spec.metadata.size is None and min(images.shape[1:3]) < min_side:
+        images = images.new_zeros(len(images), min_side, min_side + stride, 3)
     return images, sizes
 
 
-def dynamic_shapes(prepared: "ExportSpec") -> dict[str, dict[int, Any]]:
-    """What `torch.export` is told of the inputs: which of their sides are any, and that frames are multiples of the
+def dynamic_shapes(spec: ExportSpec) -> dict[str, dict[int, Any]]:
+    """The `dynamic_shapes` of torch.export: the dimensions of any size, and that canvas sides are multiples of the
     stride."""
-    metadata, dim = prepared.metadata, torch.export.Dim
-    images: dict[int, Any] = {0: dim("batch", min=1)} if metadata.batch is None else {}
-    frame: dict[int, Any] = {}
+    metadata, dim = spec.metadata, torch.export.Dim
+    batch: dict[int, Any] = {0: dim("batch", min=1)} if metadata.batch is None else {}
+    sides: dict[int, Any] = {}
     if metadata.size is None:
-        frame = {side: metadata.stride * dim(name, min=SMALLEST) for side, name in ((1, "height"), (2, "width"))}
-    return {"images": {**images, **frame}, "sizes": dict(images)}
+        stride = metadata.stride
+        sides = {axis: stride * dim(name, min=MIN_CANVAS_STRIDES) for axis, name in ((1, "height"), (2, "width"))}
+    return {"images": {**batch, **sides}, "sizes": dict(batch)}
 
 
-def keep_at_once(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int) -> Tensor:
-    """`detection.export.retinanet.keep_mask` without a loop, for which torch.export wants to know the number of rounds.
+def nms_mask_single_call(
+    boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, max_output: int
+) -> Tensor:
+    """`detection.export.detector_ops.nms_mask` without a loop, because torch.export needs a fixed number of iterations.
 
-    One call suppresses in all images and groups: each is moved to a place of its own, as torchvision's `batched_nms`
-    does with classes; in float64, so that the coordinates keep their digits however far they are moved.
+    One call handles all groups of all images: the boxes of each group are shifted to a region of their own, as
+    torchvision's `batched_nms` does with classes. float64 keeps the precision of the shifted coordinates.
     """
     groups = scores.shape[1]
-    image, group, place = torch.where(scores > score_threshold)
-    apart = (boxes.amax() + 1).double()
-    moved = boxes[image, place].double() + ((image * groups + group) * apart)[:, None]
-    # Two boxes of nothing, which are always kept: programs check that there are two, lest the layout of memory change,
-    # and images with one detection, or none, would be refused. Their places are in a group that is cut off.
-    moved = torch.cat([moved, moved.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])])
-    best = torch.cat([scores[image, group, place].double(), moved.new_ones(2)])
-    image, place = (torch.cat([index, index.new_zeros(2)]) for index in (image, place))
+    image, group, index = torch.where(scores > score_threshold)
+    offset = (boxes.amax() + 1).double()
+    shifted = boxes[image, index].double() + ((image * groups + group) * offset)[:, None]
+    # Two dummy boxes that are always kept. The exported program asserts that there are at least two boxes (fewer have
+    # another memory layout), so images with one detection or none would fail. Their group is removed at the end.
+    shifted = torch.cat([shifted, shifted.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])])
+    candidate_scores = torch.cat([scores[image, group, index].double(), shifted.new_ones(2)])
+    image, index = (torch.cat([x, x.new_zeros(2)]) for x in (image, index))
     group = torch.cat([group, group.new_full((2,), groups)])
-    kept = torchvision.ops.nms(moved, best, nms_threshold)
+    kept = torchvision.ops.nms(shifted, candidate_scores, nms_threshold)
     mask = F.pad(torch.zeros_like(scores), (0, 0, 0, 1))
-    mask[image[kept], group[kept], place[kept]] = 1.0
+    mask[image[kept], group[kept], index[kept]] = 1.0
     return mask[:, :groups]
 
 
-def fold_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """A copy in which convolutions do the work of the batch norms behind them: a third of the graph's nodes less.
+def fold_batch_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """A copy whose convolutions include the batch norms that follow them, which saves a third of the graph's nodes.
 
-    Pairs are found by watching the network run. A convolution that is used more than once, as those of `PerLevelTower`,
-    keeps its norms; and should something else have looked at what a convolution gave, the answers show it, and the
-    copy is left as it was.
+    Forward hooks find the pairs of a convolution and the batch norm that reads its output. A convolution that is used
+    more than once, as in `PerLevelTower`, keeps its norms. If the outputs of the folded network differ (something else
+    reads the output of a convolution), an unchanged copy is returned.
     """
     plain = copy.deepcopy(network)
     names = {name: m for name, m in plain.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)}

@@ -20,8 +20,8 @@ class NormalizeAndBatch(nn.Module):
             after normalisation) to a multiple of this.
 
     Attributes:
-        frame: (height, width) of every batch, where it is to be always the same, as in a file exported with a fixed
-            size. None: as small as the images let it be.
+        canvas_size: (height, width) of every batch, as in a file exported with a fixed size. None: the smallest that
+            holds the images of the batch.
     """
 
     scale: Tensor
@@ -30,7 +30,7 @@ class NormalizeAndBatch(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float], size_divisible: int = 32) -> None:
         super().__init__()
         self.size_divisible = size_divisible
-        self.frame: tuple[int, int] | None = None
+        self.canvas_size: tuple[int, int] | None = None
         mean_, std_ = torch.tensor(mean), torch.tensor(std)
         self.register_buffer("scale", (1 / std_).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean_ / std_).view(3, 1, 1), persistent=False)
@@ -45,7 +45,7 @@ class NormalizeAndBatch(nn.Module):
                 raise ValueError(f"images must be [3, H, W], got {list(image.shape)}")
             sizes.append((image.shape[1], image.shape[2]))
         divisor = self.size_divisible
-        height, width = self.frame or (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+        height, width = self.canvas_size or (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
         scale, shift = self.scale, self.shift
         batch = torch.zeros(len(sizes), 3, height, width, device=scale.device, dtype=scale.dtype)
         for slot, image, (h, w) in zip(batch, images, sizes, strict=True):

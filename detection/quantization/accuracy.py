@@ -70,7 +70,7 @@ class AccuracyTest:
         """The first images, as a file takes them."""
         images, _ = next(iter(self.loader))
         detector = ExportedDetector(lambda images, sizes: {}, self.metadata)
-        return detector.put_into_frames([image.permute(1, 2, 0).numpy() for image in images])
+        return detector.pad_to_canvas([image.permute(1, 2, 0).numpy() for image in images])
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -16,12 +16,12 @@ from detection.core.progress import progress_bar
 from detection.data.image_io import read_image
 from detection.data.load_split import read_split
 from detection.data.transforms import resize
-from detection.export.exporter import files_of, prepare, verify
+from detection.export.exporter import build_export_spec, exported_files, verify_export
 from detection.inference.sample_images import sample_image_paths
 from detection.quantization.accuracy import AccuracyTest, Row, latencies, report, spread
 from detection.quantization.onnx import Frames, OnnxQuantizer, store_fp16
 from detection.runtime.exported import ExportedDetector
-from detection.runtime.metadata import KEY, Metadata, parse_metadata
+from detection.runtime.metadata import METADATA_KEY, Metadata, parse_metadata
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -52,7 +52,7 @@ def quantize_checkpoint(
     Args:
         formats: "onnx", "openvino".
         precisions: "fp16", "int8"; the float32 file to compare with is always made.
-        form, batch, size: see `detection.export.exporter.prepare`.
+        form, batch, size: see `detection.export.exporter.build_export_spec`.
         out: folder; default: the checkpoint's.
         calibration: images for the ranges of int8 (files, folders, globs); default: `data.train` of the config.
         calibration_images, val_images: at most so many, spread evenly.
@@ -72,8 +72,9 @@ def quantize_checkpoint(
     require_for_quantization(formats, precisions)
     stem = Path(checkpoint).stem
     table = folder / f"{stem}.quantized.md"
-    made = [f"{stem}.{precision}{SUFFIXES[name]}" for name in formats for precision in ("float32", *precisions)]
-    check_outputs([table, *(file for name in made for file in files_of(folder / name))], [checkpoint], force=force)
+    names = [f"{stem}.{precision}{SUFFIXES[name]}" for name in formats for precision in ("float32", *precisions)]
+    files = [file for name in names for file in exported_files(folder / name)]
+    check_outputs([table, *files], [checkpoint], force=force)
     model, metadata = export_float32(checkpoint, form, batch, size, overrides)
     config = parse_config(dict(metadata.config), f"config in {checkpoint}")
     exam = AccuracyTest(config, metadata, val_images, threads)
@@ -109,15 +110,15 @@ def export_float32(
     """The checkpoint as an `onnx.ModelProto`, compared with PyTorch, and its metadata."""
     from detection.export.onnx import export_onnx
 
-    prepared = prepare(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
+    spec = build_export_spec(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
-        export_onnx(prepared, path)
-        verify(path, prepared)
+        export_onnx(spec, path)
+        verify_export(path, spec)
         import onnx
 
         model = onnx.load(path)
-    metadata = parse_metadata({p.key: p.value for p in model.metadata_props}[KEY], checkpoint)
+    metadata = parse_metadata({p.key: p.value for p in model.metadata_props}[METADATA_KEY], checkpoint)
     return model, metadata
 
 
@@ -147,7 +148,7 @@ def calibration_frames(config: DetectionConfig, metadata: Metadata, sources: Seq
     for start in bar:
         images = [read_image(path) for path in paths[start : start + step]]
         frames.append(
-            detector.put_into_frames([resize(image, metadata.short_side, metadata.long_side)[0] for image in images])
+            detector.pad_to_canvas([resize(image, metadata.short_side, metadata.long_side)[0] for image in images])
         )
     return frames
 
@@ -206,7 +207,7 @@ class QuantizedExporter:
         import onnx
 
         del model.metadata_props[:]
-        onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+        onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
         onnx.checker.check_model(model, full_check=True)
         data = model.SerializeToString()
         write_output(path, lambda file: file.write(data))

@@ -1,4 +1,4 @@
-"""What an exported file says about itself, so that one file is enough to detect with it."""
+"""The metadata in an exported file: with them, the file alone is enough to run the detector."""
 
 import dataclasses
 import json
@@ -12,27 +12,28 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from detection.core.errors import UserError
 from detection.core.files import shown
 
-KEY = "ghostnet_detection"
-"""Where the string of `Metadata.to_json` lies in a file: ONNX's metadata_props, OpenVINO's rt_info, an extra file."""
-VERSION = 1
-LARGEST_SIDE = 8192
-"""Of a frame and of its images, in pixels."""
-LARGEST_BATCH = 1024
-SMALLEST = 5
-"""Sides of a frame, in strides of 32 pixels, below which a program of any size does not run: the coarsest map, of
-stride 128, would have a single row or column, and memory laid out in another way, for which PyTorch would have to write
-another program. `detection.runtime.torch_archives` puts smaller images into frames of this size."""
+METADATA_KEY = "ghostnet_detection"
+"""Key of the string of `Metadata.to_json` in a file: in ONNX's metadata_props, in OpenVINO's rt_info, or the name of an
+extra file in PyTorch's archives."""
+METADATA_VERSION = 1
+MAX_SIDE = 8192
+"""Largest side of a canvas and of its images, in pixels."""
+MAX_BATCH = 1024
+MIN_CANVAS_STRIDES = 5
+"""Smallest side of a canvas, in strides of 32 pixels, of a torch.export program with dynamic sizes. On a smaller canvas
+the coarsest feature map (stride 128) has a single row or column and therefore another memory layout, which needs
+another program. `detection.runtime.torch_archives` pads smaller batches to this size."""
 OUTPUTS = {"end_to_end": ("boxes", "labels", "scores"), "raw": ("cls_logits", "bbox_regression")}
-"""Form -> what a file of that form puts out, in this order."""
+"""Form -> names of the outputs, in order."""
 
 
-Strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Anchors(BaseModel):
     """What `detection.runtime.decode` needs; points have no cells, weights and limit."""
 
-    model_config = Strict
+    model_config = STRICT
     strides: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1, max_length=16)]
     candidates: Annotated[int, Field(ge=1)]
     cells: list[Annotated[list[Annotated[list[float], Field(min_length=4, max_length=4)]], Field(min_length=1)]] = []
@@ -50,47 +51,47 @@ def _checked(anchors: Mapping[str, Any]) -> Mapping[str, Any]:
     return anchors and Anchors(**anchors).model_dump(exclude_unset=True)
 
 
-Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Colour = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+RGB = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Everything that is needed to use an exported detector, and where it comes from.
+    """Everything that is needed to run an exported detector, and its origin.
 
     Attributes:
         form: "end_to_end" (boxes, labels, scores) or "raw" (the heads' outputs, see `detection.runtime.decode`).
         detector: as in a config, "retinanet", "faster_rcnn" or "ghostdet".
-        names, ids: label l is `names[l - 1]`, its original id `ids[l - 1]`.
-        mean, std: of RGB in [0, 1]. The file normalises by itself; they are here for other uses.
-        short_side, long_side: how images are resized before they are put into the frame
+        names, ids: the class of label l is `names[l - 1]`; its category id in the annotations is `ids[l - 1]`.
+        mean, std: of RGB in [0, 1]. The file normalizes images itself; these values are for information.
+        short_side, long_side: sizes to which images are resized before they are padded to the canvas
             (`detection.data.transforms.resize`).
-        stride: sides of a frame are multiples of it.
-        batch, size: number of images and (height, width) of the frame; None is any.
-        score_threshold: detections score more than this.
-        nms_threshold, max_detections: of the file itself (end_to_end), or what decoding should use (raw).
+        stride: the sides of the canvas are multiples of it.
+        batch, size: number of images and (height, width) of the canvas; None means any.
+        score_threshold: detections have a score above it.
+        nms_threshold, max_detections: fixed in the file (end_to_end), or the defaults of decoding (raw).
         anchors: what `detection.runtime.decode` needs; empty for Faster R-CNN, which has no raw form.
-        versions: of the programs that made the file.
-        config: the whole resolved config of the training.
-        quantized: what of a smaller file (tools/quantize.py) is not float32, and how that was made; None of others.
+        versions: of the libraries that wrote the file.
+        config: the resolved config of the training run.
+        quantized: for files of tools/quantize.py, what is not float32 and how it was calibrated; otherwise None.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = Strict
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     form: Annotated[str, Field(pattern="^(end_to_end|raw)$")]
     detector: Annotated[str, Field(pattern="^(retinanet|faster_rcnn|ghostdet)$")]
     names: Annotated[tuple[str, ...], Field(min_length=1)]
     ids: tuple[int, ...]
-    mean: Colour
-    std: Colour
+    mean: RGB
+    std: RGB
     short_side: Side
     long_side: Annotated[int, Field(ge=1, le=1 << 20)]
     stride: Side
-    batch: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] | None
+    batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] | None
     size: tuple[Side, Side] | None
-    score_threshold: Share
-    nms_threshold: Share
+    score_threshold: Fraction
+    nms_threshold: Fraction
     max_detections: Annotated[int, Field(ge=1)]
     anchors: Annotated[Mapping[str, Any], AfterValidator(_checked)]
     versions: Mapping[str, str]
@@ -98,46 +99,47 @@ class Metadata:
     quantized: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
-        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, ensure_ascii=False)
+        return json.dumps({"version": METADATA_VERSION, **dataclasses.asdict(self)}, ensure_ascii=False)
 
 
 def parse_metadata(text: str | None, path: str | Path) -> Metadata:
-    """The metadata that a file holds under `KEY`.
+    """Parse the string that a file holds under `METADATA_KEY`.
 
     Raises:
-        UserError: none, or not what this version of the toolkit can read.
+        UserError: there is none, or this version of the toolkit cannot read it.
     """
     if text is None:
         raise UserError(
-            f"{path} is not a detector exported by this toolkit: it has no metadata {KEY!r} (class names, sizes, "
-            "thresholds); make one with tools/export.py"
+            f"{path} is not a detector exported by this toolkit: it has no metadata {METADATA_KEY!r} (class names, "
+            "sizes, thresholds); create one with tools/export.py"
         )
-    again = "export the checkpoint again"
+    advice = "export the checkpoint again"
     try:
         content = json.loads(text)
         version = content.pop("version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"the metadata {KEY!r} of {path} are damaged; {again}") from None
-    if version != VERSION:
+        raise UserError(f"the metadata {METADATA_KEY!r} of {path} are damaged; {advice}") from None
+    if version != METADATA_VERSION:
         raise UserError(
-            f"{path} has metadata of version {shown(version)}, this toolkit reads version {VERSION}; export it again"
+            f"{path} has metadata of version {shown(version)}, this toolkit reads version {METADATA_VERSION}; export "
+            "the checkpoint again"
         )
     try:
-        metadata = METADATA.validate_json(json.dumps(content))
+        metadata = _ADAPTER.validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         reason = shown(f"{where}: {first['msg']}")
-        raise UserError(f"the metadata {KEY!r} of {path} are damaged ({reason}); {again}") from None
-    if wrong := _contradiction(metadata):
-        raise UserError(f"the metadata {KEY!r} of {path} are damaged ({wrong}); {again}")
+        raise UserError(f"the metadata {METADATA_KEY!r} of {path} are damaged ({reason}); {advice}") from None
+    if contradiction := _find_contradiction(metadata):
+        raise UserError(f"the metadata {METADATA_KEY!r} of {path} are damaged ({contradiction}); {advice}")
     return metadata
 
 
-METADATA = TypeAdapter(Metadata)
+_ADAPTER = TypeAdapter(Metadata)
 
 
-def _contradiction(metadata: Metadata) -> str | None:
+def _find_contradiction(metadata: Metadata) -> str | None:
     if not len(metadata.names) == len(metadata.ids) == len(set(metadata.names)):
         return f"{len(set(metadata.names))} different names, {len(metadata.ids)} ids"
     if metadata.long_side < metadata.short_side:
@@ -153,32 +155,32 @@ def _contradiction(metadata: Metadata) -> str | None:
     return None
 
 
-def not_finite(path: str | Path, tensor: str, what: str = "NaN") -> UserError:
-    """The error of an exported file with such numbers in `tensor`."""
+def non_finite_error(path: str | Path, tensor: str, kind: str = "NaN") -> UserError:
+    """The error for an exported file whose `tensor` has values of this kind."""
     return UserError(
-        f"{path} is of no use: its tensor {tensor} has numbers that are not finite ({what}); export an earlier "
+        f"{path} cannot be used: its tensor {tensor} has numbers that are not finite ({kind}); export an earlier "
         "checkpoint"
     )
 
 
 Shape = Sequence[Any]
-"""Sides of an array; what is no integer is any."""
+"""Sizes of the dimensions of an array; anything but an integer means any size."""
 
 
-def check_graph(
+def check_signature(
     metadata: Metadata,
     inputs: Mapping[str, tuple[str, Shape]],
     outputs: Mapping[str, Shape],
     path: str | Path,
 ) -> None:
-    """Compare the metadata with what a file computes.
+    """Compare the metadata with the inputs and outputs of a file.
 
     Args:
-        inputs: name -> (type, shape), the type as NumPy calls it.
+        inputs: name -> (NumPy's name of the dtype, shape).
         outputs: name -> shape.
 
     Raises:
-        UserError: they contradict each other.
+        UserError: they do not match.
     """
     height, width = metadata.size or (None, None)
     count, classes = metadata.batch, len(metadata.names)
@@ -192,18 +194,18 @@ def check_graph(
     found = {**inputs, **{name: ("", shape) for name, shape in outputs.items()}}
     if set(found) != set(expected):
         raise UserError(
-            f"{path} is not of the form {metadata.form}, as its metadata say: it takes {', '.join(inputs)} and gives "
-            f"{', '.join(outputs)}; export the checkpoint again"
+            f"{path} does not have the form {metadata.form} of its metadata: its inputs are {', '.join(inputs)}, its "
+            f"outputs {', '.join(outputs)}; export the checkpoint again"
         )
-    for name, (kind, shape) in expected.items():
+    for name, (dtype, shape) in expected.items():
         differs = any(type(a) is int and type(b) is int and a != b for a, b in zip(shape, found[name][1], strict=False))
-        if found[name][0] != kind or len(found[name][1]) != len(shape) or differs:
+        if found[name][0] != dtype or len(found[name][1]) != len(shape) or differs:
             raise UserError(
-                f"{path} contradicts its metadata ({classes} classes): {name} is {_words(found[name])}, where "
-                f"{_words((kind, shape))} is expected; export the checkpoint again"
+                f"{path} contradicts its metadata ({classes} classes): expected: {name} {_describe((dtype, shape))}, "
+                f"got: {_describe(found[name])}; export the checkpoint again"
             )
 
 
-def _words(array: tuple[str, Shape]) -> str:
+def _describe(array: tuple[str, Shape]) -> str:
     sides = ", ".join(str(side) if type(side) is int else "any" for side in array[1])
     return f"{array[0]} [{sides}]".strip()

@@ -12,7 +12,7 @@ from backbones.file_limits import Unreadable, read_whole
 from backbones.weight_readers import protobuf_fields
 from detection.core.errors import UserError
 from detection.core.extras import require
-from detection.runtime.metadata import not_finite
+from detection.runtime.metadata import non_finite_error
 
 log = logging.getLogger("detection")
 
@@ -36,7 +36,7 @@ def check_onnx(path: Path) -> None:
                     continue
                 if np.isnan(np.frombuffer(data, FLOATS[kind])).any():
                     called = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
-                    raise not_finite(path, called)
+                    raise non_finite_error(path, called)
     except (OSError, Unreadable, ValueError) as error:
         raise UserError(f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}") from error
 

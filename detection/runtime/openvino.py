@@ -13,11 +13,11 @@ from backbones.file_limits import Unreadable, check_size
 from detection.core.errors import UserError
 from detection.core.extras import require
 from detection.runtime.inference_fn import InferenceFn
-from detection.runtime.metadata import KEY, Metadata, check_graph, not_finite, parse_metadata
+from detection.runtime.metadata import METADATA_KEY, Metadata, check_signature, non_finite_error, parse_metadata
 
 log = logging.getLogger("detection")
 
-CHECKSUM = f"{KEY}_bin_crc32"
+CHECKSUM = f"{METADATA_KEY}_bin_crc32"
 """Where the .xml says what .bin it belongs to."""
 
 
@@ -50,15 +50,15 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple[Infer
         raise UserError(
             f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}"
         ) from error
-    metadata = parse_metadata(_note(model, KEY), path)
+    metadata = parse_metadata(_note(model, METADATA_KEY), path)
     if _note(model, CHECKSUM) != str(crc32(numbers.read_bytes())):
         raise UserError(f"{numbers} does not belong to {path.name} (truncated, corrupt, or of another export)")
     inputs = {i.any_name: (str(i.element_type.to_dtype()), _shape(i)) for i in model.inputs}
-    check_graph(metadata, inputs, {output.any_name: _shape(output) for output in model.outputs}, path)
+    check_signature(metadata, inputs, {output.any_name: _shape(output) for output in model.outputs}, path)
     for operation in model.get_ops():
         if operation.get_type_name() == "Constant" and operation.get_element_type().is_real():
             if np.isnan(operation.data).any():
-                raise not_finite(path, operation.get_friendly_name())
+                raise non_finite_error(path, operation.get_friendly_name())
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",

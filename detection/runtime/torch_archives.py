@@ -17,7 +17,14 @@ from backbones.file_limits import Unreadable, check_size, zip_records
 from backbones.weights import first_not_finite
 from detection.core.errors import UserError
 from detection.runtime.inference_fn import InferenceFn
-from detection.runtime.metadata import KEY, OUTPUTS, SMALLEST, Metadata, not_finite, parse_metadata
+from detection.runtime.metadata import (
+    METADATA_KEY,
+    MIN_CANVAS_STRIDES,
+    OUTPUTS,
+    Metadata,
+    non_finite_error,
+    parse_metadata,
+)
 
 log = logging.getLogger("detection")
 
@@ -57,12 +64,12 @@ def open_torch_export(path: Path, device: torch.device) -> tuple[InferenceFn, Me
         raise UserError(_unreadable(path, "torch.export", error)) from error
     _check_weights(module, path)
     if metadata.size is None:
-        return _padded(_runner(module, metadata, device, path), SMALLEST * metadata.stride), metadata
+        return _padded(_runner(module, metadata, device, path), MIN_CANVAS_STRIDES * metadata.stride), metadata
     return _runner(module, metadata, device, path), metadata
 
 
 def archived_metadata(path: Path, kind: str) -> Metadata:
-    """The extra file `KEY` of PyTorch's archives, which are zip files, before anything in them is executed.
+    """The extra file `METADATA_KEY` of PyTorch's archives, which are zip files, before anything in them is executed.
 
     Raises:
         UserError: no archive, a truncated one, or one without metadata.
@@ -73,7 +80,7 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: {damaged} in it has a wrong checksum; export the checkpoint again")
-            notes = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
+            notes = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_KEY}")]
             text = archive.read(notes[0]).decode() if notes else None
     except (zipfile.BadZipFile, zlib.error, OSError, Unreadable, UnicodeDecodeError, EOFError) as error:
         raise UserError(_unreadable(path, kind, error)) from error
@@ -82,7 +89,7 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
 
 def _check_weights(module: torch.nn.Module, path: Path) -> None:
     if bad := first_not_finite(module.state_dict()):
-        raise not_finite(path, bad, "NaN or infinite")
+        raise non_finite_error(path, bad, "NaN or infinite")
 
 
 def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -> InferenceFn:

@@ -12,7 +12,7 @@ from run_tool import run
 
 from detection import Predictor, UserError
 from detection.runtime.exported import load_exported
-from detection.runtime.metadata import KEY
+from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.torch_archives import archived_metadata
 
 MiB = 1 << 20
@@ -36,13 +36,13 @@ METADATA = {
     "one name twice": (put(names=["disc", "disc"]), "1 different names, 2 ids"),
     "names are a text": (put(names="square"), "names: Input should be a valid array"),
     "ids are floats": (put(ids=[1.5, 2.5]), "ids.0: Input should be a valid integer"),
-    "the other form": (put(form="raw"), "not of the form raw, as its metadata say: it takes images, sizes and gives"),
+    "the other form": (put(form="raw"), "does not have the form raw of its metadata: its inputs are images, sizes"),
     "no form": (put(form="both"), "form: String should match"),
     "another detector": (put(detector="yolo"), "detector: String should match"),
     "a fixed batch": (put(batch=0), "batch: Input should be greater"),
     "a batch of millions": (put(batch=10**9), "batch: Input should be less"),
-    "a frame of terabytes": (put(size=[2**20, 2**20]), "size.0: Input should be less"),
-    "a negative frame": (put(size=[-32, 32]), "size.0: Input should be greater"),
+    "a canvas of terabytes": (put(size=[2**20, 2**20]), "size.0: Input should be less"),
+    "a negative canvas": (put(size=[-32, 32]), "size.0: Input should be greater"),
     "sides": (put(short_side=200, long_side=100), "long_side 100 is below short_side 200"),
     "no side": (put(short_side=0), "short_side: Input should be greater"),
     "a threshold of 2": (put(score_threshold=2), "score_threshold: Input should be less"),
@@ -67,7 +67,7 @@ def changed(exported, tmp_path):
 
     def make(change=None, graph=None, text=None) -> Path:
         model = onnx.load(exported / "best.onnx")
-        (note,) = [prop for prop in model.metadata_props if prop.key == KEY]
+        (note,) = [prop for prop in model.metadata_props if prop.key == METADATA_KEY]
         content = json.loads(note.value)
         if change is not None:
             change(content)
@@ -118,7 +118,7 @@ def renamed_output(graph):
 
 
 def test_weights_that_are_nan(changed):
-    with pytest.raises(UserError, match=r"best\.onnx is of no use: its tensor \S+ has numbers that are not finite"):
+    with pytest.raises(UserError, match=r"best\.onnx cannot be used: its tensor \S+ has numbers that are not finite"):
         Predictor(changed(graph=nan_weight), "cpu")
 
 
@@ -148,7 +148,7 @@ def test_what_is_no_such_file(name, content, tmp_path):
 def test_zip_bombs(suffix, tmp_path):
     path = tmp_path / f"x{suffix}"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr(f"x/extra/{KEY}", "{}")
+        file.writestr(f"x/extra/{METADATA_KEY}", "{}")
         file.writestr("x/code/bomb.py", bytes(100 * MiB))
     assert path.stat().st_size < MiB
     with pytest.raises(UserError, match="in it is compressed and expands to 104,857,600 bytes; that is too much"):

@@ -19,10 +19,10 @@ from detection.data.image_io import read_image
 from detection.data.transforms import resize, to_tensor
 from detection.evaluation.score import score_checkpoint
 from detection.export import torch_export
-from detection.export.exporter import FORMATS, export_checkpoint, prepare
+from detection.export.exporter import FORMATS, build_export_spec, export_checkpoint
 from detection.export.parity import compare
 from detection.runtime.exported import load_exported, open_exported
-from detection.runtime.metadata import KEY
+from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.pytorch import load_detector
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def files(small):
 
 def assert_same(path: Path, checkpoint: Path, batches, least: int, **limits) -> None:
     file, eager = load_detector(path, CPU)[0], load_detector(checkpoint, CPU)[0]
-    eager.transform.frame = file.metadata.size
+    eager.transform.canvas_size = file.metadata.size
     for images in batches:
         with torch.inference_mode():
             parity = compare(file(images), eager(images), **{**LIMITS, **limits}, tolerance=1e-4)
@@ -209,7 +209,7 @@ def test_detect_tool(tool, files, tmp_path, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_metadata(files, small, name):
     _, written = open_exported(files[name], CPU, 1)
-    expected = prepare(small).metadata
+    expected = build_export_spec(small).metadata
     assert written.names == ("katze", "três", 'a "b" <c> & d') and written.config == expected.config
     assert written.anchors == expected.anchors and written.mean == expected.mean and written.quantized is None
 
@@ -222,11 +222,11 @@ def test_torchscript_without_this_package(files, tmp_path):
     np.save(tmp_path / "image.npy", image.permute(1, 2, 0).numpy())
     program = f"""
 import sys, numpy as np, torch, torchvision
-notes = {{"{KEY}": ""}}
+notes = {{"{METADATA_KEY}": ""}}
 module = torch.jit.load(sys.argv[1], _extra_files=notes)
 images = torch.from_numpy(np.load("image.npy"))[None]
 boxes, labels, scores = module(images, torch.tensor([[160, 192]]))
-assert "detection" not in sys.modules and b"katze" in notes["{KEY}"]
+assert "detection" not in sys.modules and b"katze" in notes["{METADATA_KEY}"]
 np.save("scores.npy", scores.numpy())
 """
     command = [sys.executable, "-c", program, str(files["torchscript"])]
@@ -238,12 +238,12 @@ np.save("scores.npy", scores.numpy())
 
 @slow
 def test_norms_are_folded(small):
-    prepared = prepare(small)
-    folded = torch_export.fold_norms(prepared.network, prepared.example)
+    spec = build_export_spec(small)
+    folded = torch_export.fold_batch_norms(spec.network, spec.example)
     norms = [name for name, m in folded.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     # What is left: each level of a tower has a norm of its own behind the one convolution.
     assert norms and all("towers" in name for name in norms)
-    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in prepared.network.heads.backbone.modules())
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in spec.network.heads.backbone.modules())
 
 
 def test_a_norm_whose_input_is_used_elsewhere_is_not_folded():
@@ -258,7 +258,7 @@ def test_a_norm_whose_input_is_used_elsewhere_is_not_folded():
             return (self.norm(x) + x,)
 
     network = Network().eval()
-    folded = torch_export.fold_norms(network, (torch.rand(1, 3, 8, 8),))
+    folded = torch_export.fold_batch_norms(network, (torch.rand(1, 3, 8, 8),))
     assert isinstance(folded.norm, torch.nn.BatchNorm2d)
 
 
@@ -333,17 +333,17 @@ def test_a_missing_extra(small, files, tmp_path, monkeypatch):
 
 
 def test_what_torch_export_cannot_follow(small, tmp_path):
-    prepared = prepare(small)
+    spec = build_export_spec(small)
 
     class Odd(torch.nn.Module):
-        keep = None
+        nms = None
 
         def forward(self, images, sizes):
             return images.float().sum() if images.sum().item() > 7 else sizes, sizes
 
-    prepared.network = Odd()
-    with pytest.raises(UserError, match=r"torch\.export cannot follow this network .*use --format onnx"):
-        torch_export.export_torch_export(prepared, tmp_path / "x.pt2")
+    spec.network = Odd()
+    with pytest.raises(UserError, match=r"torch\.export does not support this network .*use --format onnx"):
+        torch_export.export_torch_export(spec, tmp_path / "x.pt2")
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -18,12 +18,12 @@ from detection import UserError, build_model
 from detection.data.image_io import read_image
 from detection.data.transforms import resize, to_tensor
 from detection.export import onnx as onnx_file
-from detection.export.exporter import export_checkpoint, prepare, verify
+from detection.export.detector_ops import AnchorGrid, feature_map_shapes
+from detection.export.exporter import build_export_spec, export_checkpoint, verify_export
 from detection.export.parity import compare
-from detection.export.retinanet import Anchors, map_shapes
 from detection.runtime.decode import anchors_of, decode
 from detection.runtime.exported import load_exported
-from detection.runtime.metadata import KEY
+from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.pytorch import load_detector
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_batch_and_size_fixed_or_not(detector, batch, size, request, tmp_path):
     shape = [d.dim_value or d.dim_param for d in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
     assert shape == [batch or "batch", *(size or ("height", "width")), 3]
     eager, file = load_detector(checkpoint, CPU)[0], load_detector(path, CPU)[0]
-    eager.transform.frame = size
+    eager.transform.canvas_size = size
     images = drawn((96, 160), (150, 100), (33, 32), (160, 160))
     with torch.inference_mode():
         found = file(images)
@@ -220,7 +220,7 @@ def test_what_the_file_holds(retina):
     assert ops["NonMaxSuppression"] == 1 and not ops.keys() & {"BatchNormalization", "Loop", "If", "ReduceMean"}
     # Ghost modules that need all of their maps do not cut any off.
     assert ops["Slice"] < 10
-    metadata = json.loads({p.key: p.value for p in model.metadata_props}[KEY])
+    metadata = json.loads({p.key: p.value for p in model.metadata_props}[METADATA_KEY])
     assert metadata["version"] == 1 and metadata["form"] == "end_to_end" and metadata["detector"] == "retinanet"
     assert metadata["names"] == ["cat", "dog", "bird"] and metadata["ids"] == [1, 2, 3]
     assert metadata["batch"] is None and metadata["size"] is None and metadata["stride"] == 32
@@ -245,7 +245,7 @@ def test_a_fixed_size_makes_a_smaller_graph(small, small_file, tmp_path):
     [((160, 160), (128, 160)), ((320, 320), (320, 320)), ((128, 224), (128, 224)), (None, (128, 160))],
 )
 def test_images_are_resized_to_fill_a_fixed_frame(small, size, sides):
-    metadata = prepare(small, size=size).metadata
+    metadata = build_export_spec(small, size=size).metadata
     assert (metadata.short_side, metadata.long_side) == sides
 
 
@@ -255,9 +255,13 @@ def test_images_are_resized_to_fill_a_fixed_frame(small, size, sides):
 def test_anchors_are_torchvisions(detector, size):
     model = build_model(tiny(f"model.detector={detector}"), 2).eval()
     generator = model.anchor_generator if detector == "retinanet" else model.rpn.anchor_generator
-    maps = [torch.zeros(1, 8, *shape) for shape in map_shapes(model, size)]
+    shapes = feature_map_shapes(model, size)
+    maps = [torch.zeros(1, 8, *shape) for shape in shapes]
     expected = generator(ImageList(torch.zeros(1, 3, *size), [size]), maps)[0]
-    for anchors in (Anchors(generator.cell_anchors), Anchors(generator.cell_anchors, size, map_shapes(model, size))):
+    for anchors in (
+        AnchorGrid(generator.cell_anchors),
+        AnchorGrid(generator.cell_anchors, size, feature_map_shapes(model, size)),
+    ):
         table = anchors(*size, maps)
         corners = torch.cat([table[:, :2] - table[:, 2:] / 2, table[:, :2] + table[:, 2:] / 2], dim=1)
         torch.testing.assert_close(corners, expected, rtol=0, atol=0)
@@ -358,12 +362,12 @@ def test_mistakes(tool, small, arguments, words):
 def test_what_cannot_be_exported(small, small_file, two_stage, tmp_path):
     with pytest.raises(UserError, match=r"no raw form.*use --form end_to_end"):
         export_checkpoint(two_stage, "onnx", form="raw", out=tmp_path / "x.onnx")
-    with pytest.raises(UserError, match="export from the checkpoint"):
+    with pytest.raises(UserError, match=r"export the checkpoint \(best\.pt\)"):
         export_checkpoint(small_file, "onnx", out=tmp_path / "y.onnx")
     with pytest.raises(UserError, match="does not exist"):
         export_checkpoint(tmp_path / "none.pt", "onnx")
-    with pytest.raises(UserError, match="form 'rwa' is not known"):
-        prepare(small, form="rwa")
+    with pytest.raises(UserError, match="unknown form 'rwa'"):
+        build_export_spec(small, form="rwa")
 
 
 def test_a_missing_extra(small, tmp_path, monkeypatch):
@@ -375,21 +379,21 @@ def test_a_missing_extra(small, tmp_path, monkeypatch):
 
 @pytest.mark.numeric
 def test_a_file_that_computes_something_else_is_told(small, small_file):
-    other = prepare(small)
+    other = build_export_spec(small)
     with torch.no_grad():
         other.model.head.classification_head.cls_logits.bias += 0.1
-    with pytest.raises(UserError, match=r"does not compute what PyTorch does \(.*: do not use it"):
-        verify(small_file, other)
+    with pytest.raises(UserError, match=r"does not compute what PyTorch does \(.*. Do not use it"):
+        verify_export(small_file, other)
 
 
 def test_what_onnx_cannot_say(small, tmp_path, monkeypatch):
     """The exporter's own error becomes one line."""
-    prepared = prepare(small)
+    spec = build_export_spec(small)
 
     class Odd(torch.nn.Module):
         def forward(self, images, sizes):
             return torch.linalg.svd(images[0, :, :, 0].float())[0], sizes
 
-    prepared.network = Odd()
+    spec.network = Odd()
     with pytest.raises(UserError, match="cannot be written as ONNX"):
-        onnx_file.export_onnx(prepared, tmp_path / "x.onnx")
+        onnx_file.export_onnx(spec, tmp_path / "x.onnx")

@@ -9,7 +9,7 @@ import torch
 from detectors import ROOT, drawn, save_detector
 
 from detection import load_config
-from detection.export.exporter import FORMATS, export_checkpoint, prepare
+from detection.export.exporter import FORMATS, build_export_spec, export_checkpoint
 from detection.export.ghostdet import GhostDetDetector
 from detection.export.parity import compare
 from detection.models.ghostdet import points_of
@@ -61,7 +61,7 @@ def test_a_file_finds_what_pytorch_finds(checkpoint, tmp_path, name, form, batch
     path = tmp_path / f"file{FORMATS[name]}"
     export_checkpoint(checkpoint, name, form=form, batch=batch, size=size, out=path)
     eager, file = load_detector(checkpoint, CPU)[0], load_detector(path, CPU)[0]
-    eager.transform.frame = size
+    eager.transform.canvas_size = size
     # Dynamic torch.export files put what is smaller into frames of 160 px, and the backbone's gates see that.
     small = name != "torch_export" or size is not None
     images = drawn(*((96, 160), (150, 110), (33, 32), (160, 160)) if small else ((130, 160), (150, 140), (160, 133)))
@@ -81,8 +81,8 @@ def test_the_points_of_the_numpy_decode():
 @pytest.mark.numeric
 def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
     """With fewer candidates than pairs and points, chosen point by point first."""
-    prepared = prepare(checkpoint, size=(160, 192))
-    model, network = prepared.model, prepared.network
+    spec = build_export_spec(checkpoint, size=(160, 192))
+    model, network = spec.model, spec.network
     assert isinstance(network, GhostDetDetector)
     model.topk_candidates = network.candidates = 50
     images = drawn((160, 192), (100, 150))
@@ -91,7 +91,7 @@ def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
         frame[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0)
     with torch.inference_mode():
         boxes, labels, scores = network(frames, torch.tensor([[160, 192], [100, 150]]))
-        model.transform.frame = (160, 192)
+        model.transform.canvas_size = (160, 192)
         for i, expected in enumerate(model(images)):
             count = len(expected["scores"])
             assert 5 < count < 50 and not scores[i, count:].any()

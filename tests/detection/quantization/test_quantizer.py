@@ -13,11 +13,11 @@ from detection.data.formats.coco import read_coco
 from detection.inference.predictor import Predictor
 from detection.quantization.accuracy import spread
 from detection.quantization.quantizer import matching, search_int8
-from detection.runtime.metadata import KEY
+from detection.runtime.metadata import METADATA_KEY
 
 
 def metadata_of(path):
-    return json.loads({p.key: p.value for p in onnx.load(path).metadata_props}[KEY])
+    return json.loads({p.key: p.value for p in onnx.load(path).metadata_props}[METADATA_KEY])
 
 
 @pytest.mark.numeric

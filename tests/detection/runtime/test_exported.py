@@ -17,7 +17,7 @@ from detectors import drawn
 from detection import Predictor, UserError
 from detection.data.image_io import read_image
 from detection.runtime.exported import ExportedDetector, load_exported, read_metadata
-from detection.runtime.metadata import KEY, Metadata, parse_metadata
+from detection.runtime.metadata import METADATA_KEY, Metadata, parse_metadata
 from detection.runtime.pytorch import detector_config, load_detector
 
 CPU = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_damaged_metadata(metadata):
     text = metadata.to_json()
     assert parse_metadata(text, "file") == metadata
     for broken in ("{", "[]", "{}", json.dumps({**json.loads(text), "unknown": 1}), json.dumps({"version": 1})):
-        with pytest.raises(UserError, match=f"metadata '{KEY}' of file are damaged"):
+        with pytest.raises(UserError, match=f"metadata '{METADATA_KEY}' of file are damaged"):
             parse_metadata(broken, "file")
     with pytest.raises(UserError, match="file has metadata of version 2, this toolkit reads version 1"):
         parse_metadata(text.replace('"version": 1', '"version": 2', 1), "file")
