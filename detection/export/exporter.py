@@ -131,6 +131,7 @@ def build_export_spec(
     if short > MAX_SIDE:
         raise UserError(f"data.short_side={short} is too large for an exported file; the maximum is {MAX_SIDE} pixels")
     body: Any = model.backbone.body  # type: ignore[union-attr]
+    postprocess: Any = model.postprocess_spec
     metadata = Metadata(
         form=form,
         detector=config.model.detector,
@@ -143,9 +144,9 @@ def build_export_spec(
         stride=STRIDE,
         batch=batch,
         size=size,
-        score_threshold=config.eval.score_threshold,
-        nms_threshold=config.eval.nms_threshold,
-        max_detections=config.eval.max_detections,
+        score_threshold=postprocess.score_threshold,
+        nms_threshold=postprocess.nms_threshold,
+        max_detections=postprocess.max_detections,
         anchors=anchors,
         versions={
             "python": platform.python_version(),
@@ -180,7 +181,7 @@ def anchor_spec(model: GhostRetinaNet) -> dict[str, Any]:
         "cells": cells,
         "weights": list(coder.weights),
         "limit": coder.bbox_xform_clip,
-        "candidates": model.topk_candidates,
+        "candidates": model.postprocess_spec.pre_nms_top_k,
     }
 
 

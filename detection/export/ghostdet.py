@@ -60,9 +60,7 @@ class GhostDetDetector(nn.Module):
         self.fixed = size is not None
         if size is not None:
             self.register_buffer("points", point_table([(size[0] // s, size[1] // s) for s in STRIDES]))
-        self.candidates = model.topk_candidates
-        self.score_threshold, self.nms_threshold = model.score_thresh, model.nms_thresh
-        self.max_detections = model.detections_per_img
+        self.spec = model.postprocess_spec
         self.nms = nms
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,13 +68,13 @@ class GhostDetDetector(nn.Module):
         maps = heads.maps(images, sizes)
         logits, distances = (x.transpose(1, 2) for x in heads.head.columns(maps))
         # Points first, then the pairs within them.
-        best, place, counts = topk_per_level([logits.amax(2)], self.candidates, self.fixed)
+        best, place, counts = topk_per_level([logits.amax(2)], self.spec.pre_nms_top_k, self.fixed)
         count, classes = counts[0], logits.shape[2]
         pairs = gather_rows(logits, place)
         if not self.fixed:
             # Where there are fewer points than that, the rest of them are doubles of the last.
             pairs = torch.where((best > -torch.inf)[:, :, None], pairs, -torch.inf)
-        scores, pair = pairs.flatten(1).topk(min(self.candidates, count * classes), sorted=False)
+        scores, pair = pairs.flatten(1).topk(min(self.spec.pre_nms_top_k, count * classes), sorted=False)
         which = torch.div(pair, classes, rounding_mode="trunc")
         label = pair - which * classes
         point = place.gather(1, which)
@@ -87,10 +85,11 @@ class GhostDetDetector(nn.Module):
         boxes = clip_boxes(torch.cat([centre - side[..., :2], centre + side[..., 2:]], dim=-1), sizes)
         scores = scores.sigmoid()
         apart = (label * (sizes.amax((0, 1)) + 1)).to(boxes.dtype)
+        spec = self.spec
         kept = self.nms(
-            boxes + apart[:, :, None], scores[:, None], self.nms_threshold, self.score_threshold, self.max_detections
+            boxes + apart[:, :, None], scores[:, None], spec.nms_threshold, spec.score_threshold, spec.max_detections
         )
-        return final_detections(boxes, label + 1, scores * kept[:, 0], self.max_detections)
+        return final_detections(boxes, label + 1, scores * kept[:, 0], spec.max_detections)
 
 
 def point_table(shapes: Sequence[tuple[Any, Any]]) -> Tensor:
@@ -101,4 +100,4 @@ def point_table(shapes: Sequence[tuple[Any, Any]]) -> Tensor:
 
 def point_spec(model: GhostDet) -> dict[str, Any]:
     """What `detection.runtime.decode` needs."""
-    return {"strides": list(STRIDES), "candidates": model.topk_candidates}
+    return {"strides": list(STRIDES), "candidates": model.postprocess_spec.pre_nms_top_k}

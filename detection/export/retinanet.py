@@ -63,11 +63,9 @@ class RetinaNetDetector(nn.Module):
         self.heads = RetinaNetHeads(model)
         self.fixed = size is not None
         self.anchors = AnchorGrid(model.anchor_generator.cell_anchors, size, feature_map_shapes(model, size))
-        self.candidates = model.topk_candidates
+        self.spec = model.postprocess_spec
         self.box_limit = model.head.regression_head.box_coder.bbox_xform_clip
         self.box_weights = model.head.regression_head.box_coder.weights
-        self.score_threshold, self.nms_threshold = model.score_thresh, model.nms_thresh
-        self.max_detections = model.detections_per_img
         self.nms = nms
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +73,7 @@ class RetinaNetDetector(nn.Module):
         maps = fpn_features(heads.backbone, heads.normalize(images, sizes))
         logits, regression = heads.levels(maps)
         # The best above a threshold are the best, as far as they are above it: no need to search for those first.
-        best, places, _ = topk_per_level(logits, self.candidates, self.fixed)
+        best, places, _ = topk_per_level(logits, self.spec.pre_nms_top_k, self.fixed)
         scores = best.sigmoid()
         anchor = torch.div(places, classes, rounding_mode="trunc")
         label = places - anchor * classes
@@ -84,5 +82,6 @@ class RetinaNetDetector(nn.Module):
         boxes = clip_boxes(decode_boxes(codes, anchors, self.box_weights, self.box_limit), sizes)
         own = label[:, None, :] == torch.arange(classes, device=label.device)[:, None]
         by_class = scores[:, None, :] * own
-        kept = self.nms(boxes, by_class, self.nms_threshold, self.score_threshold, self.max_detections)
-        return final_detections(boxes, label + 1, scores * kept.amax(1), self.max_detections)
+        spec = self.spec
+        kept = self.nms(boxes, by_class, spec.nms_threshold, spec.score_threshold, spec.max_detections)
+        return final_detections(boxes, label + 1, scores * kept.amax(1), spec.max_detections)

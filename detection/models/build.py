@@ -1,7 +1,6 @@
 """`build_model`: from a config to a torchvision-style detector."""
 
 import logging
-from typing import Any
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from detection.models.fpn import BackboneWithFPN
 from detection.models.ghost_pan import BackboneWithPAN
 from detection.models.ghost_recipe import ghostify_detector, load_ghosted_backbone
 from detection.models.ghostdet import GhostDet
+from detection.models.postprocess import PostprocessSpec
 from detection.models.retinanet import build_retinanet
 
 log = logging.getLogger("detection")
@@ -29,7 +29,7 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
     Returns:
         A module with torchvision's protocol: (list of images [3, H, W], uint8 or float in [0, 1]; list of targets
         {boxes float32 [n, 4] xyxy in pixels, labels int64 [n]}) -> dict of losses while training, else list of
-        {boxes, labels, scores}. Its score, NMS and count limits are those of `config.eval`.
+        {boxes, labels, scores}. `model.postprocess_spec` holds the thresholds of `config.eval`.
 
     Raises:
         UserError: unknown backbone, weights that cannot be had or do not fit, `model.ghostify` that replaces nothing,
@@ -65,9 +65,7 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
 
 def _build_detector(config: DetectionConfig, body: Backbone, num_classes: int) -> nn.Module:
     spec = config.model
-    limits: dict[str, Any] = config.eval.model_dump(
-        include={"score_threshold", "nms_threshold", "candidates", "max_detections"}
-    )
+    postprocess_spec = PostprocessSpec.of(config.eval)
     if spec.detector == "retinanet":
         neck = BackboneWithFPN(body, ("c3", "c4", "c5"), spec.fpn_channels, extra="p6p7")
         return build_retinanet(
@@ -80,7 +78,7 @@ def _build_detector(config: DetectionConfig, body: Backbone, num_classes: int) -
             box_loss=spec.box_loss,
             box_loss_weight=spec.box_loss_weight,
             anchor_sizes=spec.anchor_sizes,
-            **limits,
+            postprocess_spec=postprocess_spec,
         )
     if spec.detector == "ghostdet":
         return GhostDet(
@@ -88,7 +86,7 @@ def _build_detector(config: DetectionConfig, body: Backbone, num_classes: int) -
             num_classes,
             head_depth=spec.head_depth,
             box_loss_weight=spec.box_loss_weight,
-            **limits,
+            postprocess_spec=postprocess_spec,
         )
     neck = BackboneWithFPN(body, ("c2", "c3", "c4", "c5"), spec.fpn_channels, extra="pool")
     return build_faster_rcnn(
@@ -96,5 +94,5 @@ def _build_detector(config: DetectionConfig, body: Backbone, num_classes: int) -
         num_classes,
         head_channels=spec.head_channels,
         anchor_sizes=spec.anchor_sizes,
-        **limits,
+        postprocess_spec=postprocess_spec,
     )

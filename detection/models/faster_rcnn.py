@@ -10,6 +10,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from detection.models.fpn import BackboneWithFPN
+from detection.models.postprocess import PostprocessSpec
 from detection.models.transform import NormalizeAndBatch
 
 
@@ -19,10 +20,7 @@ def build_faster_rcnn(
     *,
     head_channels: int = 1024,
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    candidates: int = 1000,
-    max_detections: int = 100,
+    postprocess_spec: PostprocessSpec,
 ) -> FasterRCNN:
     """Faster R-CNN with FPN (arXiv 1612.03144); torchvision's calling protocol, labels 1…N.
 
@@ -30,7 +28,8 @@ def build_faster_rcnn(
         num_classes: object classes, *without* background (torchvision's own count includes it).
         head_channels: width of the two fully connected layers after RoIAlign.
         anchor_sizes: one anchor size in pixels per level P2, P3, P4, P5 and pool, at three aspect ratios.
-        candidates: proposals of each level before their suppression, and of all after it, in evaluation.
+        postprocess_spec: in evaluation, `pre_nms_top_k` proposals of each level enter the proposals' NMS, and as many
+            of all levels are kept.
     """
     resolution = 7
     model = FasterRCNN(
@@ -41,12 +40,13 @@ def build_faster_rcnn(
         box_roi_pool=MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=resolution, sampling_ratio=2),
         box_head=TwoMLPHead(backbone.out_channels * resolution**2, head_channels),
         box_predictor=FastRCNNPredictor(head_channels, num_classes + 1),
-        rpn_pre_nms_top_n_test=candidates,
-        rpn_post_nms_top_n_test=candidates,
-        box_score_thresh=score_threshold,
-        box_nms_thresh=nms_threshold,
-        box_detections_per_img=max_detections,
+        rpn_pre_nms_top_n_test=postprocess_spec.pre_nms_top_k,
+        rpn_post_nms_top_n_test=postprocess_spec.pre_nms_top_k,
+        box_score_thresh=postprocess_spec.score_threshold,
+        box_nms_thresh=postprocess_spec.nms_threshold,
+        box_detections_per_img=postprocess_spec.max_detections,
     )
+    model.postprocess_spec = postprocess_spec
     # torchvision would guess the scales from the first image it sees, wrongly if that is much smaller than its frame,
     # and keep them.
     pool = model.roi_heads.box_roi_pool

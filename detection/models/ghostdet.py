@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torchvision.ops import clip_boxes_to_image
 
 from detection.models.ghost_pan import STRIDES, BackboneWithPAN, DepthwiseSeparable
-from detection.models.retinanet import batched_nms_topk, score_to_logit
+from detection.models.postprocess import PostprocessSpec, select_detections
 from detection.models.task_aligned import aligned_losses, assign, pad_targets
 from detection.models.transform import NormalizeAndBatch
 
@@ -83,7 +82,6 @@ class GhostDet(nn.Module):
     Args:
         num_classes: object classes, without background.
         head_depth: see `GhostDetHead`.
-        candidates: (point, class) pairs of an image that become boxes, in evaluation.
         box_loss_weight, distance_loss_weight: against the classification loss.
     """
 
@@ -95,10 +93,7 @@ class GhostDet(nn.Module):
         head_depth: int = 2,
         box_loss_weight: float = 2.5,
         distance_loss_weight: float = 0.5,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        candidates: int = 1000,
-        max_detections: int = 100,
+        postprocess_spec: PostprocessSpec,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -109,8 +104,7 @@ class GhostDet(nn.Module):
             "bbox_regression": box_loss_weight,
             "distances": distance_loss_weight,
         }
-        self.score_thresh, self.nms_thresh = score_threshold, nms_threshold
-        self.detections_per_img, self.topk_candidates = max_detections, candidates
+        self.postprocess_spec = postprocess_spec
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         batched, targets = self.transform(images, targets)
@@ -121,7 +115,7 @@ class GhostDet(nn.Module):
         points, strides = points_of([(x.shape[2], x.shape[3]) for x in maps], logits.device)
         if not self.training:
             found = zip(logits, distances, batched.image_sizes, strict=True)
-            return [self.postprocess(*of_image, points, strides) for of_image in found]
+            return [self._select(*of_image, points, strides) for of_image in found]
         if targets is None:
             raise ValueError("targets are needed in training")
         boxes = boxes_of(distances, points, strides)
@@ -131,26 +125,16 @@ class GhostDet(nn.Module):
         losses = aligned_losses(logits, distances, boxes, points, strides, target)
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
 
-    def postprocess(
+    def _select(
         self, logits: Tensor, distances: Tensor, size: tuple[int, int], points: Tensor, strides: Tensor
     ) -> dict[str, Tensor]:
-        """Of one image of `size` (height, width): the best above the threshold, each class without doubles.
+        """The detections of one image of `size` (height, width)."""
 
-        Only candidates go through the sigmoid and become boxes: of 80 classes one pair in hundreds.
-        """
-        flat = logits.flatten()
-        places = torch.where(flat > score_to_logit(self.score_thresh))[0]
-        scores = flat[places].sigmoid()
-        passed = scores > self.score_thresh
-        scores, places = scores[passed], places[passed]
-        if len(scores) > self.topk_candidates:
-            scores, best = scores.topk(self.topk_candidates)
-            places = places[best]
-        point = torch.div(places, logits.shape[1], rounding_mode="floor")
-        labels = places % logits.shape[1]
-        boxes = clip_boxes_to_image(boxes_of(distances[point], points[point], strides[point]), size)
-        keep = batched_nms_topk(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
-        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep] + 1}
+        def decode(rows: list[Tensor]) -> Tensor:
+            (row,) = rows
+            return boxes_of(distances[row], points[row], strides[row])
+
+        return select_detections([logits], decode, size, self.postprocess_spec)
 
 
 def points_of(shapes: Sequence[tuple[Any, Any]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,11 +15,11 @@ from torchvision.models.detection.retinanet import (
     RetinaNetHead,
     RetinaNetRegressionHead,
 )
-from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detection.models.fpn import BackboneWithFPN
 from detection.models.losses import retina_losses
+from detection.models.postprocess import PostprocessSpec, select_detections
 from detection.models.transform import NormalizeAndBatch
 
 Norm = Callable[[int], nn.Module]
@@ -36,10 +36,7 @@ def build_retinanet(
     box_loss: str = "l1",
     box_loss_weight: float = 1.0,
     anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    candidates: int = 1000,
-    max_detections: int = 100,
+    postprocess_spec: PostprocessSpec,
 ) -> "GhostRetinaNet":
     """A RetinaNet on P3–P7 (arXiv 1708.02002); with GroupNorm and GIoU it is torchvision's "v2" head.
 
@@ -70,11 +67,8 @@ def build_retinanet(
         num_classes + 1,
         anchor_generator=anchors,
         head=head,
-        score_thresh=score_threshold,
-        nms_thresh=nms_threshold,
-        topk_candidates=candidates,
-        detections_per_img=max_detections,
         box_loss_weight=box_loss_weight,
+        postprocess_spec=postprocess_spec,
     )
 
 
@@ -90,9 +84,16 @@ class GhostRetinaNet(RetinaNet):
     """
 
     def __init__(
-        self, backbone: BackboneWithFPN, num_classes: int, *, box_loss_weight: float = 1.0, **retinanet: Any
+        self,
+        backbone: BackboneWithFPN,
+        num_classes: int,
+        *,
+        postprocess_spec: PostprocessSpec,
+        box_loss_weight: float = 1.0,
+        **retinanet: Any,
     ) -> None:
         super().__init__(backbone, num_classes, **retinanet)
+        self.postprocess_spec = postprocess_spec
         self.box_loss_weight = box_loss_weight
         self.transform = NormalizeAndBatch(backbone.body.mean, backbone.body.std)
 
@@ -117,42 +118,27 @@ class GhostRetinaNet(RetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """As torchvision's method, in less time on a CPU.
-
-        Only candidates go through the sigmoid, of 80 classes one in hundreds, and the boxes of all levels are decoded
-        and clipped at once: there are dozens of small steps for each level otherwise.
-        """
+        """As torchvision's method, in less time on a CPU: see `select_detections`."""
         return [
-            self._postprocess(
+            self._select(
                 [logits[i] for logits in head_outputs["cls_logits"]],
                 [deltas[i] for deltas in head_outputs["bbox_regression"]],
                 anchors[i],
-                shape,
+                size,
             )
-            for i, shape in enumerate(image_shapes)
+            for i, size in enumerate(image_shapes)
         ]
 
-    def _postprocess(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], shape: tuple[int, int]
+    def _select(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Of one image: logits [A, C], deltas [A, 4] and anchors [A, 4] of each level -> boxes, scores, labels."""
-        lowest = score_to_logit(self.score_thresh)
-        candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
-            flat = level_logits.flatten()
-            places = torch.where(flat > lowest)[0]
-            scores = flat[places].sigmoid()
-            passed = scores > self.score_thresh
-            scores, places = scores[passed], places[passed]
-            if len(scores) > self.topk_candidates:
-                scores, best = scores.topk(self.topk_candidates)
-                places = places[best]
-            rows = torch.div(places, level_logits.shape[1], rounding_mode="floor")
-            candidates.append((level_deltas[rows], level_anchors[rows], scores, places % level_logits.shape[1]))
-        moves, priors, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
-        boxes = clip_boxes_to_image(self.box_coder.decode_single(moves, priors), shape)
-        keep = batched_nms_topk(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
-        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep] + 1}
+        """The detections of one image of `size`, from logits [A, C], deltas [A, 4] and anchors [A, 4] of each level."""
+
+        def decode(rows: list[Tensor]) -> Tensor:
+            chosen = (torch.cat([x[i] for x, i in zip(xs, rows, strict=True)]) for xs in (deltas, anchors))
+            return self.box_coder.decode_single(*chosen)
+
+        return select_detections(logits, decode, size, self.postprocess_spec)
 
 
 class GhostRetinaNetHead(RetinaNetHead):
@@ -233,36 +219,6 @@ class PerLevelBatchNorm(nn.BatchNorm2d):
         if self.training and x.numel() == self.num_features:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
-
-
-def batched_nms_topk(boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, count: int) -> Tensor:
-    """Class-wise NMS that is content with the `count` best: their rows, by descending score.
-
-    NMS decides from the best to the worst and never looks back, so that the many candidates of an evaluation need not
-    all be compared: the best few hundred are, and only where they do not yield `count`, more of them.
-
-    Args:
-        boxes, scores, labels: [n, 4] xyxy, [n], [n].
-    """
-    if len(boxes) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    order = scores.argsort(descending=True, stable=True)
-    # Classes are put beside each other on one plane; in float32 a far one would be out of place by 0.01 pixels.
-    plane = boxes.double() + (labels * (boxes.max().ceil() + 1))[:, None]
-    among = 4 * count
-    while True:
-        best = order[:among]
-        keep = best[nms(plane[best], scores[best].double(), nms_threshold)]
-        if len(keep) >= count or among >= len(order):
-            return keep[:count]
-        among *= 4
-
-
-def score_to_logit(score: float) -> float:
-    """Logits up to this one score at most `score`; a little below it, so that rounding leaves no other one out."""
-    if not 0 < score < 1:
-        return -math.inf if score <= 0 else math.inf
-    return math.log(score / (1 - score)) - 1e-3
 
 
 def _group_norm(groups: int, channels: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Runs an exported detector with any runtime, behind the calling protocol of the PyTorch model."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
 from detection.core.memory import is_out_of_memory
+from detection.models.postprocess import PostprocessSpec
 from detection.runtime.decode import decode
 from detection.runtime.inference_fn import InferenceFn
 from detection.runtime.metadata import METADATA_KEY, OUTPUTS, Metadata, check_signature, parse_metadata
@@ -49,15 +51,10 @@ def load_exported(
     """
     run, metadata = open_exported(path, device, threads or torch.get_num_threads())
     config = exported_config(metadata, path, overrides)
-    limits = config.eval
-    detector = ExportedDetector(
-        run,
-        metadata,
-        path,
-        score_threshold=limits.score_threshold if score_threshold is None else score_threshold,
-        nms_threshold=limits.nms_threshold,
-        max_detections=limits.max_detections,
-    )
+    spec = PostprocessSpec.of(config.eval)
+    if score_threshold is not None:
+        spec = dataclasses.replace(spec, score_threshold=score_threshold)
+    detector = ExportedDetector(run, metadata, path, spec)
     return detector, config, Classes(metadata.names, metadata.ids)
 
 
@@ -121,8 +118,8 @@ class ExportedDetector(nn.Module):
     Args:
         run: the inference function of the file.
         path: the file's, for messages.
-        score_threshold, nms_threshold, max_detections: None: those of the metadata. The last two are fixed in a file
-            of the end-to-end form; its score threshold can only be raised.
+        postprocess_spec: None: that of the metadata. In a file of the end-to-end form it is fixed, but for the score
+            threshold, which can be raised.
 
     Raises:
         UserError: the score threshold is below that of a file of the end-to-end form.
@@ -133,20 +130,15 @@ class ExportedDetector(nn.Module):
         run: InferenceFn,
         metadata: Metadata,
         path: str | Path = "the exported detector",
-        *,
-        score_threshold: float | None = None,
-        nms_threshold: float | None = None,
-        max_detections: int | None = None,
+        postprocess_spec: PostprocessSpec | None = None,
     ) -> None:
         super().__init__()
         self.run, self.metadata, self.path = run, metadata, path
-        self.score_threshold = metadata.score_threshold if score_threshold is None else score_threshold
-        self.nms_threshold = metadata.nms_threshold if nms_threshold is None else nms_threshold
-        self.max_detections = metadata.max_detections if max_detections is None else max_detections
-        if metadata.form == "end_to_end" and self.score_threshold < metadata.score_threshold:
+        self.postprocess_spec = postprocess_spec or metadata.postprocess_spec
+        if metadata.form == "end_to_end" and self.postprocess_spec.score_threshold < metadata.score_threshold:
             raise UserError(
                 f"{path} was exported with eval.score_threshold={metadata.score_threshold:g} and has no detections "
-                f"below that; a threshold of {self.score_threshold:g} needs a new export"
+                f"below that; a threshold of {self.postprocess_spec.score_threshold:g} needs a new export"
             )
         self.eval()
 
@@ -213,14 +205,14 @@ class ExportedDetector(nn.Module):
                 sizes,
                 canvases.shape[1:3],
                 vars(self.metadata),
-                score_threshold=self.score_threshold,
-                nms_threshold=self.nms_threshold,
-                max_detections=self.max_detections,
+                score_threshold=self.postprocess_spec.score_threshold,
+                nms_threshold=self.postprocess_spec.nms_threshold,
+                max_detections=self.postprocess_spec.max_detections,
             )
         else:
             names = ("boxes", "labels", "scores")
             # Unused rows have a score of zero.
-            used = outputs["scores"] > max(self.score_threshold, 0)
+            used = outputs["scores"] > max(self.postprocess_spec.score_threshold, 0)
             results = [{name: outputs[name][i][row] for name in names} for i, row in enumerate(used)]
             labels = np.concatenate([image["labels"] for image in results])
             if len(labels) and not 1 <= labels.min() <= labels.max() <= len(self.metadata.names):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from detection.core.errors import UserError
 from detection.core.files import shown
+from detection.models.postprocess import PostprocessSpec
 
 METADATA_KEY = "ghostnet_detection"
 """Key of the string of `Metadata.to_json` in a file: in ONNX's metadata_props, in OpenVINO's rt_info, or the name of an
@@ -97,6 +98,12 @@ class Metadata:
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     quantized: Mapping[str, Any] | None = None
+
+    @property
+    def postprocess_spec(self) -> PostprocessSpec:
+        """What the file (end_to_end) or its decoding (raw) does; `pre_nms_top_k` only where `anchors` hold it."""
+        own = {"pre_nms_top_k": self.anchors["candidates"]} if self.anchors else {}
+        return PostprocessSpec(self.score_threshold, self.nms_threshold, self.max_detections, **own)
 
     def to_json(self) -> str:
         return json.dumps({"version": METADATA_VERSION, **dataclasses.asdict(self)}, ensure_ascii=False)

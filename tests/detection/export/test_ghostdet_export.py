@@ -1,5 +1,6 @@
 """GhostDet in each format: the same results as PyTorch, whole and raw, and int8."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
     spec = build_export_spec(checkpoint, size=(160, 192))
     model, network = spec.model, spec.network
     assert isinstance(network, GhostDetDetector)
-    model.topk_candidates = network.candidates = 50
+    model.postprocess_spec = network.spec = replace(model.postprocess_spec, pre_nms_top_k=50)
     images = drawn((160, 192), (100, 150))
     frames = torch.zeros(2, 160, 192, 3, dtype=torch.uint8)
     for frame, image in zip(frames, images, strict=True):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from backbones import build_backbone
 from detection.models.ghost_pan import BackboneWithPAN
 from detection.models.ghostdet import GhostDet, boxes_of, points_of
+from detection.models.postprocess import PostprocessSpec
 from detection.models.task_aligned import (
     Assignment,
     aligned_losses,
@@ -167,7 +168,8 @@ def test_points_and_boxes_are_inverse():
 
 def build(classes=3, width=0.5):
     torch.manual_seed(run_seed())
-    return GhostDet(BackboneWithPAN(build_backbone("ghostnet", width=width), 32), classes)
+    neck = BackboneWithPAN(build_backbone("ghostnet", width=width), 32)
+    return GhostDet(neck, classes, postprocess_spec=PostprocessSpec())
 
 
 @pytest.mark.parametrize("size", [(64, 96), (320, 320)])
@@ -186,7 +188,7 @@ def test_protocol(size):
         assert torch.isfinite(total)
         total.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    model.score_thresh = 0.0
+    model.postprocess_spec = PostprocessSpec(score_threshold=0.0)
     with torch.inference_mode():
         found = model.eval()(images)
     assert all(10 < len(f["boxes"]) <= 100 and f["labels"].min() >= 1 and f["labels"].max() <= 3 for f in found)

@@ -1,5 +1,7 @@
 """From a RetinaNet's raw outputs to detections: as torchvision does it, in less time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import run_seed
@@ -9,7 +11,7 @@ from torchvision.ops import batched_nms
 
 from detection.config_io import parse_config
 from detection.models.build import build_model
-from detection.models.retinanet import batched_nms_topk
+from detection.models.postprocess import batched_nms_topk
 
 pytestmark = pytest.mark.numeric
 
@@ -59,7 +61,11 @@ def raw_outputs(network, spread, bias, shape=(96, 160), count=2):
 )
 @torch.no_grad()
 def test_as_torchvision(network, spread, bias, threshold, limit):
-    network.score_thresh, network.detections_per_img = threshold, limit
+    spec = replace(network.postprocess_spec, score_threshold=threshold, max_detections=limit)
+    network.postprocess_spec = spec
+    # What torchvision's method reads.
+    network.score_thresh, network.nms_thresh = spec.score_threshold, spec.nms_threshold
+    network.topk_candidates, network.detections_per_img = spec.pre_nms_top_k, spec.max_detections
     outputs, anchors, sizes = raw_outputs(network, spread, bias)
     expected = RetinaNet.postprocess_detections(network, outputs, anchors, sizes)
     found = network.postprocess_detections(outputs, anchors, sizes)

@@ -148,13 +148,14 @@ def test_a_fixed_batch_is_filled_up(metadata):
 
 def test_thresholds(metadata):
     kept = dataclasses.replace(metadata, score_threshold=0.1)
-    assert len(ExportedDetector(recording([]), kept, score_threshold=0.3)(drawn((64, 64)))[0]["scores"]) == 1
+    stricter, looser = (dataclasses.replace(kept.postprocess_spec, score_threshold=score) for score in (0.3, 0.05))
+    assert len(ExportedDetector(recording([]), kept, "file", stricter)(drawn((64, 64)))[0]["scores"]) == 1
     with pytest.raises(
         UserError, match=r"file was exported with eval.score_threshold=0.1 .* of 0.05 needs a new export"
     ):
-        ExportedDetector(recording([]), kept, "file", score_threshold=0.05)
+        ExportedDetector(recording([]), kept, "file", looser)
     raw = dataclasses.replace(kept, form="raw")
-    assert ExportedDetector(recording([]), raw, score_threshold=0.05).score_threshold == 0.05
+    assert ExportedDetector(recording([]), raw, "file", looser).postprocess_spec == looser
 
 
 def test_what_it_does_not_take(metadata):
