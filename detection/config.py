@@ -121,8 +121,8 @@ class AugmentConfig(Section):
     """Two images shown through each other."""
     copy_paste: Probability = 0.0
     """Boxes of another image pasted in, as rectangles."""
-    close_share: Probability = 0.1
-    """The last share of the training, which has no mosaic, mix-up and copy-paste."""
+    no_mixing_last: Probability = 0.1
+    """The last share of the training, without mosaic, mixup and copy_paste."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "AugmentConfig":
@@ -179,8 +179,8 @@ class DataConfig(Section):
 class OptimConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.01
-    lr_batch: Positive | None = 16
-    """lr is meant for this many images a step and scaled linearly to the real number; null: as it is."""
+    lr_reference_batch: Positive | None = 16
+    """lr is meant for this many images per step and is scaled linearly to the real number; null: not scaled."""
     momentum: Probability = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norms: bool = True
@@ -237,8 +237,8 @@ class EvalConfig(Section):
     """null: as in training."""
     score_threshold: Probability = 0.001
     nms_threshold: Probability = 0.5
-    candidates: Positive = 1000
-    """Boxes that go into the suppression: of an image (GhostDet), of a level (RetinaNet; Faster R-CNN's proposals)."""
+    pre_nms_top_k: Positive = 1000
+    """Boxes that enter NMS: of an image (GhostDet), of a level (RetinaNet; Faster R-CNN's proposals)."""
     max_detections: Positive = 100
     backend: Literal["pycocotools", "faster-coco-eval"] = "pycocotools"
     """What scores: faster-coco-eval (extra fast-eval) gives the same numbers several times as fast."""

@@ -1,7 +1,8 @@
 """A plain dict against a schema: what is wrong, in the words and places of the user."""
 
+import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -10,6 +11,13 @@ from pydantic import BaseModel, ValidationError
 from detection.core.errors import UserError
 
 MOST_MESSAGES = 10
+RENAMED = {
+    "optim.lr_batch": "optim.lr_reference_batch",
+    "data.augment.close_share": "data.augment.no_mixing_last",
+    "eval.candidates": "eval.pre_nms_top_k",
+}
+"""Key of version 0.1 -> today's key in the same section. In a user's file, an old key is an error that names the new
+one; what the toolkit wrote itself (checkpoints, exported files, run folders) goes through `migrate`."""
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -48,6 +56,19 @@ def check(
         if error.error_count() > MOST_MESSAGES:
             messages.append(f"{source}: and {error.error_count() - MOST_MESSAGES} more such mistakes")
         raise UserError("\n".join(dict.fromkeys(messages))) from None
+
+
+def migrate(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config that an earlier version of the toolkit wrote, with today's keys."""
+    migrated = copy.deepcopy(dict(raw))
+    for old, new in RENAMED.items():
+        *parents, name = old.split(".")
+        section: Any = migrated
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section:
+            section.setdefault(new.rpartition(".")[2], section.pop(name))
+    return migrated
 
 
 def valid_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -95,8 +116,9 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 def _explain(schema: type[BaseModel], key: str, item: Any) -> str:
     if item["type"] == "extra_forbidden":
         known = list(valid_keys(schema))
-        hint = ""
-        if key.endswith("num_classes"):
+        if key in RENAMED:
+            hint = f": it is called {RENAMED[key]!r} now"
+        elif key.endswith("num_classes"):
             hint = "; the number of classes comes from the data"
         else:
             parent, _, name = key.rpartition(".")

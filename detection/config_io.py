@@ -9,11 +9,14 @@ from typing import Any
 import yaml
 
 from detection.config import BaseConfig, DetectionConfig, Schema
-from detection.config_check import check
+from detection.config_check import check, migrate
 from detection.config_overrides import apply_overrides
 from detection.core.errors import UserError
 from detection.core.files import shown, write_atomically
 from detection.core.yaml_reader import read_yaml
+
+RUN_FILES = ("last.pt", "best.pt", "metrics.jsonl")
+"""A config.yaml beside one of them was written by a training, perhaps of an earlier version."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectionConfig:
@@ -34,13 +37,16 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     raw, lines = read_yaml(path, "config")
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")
+    if path.name == "config.yaml" and any((path.parent / name).exists() for name in RUN_FILES):
+        raw = migrate(raw)
     given = apply_overrides(schema, raw, overrides)
     return check(schema, raw, str(path), lines, given)
 
 
 def parse_config(raw: dict[str, Any], source: str) -> DetectionConfig:
-    """Check the plain dict of a detection config (of a checkpoint, say). Raises UserError, see `read_config`."""
-    return check(DetectionConfig, raw, source)
+    """Check the plain dict of a detection config that this toolkit wrote (into a checkpoint, say), keys of earlier
+    versions included. Raises UserError, see `read_config`."""
+    return check(DetectionConfig, migrate(raw), source)
 
 
 def save_config(config: BaseConfig, path: Path) -> None:

@@ -126,7 +126,7 @@ def tiny_raw(data: Path, output_dir: Path) -> dict:
             "short_side": 96,
             "long_side": 96,
         },
-        "optim": {"name": "adamw", "lr": 0.002, "lr_batch": None, "schedule": "cosine", "warmup_steps": 2},
+        "optim": {"name": "adamw", "lr": 0.002, "lr_reference_batch": None, "schedule": "cosine", "warmup_steps": 2},
         "train": {"epochs": 2, "ema": 0.9, "eval_every": 1, "report": False},
     }
 

@@ -18,7 +18,7 @@ log = logging.getLogger("detection")
 def with_largest_batch(config: DetectionConfig, share: float = 0.85) -> DetectionConfig:
     """`config` with the largest `data.batch_size` whose training step takes at most `share` of the free GPU memory.
 
-    The learning rate follows by `optim.lr_batch`, as always.
+    The learning rate follows by `optim.lr_reference_batch`, as always.
 
     Raises:
         UserError: not on CUDA, annotations that cannot be read, or not even one image fits.

@@ -58,7 +58,7 @@ class Run(TrainingRun):
         train, progress = self.config.train, self.progress
         # As it stood at the start of the epoch, also for a run that is resumed within it.
         done = self.share_done() if train.minutes is not None else progress.epoch / train.epochs
-        self.batches.mix = done < 1 - self.config.data.augment.close_share
+        self.batches.mix = done < 1 - self.config.data.augment.no_mixing_last
         self.batches.short_side = self.config.data.side_at(done)
 
     def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:

@@ -6,10 +6,10 @@ from detection.config import OptimConfig
 
 
 def base_lr(config: OptimConfig, images_per_step: int) -> float:
-    """`lr`, scaled linearly from `lr_batch` images a step to the real number (arXiv 1706.02677)."""
-    if config.lr_batch is None:
+    """`lr`, scaled linearly from `lr_reference_batch` images a step to the real number (arXiv 1706.02677)."""
+    if config.lr_reference_batch is None:
         return config.lr
-    return config.lr * images_per_step / config.lr_batch
+    return config.lr * images_per_step / config.lr_reference_batch
 
 
 def lr_factor(config: OptimConfig, step: int, progress: float) -> float:

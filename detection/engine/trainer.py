@@ -1,7 +1,6 @@
 """What every training run consists of, whatever is trained, and its way to and from `last.pt`."""
 
 import contextlib
-import copy
 import logging
 import math
 import os
@@ -31,6 +30,7 @@ from detection.checkpoint import (
     section,
 )
 from detection.config import BaseConfig, check
+from detection.config_check import migrate
 from detection.core import distributed
 from detection.core.errors import UserError
 from detection.data.loader import BadImages
@@ -291,7 +291,7 @@ class TrainingRun:
 
     def _compare(self, content: Mapping[str, Any], path: Path, in_epoch: bool) -> None:
         """Say which keys of the config have changed. Raises UserError for one that cannot."""
-        before = check(type(self.config), copy.deepcopy(section(content, "config", path)), f"config in {path}")
+        before = check(type(self.config), migrate(section(content, "config", path)), f"config in {path}")
         old, new = before.model_dump(), self.config.model_dump()
         # What counts is how many images all processes together take at a time.
         old["data"]["batch_size"] *= content.get("processes", 1)

@@ -30,7 +30,9 @@ class PostprocessSpec:
 
     @staticmethod
     def of(config: EvalConfig) -> "PostprocessSpec":
-        return PostprocessSpec(config.score_threshold, config.nms_threshold, config.max_detections, config.candidates)
+        return PostprocessSpec(
+            config.score_threshold, config.nms_threshold, config.max_detections, config.pre_nms_top_k
+        )
 
 
 def select_detections(

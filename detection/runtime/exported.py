@@ -102,8 +102,8 @@ def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[st
     original = parse_config(raw, f"config in {path}")
     config = original.with_overrides(overrides)
     fixed = ["model"] if config.model != original.model else []
-    limits = ("nms_threshold", "candidates", "max_detections") if metadata.form == "end_to_end" else ("candidates",)
-    fixed += [f"eval.{name}" for name in limits if getattr(config.eval, name) != getattr(original.eval, name)]
+    inside = ("pre_nms_top_k", *(("nms_threshold", "max_detections") if metadata.form == "end_to_end" else ()))
+    fixed += [f"eval.{name}" for name in inside if getattr(config.eval, name) != getattr(original.eval, name)]
     if fixed:
         raise UserError(f"{', '.join(fixed)} cannot be changed in {path}; export the checkpoint again to change it")
     return config

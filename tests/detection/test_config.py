@@ -8,7 +8,7 @@ import yaml
 
 from detection import UserError, build_model, load_config
 from detection.config import DetectionConfig
-from detection.config_check import valid_keys
+from detection.config_check import RENAMED, valid_keys
 from detection.config_io import parse_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -46,7 +46,7 @@ def test_there_is_a_config_for_each_row_of_the_papers_table():
 def test_the_papers_recipe():
     retina, faster = (load_config(CONFIGS[0].with_name(f"{n}_ghost.yaml")) for n in ("retina", "faster_rcnn"))
     assert retina.model.backbone.width == faster.model.backbone.width == 1.1
-    assert (retina.optim.lr, faster.optim.lr, retina.optim.lr_batch) == (0.01, 0.02, 16)
+    assert (retina.optim.lr, faster.optim.lr, retina.optim.lr_reference_batch) == (0.01, 0.02, 16)
     for config in (retina, faster):
         assert (config.data.short_side, config.data.long_side) == (800, 1333)
         assert (config.optim.name, config.train.epochs) == ("sgd", 12)
@@ -58,7 +58,8 @@ def test_the_papers_recipe():
     [
         (GOOD + "optimm: {}\n", r"config\.yaml, line 5: unknown key 'optimm' \(did you mean 'optim'\?\)"),
         (GOOD + "optim: {learning_rate: 1}\n", r"line 5: unknown key 'optim.learning_rate'"),
-        (GOOD + "optim:\n  lr_bach: 1\n", r"line 6: unknown key 'optim.lr_bach' \(did you mean 'optim.lr_batch'\?\)"),
+        (GOOD + "optim:\n  momentun: 1\n", r"line 6: unknown key 'optim.momentun' \(did you mean 'optim.momentum'\?\)"),
+        (GOOD + "optim:\n  lr_batch: 1\n", r"line 6: .*'optim.lr_batch': it is called 'optim.lr_reference_batch' now"),
         (GOOD + "epochs: 3\n", r"unknown key 'epochs' \(did you mean 'train.epochs'\?\)"),
         (GOOD + "model: {num_classes: 80}\n", r"the number of classes comes from the data"),
         (GOOD + "optim: {lr: fast}\n", r"optim.lr: input should be a valid number.*'fast'"),
@@ -114,6 +115,30 @@ def test_overrides(config_file):
         load_config(path, ["resume"])
     with pytest.raises(UserError, match="'output_dir' holds a value"):
         load_config(path, ["output_dir.x=1"])
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_renamed_keys(config_file, tmp_path, old, new):
+    """An old key is an error of a user, and today's key where the toolkit wrote it."""
+    with pytest.raises(UserError, match=rf"{old}=0\.5\): unknown key '{old}': it is called '{new}' now"):
+        load_config(config_file(GOOD), [f"{old}=0.5"])
+    raw = load_config(config_file(GOOD)).model_dump()
+    *sections, name = new.split(".")
+    place = raw
+    for section in sections:
+        place = place[section]
+    place[old.rpartition(".")[2]] = 1
+    del place[name]
+    path = config_file(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=rf"unknown key '{old}': it is called '{new}' now"):
+        load_config(path)
+    (tmp_path / "last.pt").touch()
+    for config in (load_config(path, ["seed=3"]), parse_config(raw, "checkpoint")):
+        value = config.model_dump()
+        for section in new.split("."):
+            value = value[section]
+        assert value == 1
+    assert name not in place
 
 
 def test_saved_config_reads_back_equal(config_file, tmp_path):

@@ -53,7 +53,7 @@ def tiny(folders: Path, out: Path, *overrides: str) -> ClassificationConfig:
             "workers": 0,
             "augment": {"random_resized_crop": [0.5, 1.0], "brightness": 0.1},
         },
-        "optim": {"name": "adamw", "lr": 0.003, "lr_batch": None, "schedule": "cosine", "warmup_steps": 2},
+        "optim": {"name": "adamw", "lr": 0.003, "lr_reference_batch": None, "schedule": "cosine", "warmup_steps": 2},
         "train": {"epochs": 2, "ema": 0.9},
     }
     return check(ClassificationConfig, raw, "test").with_overrides(overrides)

@@ -114,7 +114,7 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     batch = 4 // accumulate
     raw["data"] |= {"batch_size": batch, "augment": {"scale": [0.8, 1.2], "mosaic": 0.3}}
     # Slow steps: fast ones let the last digit, in which sums of another order differ, grow a hundredfold in five steps.
-    raw["optim"] = {"name": "sgd", "lr": 0.003, "lr_batch": 4, "warmup_steps": 2, "clip_grad_norm": 10}
+    raw["optim"] = {"name": "sgd", "lr": 0.003, "lr_reference_batch": 4, "warmup_steps": 2, "clip_grad_norm": 10}
     raw["train"] = {"epochs": 10, "ema": 0.9, "eval_every": 5, "accumulate": accumulate}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
     assert tool("train", tmp_path / "config.yaml").returncode == 0

@@ -176,7 +176,7 @@ def test_patience_ends_a_run_that_no_longer_gets_better(tiny_config, tmp_path, m
 
 
 def test_the_closing_phase_starts_where_the_config_says(tiny_config):
-    run = build_run(tiny_config.with_overrides(["train.epochs=10", "data.augment.close_share=0.3"]))
+    run = build_run(tiny_config.with_overrides(["train.epochs=10", "data.augment.no_mixing_last=0.3"]))
     mixes = []
     for epoch in range(10):
         run.progress.epoch, run.progress.batch = epoch, 2  # resumed inside the epoch: the same
@@ -254,7 +254,7 @@ def test_all_new_keys_stand_in_a_config_of_one_run(tiny_config, tmp_path):
     """Everything together, trained for real."""
     raw = tiny_config.model_dump()
     raw["data"] |= {"multi_scale": [64, 96]}
-    raw["data"]["augment"] |= {"mosaic": 0.5, "mixup": 0.3, "copy_paste": 0.3, "close_share": 0.5}
+    raw["data"]["augment"] |= {"mosaic": 0.5, "mixup": 0.3, "copy_paste": 0.3, "no_mixing_last": 0.5}
     raw["optim"] |= {"schedule": "onecycle", "layer_decay": 0.9, "decay_norms": False}
     raw["train"] |= {"cache": "ram", "accumulate": 2, "non_finite": "skip", "patience": 5}
     assert run_training(parse_config(raw, "test"))

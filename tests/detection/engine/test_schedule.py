@@ -25,8 +25,8 @@ def test_cosine_and_warmup():
 
 
 def test_lr_is_scaled_linearly():
-    assert base_lr(OptimConfig(lr=0.02, lr_batch=16), 4) == pytest.approx(0.005)
-    assert base_lr(OptimConfig(lr=0.02, lr_batch=None), 4) == 0.02
+    assert base_lr(OptimConfig(lr=0.02, lr_reference_batch=16), 4) == pytest.approx(0.005)
+    assert base_lr(OptimConfig(lr=0.02, lr_reference_batch=None), 4) == 0.02
 
 
 def test_averaging_starts_short_and_ends_at_its_target():

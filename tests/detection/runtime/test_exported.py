@@ -167,7 +167,8 @@ def test_what_it_does_not_take(metadata):
 
 def test_what_is_fixed_in_a_file_cannot_be_overridden(run, images):
     path = run / "best.onnx"
-    for override in ("eval.nms_threshold=0.3", "eval.max_detections=7", "eval.candidates=9", "model.fpn_channels=64"):
+    overrides = ("eval.nms_threshold=0.3", "eval.max_detections=7", "eval.pre_nms_top_k=9", "model.fpn_channels=64")
+    for override in overrides:
         key = override.split("=")[0] if override.startswith("eval") else "model"
         with pytest.raises(UserError, match=f"{key} cannot be changed in .*best.onnx; export the checkpoint again"):
             load_detector(path, CPU, overrides=[override])
