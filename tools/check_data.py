@@ -54,7 +54,7 @@ def main() -> int:
     # A config's absence is told with the nearest name.
     target = args.target if Path(args.target).suffix in (".yaml", ".yml") else existing_path(args.target)
 
-    from detection.doctor.diagnose import run_doctor
+    from detection.doctor.run_doctor import run_doctor
 
     report = run_doctor(
         target,

@@ -1,5 +1,5 @@
-"""What is wrong with a data set, before hours are spent on training with it; `tools/check_data.py`.
+"""Find faults of a dataset before training on it (`tools/check_data.py`).
 
-`examine.examine` reads the sets and returns a `report.Report`; console text, JSON and the HTML page are made of its
-findings, and `fix` mends what can be mended for certain. Codes and remedies: docs/doctor.md.
+`run_checks.run_checks` checks the dataset and returns a `Report` of findings. `text_report` and `doctor_page` write it
+as text, JSON and HTML; `fix` writes a corrected copy of the annotations. docs/doctor.md lists all findings.
 """

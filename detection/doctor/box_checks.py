@@ -1,113 +1,118 @@
-"""Faults of boxes."""
+"""Checks of bounding boxes: format, geometry, duplicates, and crowd regions without a flag."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from detection.doctor.box_form import Form, as_xywh, box_form
-from detection.doctor.box_pairs import overlaps, pairs_in_images
+from detection.doctor.box_format import BoxFormat, detect_box_format, to_xywh
+from detection.doctor.box_pairs import intersection_areas, pairs_in_images
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Finding, make_finding
 
-SAME = 0.98
-"""IoU from which two boxes are the same one."""
-CROWD = 5
-"""Boxes of its class within a box, from which on it looks like a region of many.
+DUPLICATE_IOU = 0.98
+MIN_BOXES_IN_CROWD = 5
+"""Boxes of the same class inside a box from which on the box looks like a crowd region.
 
-Measured on coco_mini and person with their crowd flags hidden: of 217 regions 77 % are found, and of what is found
-87 % are regions (with 4: 80 % and 81 %; with 8: 59 % and 96 %). The others are people before an audience."""
-THIN = 20.0
+Measured on coco_mini and person with their iscrowd flags hidden: recall 77 % of 217 crowd regions, precision 87 % (with
+4: 80 % and 81 %; with 8: 59 % and 96 %). The false positives are people in front of an audience."""
+MAX_ASPECT_RATIO = 20.0
 
 
 def check_boxes(entries: Entries) -> tuple[list[Finding], Entries]:
-    """Findings, and the set with its boxes as xywh where they are certain to have been in another form."""
-    found = []
-    form = form_of(entries)
+    """Check all boxes. Also returns the entries with boxes converted to xywh if their format is certain."""
+    findings = []
+    form = box_format_of(entries)
     if form.name != "xywh":
         rows = np.flatnonzero(entries.valid)[form.rows]
-        sure = "all of them fit so" if form.certain else "not all of them fit so: look at them, --fix leaves them"
-        found.append(entries.box_finding(f"box-{form.name}", rows, total=int(entries.valid.sum()), detail=sure))
-        entries = in_pixels(entries, form) if form.certain else entries
-    sizes = box_sizes(entries)
-    for code, mask, describe in _geometry(entries, sizes):
+        detail = (
+            "all boxes have this format"
+            if form.certain
+            else "only some boxes have this format: inspect them, --fix does not change them"
+        )
+        findings.append(entries.box_finding(f"box-{form.name}", rows, total=int(entries.valid.sum()), detail=detail))
+        entries = convert_to_xywh(entries, form) if form.certain else entries
+    sizes = image_sizes_of_boxes(entries)
+    for code, mask, describe in _geometry_checks(entries, sizes):
         rows = np.flatnonzero(mask)
-        # What a wrong form makes of boxes has been told of.
+        # With an uncertain format, geometry errors are only consequences of it.
         if len(rows) and (form.name == "xywh" or form.certain):
-            found.append(entries.box_finding(code, rows, describe, total=int(entries.valid.sum())))
-    found += _pairs(entries)
-    return found, entries
+            findings.append(entries.box_finding(code, rows, describe, total=int(entries.valid.sum())))
+    findings += _check_overlaps(entries)
+    return findings, entries
 
 
-def form_of(entries: Entries) -> Form:
-    """The form of all good boxes together; its rows count among them."""
+def box_format_of(entries: Entries) -> BoxFormat:
+    """The common format of all valid boxes; its `rows` index the valid boxes."""
     rows = np.flatnonzero(entries.valid)
-    return box_form(entries.boxes[rows], entries.sizes[entries.image_rows[rows]], entries.areas[rows])
+    return detect_box_format(entries.boxes[rows], entries.sizes[entries.image_rows[rows]], entries.areas[rows])
 
 
-def in_pixels(entries: Entries, form: Form) -> Entries:
-    """The set with its boxes (crowd regions too) as xywh."""
+def convert_to_xywh(entries: Entries, form: BoxFormat) -> Entries:
+    """Convert all finite boxes in images of known size, including crowd regions, to xywh in pixels."""
     boxes = entries.boxes.copy()
     rows = np.flatnonzero((entries.image_rows >= 0) & np.isfinite(boxes).all(axis=1))
     rows = rows[(entries.sizes[entries.image_rows[rows]] > 0).all(axis=1)]
-    boxes[rows] = as_xywh(boxes[rows], entries.sizes[entries.image_rows[rows]], form.name)
+    boxes[rows] = to_xywh(boxes[rows], entries.sizes[entries.image_rows[rows]], form.name)
     return entries.replace(boxes=boxes)
 
 
-def box_sizes(entries: Entries) -> np.ndarray:
-    """int [m, 2]: size of each annotation's image; zeros where it has none."""
-    if not len(entries.sizes):  # annotations of no image at all
+def image_sizes_of_boxes(entries: Entries) -> np.ndarray:
+    """int [m, 2]: width and height of each annotation's image; zeros if it has none."""
+    if not len(entries.sizes):  # the file lists no images
         return np.zeros((len(entries.image_rows), 2), entries.sizes.dtype)
     return np.where((entries.image_rows >= 0)[:, None], entries.sizes[entries.image_rows], 0)
 
 
-def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """xywh [m, 4] -> xyxy within their images."""
+def clip_to_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Convert boxes [m, 4] from xywh to xyxy and clip them to image sizes [m, 2]."""
     limit = np.concatenate([sizes, sizes], axis=1)
     return np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), 0, limit)
 
 
-def degenerate(entries: Entries) -> np.ndarray:
-    """bool [m]: boxes without width or height."""
+def degenerate_mask(entries: Entries) -> np.ndarray:
+    """bool [m]: boxes with zero or negative width or height."""
     with np.errstate(invalid="ignore"):
         return entries.valid & (entries.boxes[:, 2:] <= 0).any(axis=1)
 
 
-def outside(entries: Entries) -> np.ndarray:
-    """bool [m]: boxes of which nothing is in the image."""
-    inner = clipped(entries.boxes, box_sizes(entries))
+def outside_mask(entries: Entries) -> np.ndarray:
+    """bool [m]: boxes that do not intersect their image."""
+    inner = clip_to_image(entries.boxes, image_sizes_of_boxes(entries))
     with np.errstate(invalid="ignore"):
-        return entries.valid & ~degenerate(entries) & ((inner[:, 2:] - inner[:, :2]) <= 0).any(axis=1)
+        empty = ((inner[:, 2:] - inner[:, :2]) <= 0).any(axis=1)
+        return entries.valid & ~degenerate_mask(entries) & empty
 
 
-def tiny(entries: Entries) -> np.ndarray:
-    """bool [m]: boxes with less than a pixel in the image, which training drops (`detection.data.annotations`)."""
-    inner = clipped(entries.boxes, box_sizes(entries))
+def tiny_mask(entries: Entries) -> np.ndarray:
+    """bool [m]: boxes with less than one pixel inside the image; training drops them (`detection.data.annotations`)."""
+    inner = clip_to_image(entries.boxes, image_sizes_of_boxes(entries))
     with np.errstate(invalid="ignore"):
-        return (
-            entries.valid & ~degenerate(entries) & ~outside(entries) & ((inner[:, 2:] - inner[:, :2]) < 1).any(axis=1)
-        )
+        below_one_pixel = ((inner[:, 2:] - inner[:, :2]) < 1).any(axis=1)
+        return entries.valid & ~degenerate_mask(entries) & ~outside_mask(entries) & below_one_pixel
 
 
-def beyond(entries: Entries) -> np.ndarray:
-    """float [m]: by how many pixels a box reaches beyond its image, 0 for those that do not count here."""
-    sizes = box_sizes(entries)
+def pixels_outside(entries: Entries) -> np.ndarray:
+    """float [m]: by how many pixels each box extends beyond its image; 0 for degenerate and outside boxes."""
+    sizes = image_sizes_of_boxes(entries)
     over = np.concatenate([-entries.boxes[:, :2], entries.boxes[:, :2] + entries.boxes[:, 2:] - sizes], axis=1).max(
         axis=1, initial=0
     )
-    return np.where(entries.valid & ~degenerate(entries) & ~outside(entries), over, 0)
+    return np.where(entries.valid & ~degenerate_mask(entries) & ~outside_mask(entries), over, 0)
 
 
-Check = tuple[str, np.ndarray, Callable[[int], str] | None]
+GeometryCheck = tuple[str, np.ndarray, Callable[[int], str] | None]
+"""Code, mask of the boxes (bool [m]), and a function that describes the box of a row."""
 
 
-def _geometry(entries: Entries, sizes: np.ndarray) -> list[Check]:
-    over = beyond(entries)
+def _geometry_checks(entries: Entries, sizes: np.ndarray) -> list[GeometryCheck]:
+    over = pixels_outside(entries)
     far = over > np.maximum(2.0, 0.02 * sizes.max(axis=1, initial=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = entries.boxes[:, 2] / entries.boxes[:, 3]
-        thin = entries.valid & ~degenerate(entries) & ((ratio > THIN) | (ratio < 1 / THIN))
+        thin = entries.valid & ~degenerate_mask(entries) & ((ratio > MAX_ASPECT_RATIO) | (ratio < 1 / MAX_ASPECT_RATIO))
 
-    # A polygon's area cannot be above its box's; a pixel is left for rounding.
+    # The area of a polygon cannot exceed that of its box; 5 % and one pixel allow for rounding.
     area = entries.boxes[:, 2] * entries.boxes[:, 3]
     with np.errstate(invalid="ignore"):
         wrong_area = entries.valid & (area > 0) & ((entries.areas <= 0) | (entries.areas > 1.05 * area + 1))
@@ -116,77 +121,86 @@ def _geometry(entries: Entries, sizes: np.ndarray) -> list[Check]:
         return f"image {sizes[row, 0]}x{sizes[row, 1]}"
 
     return [
-        ("box-degenerate", degenerate(entries), None),
-        ("box-outside", outside(entries), image),
+        ("box-degenerate", degenerate_mask(entries), None),
+        ("box-outside", outside_mask(entries), image),
         ("area-wrong", wrong_area, lambda row: f"area {entries.areas[row]:g}, box {area[row]:g}"),
-        ("box-tiny", tiny(entries), image),
+        ("box-tiny", tiny_mask(entries), image),
         ("box-beyond", far, lambda row: f"by {over[row]:.1f} pixels"),
         ("box-beyond-slightly", (over > 0.5) & ~far, lambda row: f"by {over[row]:.1f} pixels"),
         ("box-aspect", thin, lambda row: f"{entries.boxes[row, 2]:.1f} x {entries.boxes[row, 3]:.1f}"),
     ]
 
 
-def doubles(entries: Entries) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes that are there twice, and those that look like a region of many.
+class OverlappingBoxes(NamedTuple):
+    """Boxes of a dataset that duplicate or contain others.
 
-    Returns:
-        rows of second boxes [a], of the same class; pairs of rows [b, 2] with different classes; rows of boxes around
-        many of their class [c]; and how many boxes of its class each box of the set has in it [m].
+    Attributes:
+        duplicates: int64 [a], rows of boxes that equal an earlier box of the same class.
+        two_classes: int64 [b, 2], pairs of rows of equal boxes with different classes.
+        crowds: int64 [c], rows of boxes that contain at least `MIN_BOXES_IN_CROWD` boxes of their class.
+        contained: int64 [m], number of boxes of its class that each box contains.
     """
-    rows = np.flatnonzero(entries.valid & ~degenerate(entries) & (entries.category_rows >= 0))
+
+    duplicates: np.ndarray
+    two_classes: np.ndarray
+    crowds: np.ndarray
+    contained: np.ndarray
+
+
+def find_overlapping_boxes(entries: Entries) -> OverlappingBoxes:
+    """Compare all pairs of boxes in the same image."""
+    rows = np.flatnonzero(entries.valid & ~degenerate_mask(entries) & (entries.category_rows >= 0))
     rows = rows[np.argsort(entries.image_rows[rows], kind="stable")]
     boxes = np.concatenate([entries.boxes[rows, :2], entries.boxes[rows, :2] + entries.boxes[rows, 2:]], axis=1)
     area = entries.boxes[rows, 2] * entries.boxes[rows, 3]
     category = entries.category_rows[rows]
-    second, shared = [], []
-    within = np.zeros(len(entries.boxes), np.int64)
+    duplicates, two_classes = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)]
+    contained = np.zeros(len(entries.boxes), np.int64)
     for left, right in pairs_in_images(entries.image_rows[rows]):
-        common = overlaps(boxes, left, right)
-        touching = common > 0
-        left, right, common = left[touching], right[touching], common[touching]
+        intersection = intersection_areas(boxes, left, right)
+        touching = intersection > 0
+        left, right, intersection = left[touching], right[touching], intersection[touching]
         same_class = category[left] == category[right]
-        equal = common >= SAME * (area[left] + area[right] - common)
-        second.append(rows[right[equal & same_class]])
-        shared.append(np.stack([rows[left[equal & ~same_class]], rows[right[equal & ~same_class]]], axis=1))
+        equal = intersection >= DUPLICATE_IOU * (area[left] + area[right] - intersection)
+        duplicates.append(rows[right[equal & same_class]])
+        two_classes.append(np.stack([rows[left[equal & ~same_class]], rows[right[equal & ~same_class]]], axis=1))
         for big, small in ((left, right), (right, left)):
-            inside = same_class & (common >= 0.9 * area[small]) & (area[small] < 0.4 * area[big])
-            np.add.at(within, rows[big[inside]], 1)
-    twice = np.unique(np.concatenate([np.zeros(0, np.int64), *second]))
-    return twice, np.concatenate([np.zeros((0, 2), np.int64), *shared]), np.flatnonzero(within >= CROWD), within
+            inside = same_class & (intersection >= 0.9 * area[small]) & (area[small] < 0.4 * area[big])
+            np.add.at(contained, rows[big[inside]], 1)
+    crowds = np.flatnonzero(contained >= MIN_BOXES_IN_CROWD)
+    return OverlappingBoxes(np.unique(np.concatenate(duplicates)), np.concatenate(two_classes), crowds, contained)
 
 
-def _pairs(entries: Entries) -> list[Finding]:
-    twice, shared, regions, within = doubles(entries)
+def _check_overlaps(entries: Entries) -> list[Finding]:
+    duplicates, two_classes, crowds, contained = find_overlapping_boxes(entries)
     total = int(entries.valid.sum())
-    names = entries.category_names
-    found = []
-    if len(twice):
-        found.append(
-            entries.box_finding("box-twice", twice, lambda row: names[entries.category_rows[row]], total=total)
-        )
-    if len(shared):
-        other = dict(shared.tolist())
+
+    def class_name(row: int) -> str:
+        return entries.category_names[entries.category_rows[row]]
+
+    findings = []
+    if len(duplicates):
+        findings.append(entries.box_finding("box-twice", duplicates, class_name, total=total))
+    if len(two_classes):
+        other = dict(two_classes.tolist())
         examples = entries.box_examples(
-            shared[:, 0],
-            lambda row: f"{names[entries.category_rows[row]]} and {names[entries.category_rows[other[row]]]}",
+            two_classes[:, 0], lambda row: f"{class_name(row)} and {class_name(other[row])}"
         )
-        found.append(make_finding("box-two-classes", entries.split, len(shared), examples, total=total))
-    if len(regions):
-        regions = regions[np.argsort(-within[regions], kind="stable")]
-        examples = entries.box_examples(
-            regions, lambda row: f"{within[row]} boxes of {names[entries.category_rows[row]]!r} in it"
-        )
-        # Who flags some has thought of it; who flags none has not, or lost the flags in a conversion.
-        flags = f"{int(entries.crowd.sum())} boxes have the flag" if entries.crowd.any() else "no box has the flag"
-        found.append(
+        findings.append(make_finding("box-two-classes", entries.split, len(two_classes), examples, total=total))
+    if len(crowds):
+        crowds = crowds[np.argsort(-contained[crowds], kind="stable")]
+        examples = entries.box_examples(crowds, lambda row: f"contains {contained[row]} boxes of {class_name(row)!r}")
+        # A file without any flag probably lost them in a conversion; a file with flags probably has them all.
+        has_flags = bool(entries.crowd.any())
+        findings.append(
             make_finding(
                 "crowd-unflagged",
                 entries.split,
-                len(regions),
+                len(crowds),
                 examples,
                 total=total,
-                detail=flags,
-                severity="note" if entries.crowd.any() else "warning",
+                detail=f"{int(entries.crowd.sum())} boxes have the flag" if has_flags else "no box has the flag",
+                severity="note" if has_flags else "warning",
             )
         )
-    return found
+    return findings

@@ -1,4 +1,4 @@
-"""Classes and images: how many boxes they have."""
+"""Checks of the number of boxes per class and per image, and comparison of the classes of train and val."""
 
 from collections.abc import Mapping
 
@@ -8,15 +8,16 @@ from detection.data.classes import ClassSelection
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, make_finding
 
-FEW = 20
-"""Boxes of a class in the training set, under which it is hardly learnt."""
-IMBALANCE = 50
+FEW_BOXES = 20
+"""Number of training boxes below which a class hardly learns."""
+IMBALANCE_RATIO = 50
+"""Ratio of boxes between the most frequent and the rarest class."""
 
 
-def chosen_classes(entries: Entries, chosen: ClassSelection | None) -> Entries:
-    """The set as `data.classes` has it trained: the others' boxes are gone, merged classes are one.
+def select_classes(entries: Entries, chosen: ClassSelection | None) -> Entries:
+    """Apply `data.classes`: drop the boxes of other classes, merge grouped classes.
 
-    Names that the set does not have are passed over; `detection.data.classes.choose_classes` refuses them.
+    Class names that the dataset does not have are ignored; `detection.data.classes.choose_classes` rejects them.
     """
     if chosen is None:
         return entries
@@ -27,8 +28,9 @@ def chosen_classes(entries: Entries, chosen: ClassSelection | None) -> Entries:
         if entries.category_names[row] in group_of:
             first.setdefault(group_of[entries.category_names[row]], row)
     names = list(first)
-    place = np.array([*(names.index(group_of[n]) if n in group_of else -1 for n in entries.category_names), -1])
-    categories = place[entries.category_rows]
+    # The last element maps category row -1 to itself.
+    new_rows = np.array([*(names.index(group_of[n]) if n in group_of else -1 for n in entries.category_names), -1])
+    categories = new_rows[entries.category_rows]
     keep = categories >= 0
     return entries.replace(
         category_ids=entries.category_ids[list(first.values())],
@@ -43,7 +45,7 @@ def chosen_classes(entries: Entries, chosen: ClassSelection | None) -> Entries:
 
 
 def class_counts(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
-    """int [k], int [k]: boxes of each category (no crowd), and images with one."""
+    """int [k], int [k]: number of boxes of each category (without crowd regions), and of images that contain one."""
     rows = np.flatnonzero(entries.valid & (entries.category_rows >= 0))
     boxes = np.bincount(entries.category_rows[rows], minlength=len(entries.category_ids))
     pairs = np.unique(np.stack([entries.category_rows[rows], entries.image_rows[rows]], axis=1), axis=0)
@@ -51,42 +53,46 @@ def class_counts(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boxes_per_image(entries: Entries) -> np.ndarray:
-    """int [n], no crowd."""
+    """int [n]: number of boxes in each image, without crowd regions."""
     return np.bincount(entries.image_rows[entries.valid], minlength=len(entries.image_ids))
 
 
 def check_classes(entries: Entries) -> list[Finding]:
-    """Findings about one set by itself."""
+    """Check the classes of one split."""
     if not (entries.valid & (entries.category_rows >= 0)).any():
         return [make_finding("no-boxes", entries.split, 0)]
-    found = []
+    findings = []
     boxes, images = class_counts(entries)
     names = entries.category_names
     unused = np.flatnonzero(boxes == 0)
     if len(unused):
-        found.append(
-            make_finding("class-unused", entries.split, len(unused), detail=_names(names, unused), total=len(names))
+        findings.append(
+            make_finding(
+                "class-unused", entries.split, len(unused), detail=_join_names(names, unused), total=len(names)
+            )
         )
-    few = np.flatnonzero((boxes > 0) & (boxes < FEW))
+    few = np.flatnonzero((boxes > 0) & (boxes < FEW_BOXES))
     if len(few) and entries.split != "val":
         few = few[np.argsort(boxes[few], kind="stable")]
         examples = [Example(text=f"{names[row]}: {boxes[row]} boxes in {images[row]} images") for row in few.tolist()]
-        shown = ", ".join(f"{names[row]} ({boxes[row]})" for row in few[:6].tolist()) + (", …" if len(few) > 6 else "")
-        found.append(make_finding("class-few", entries.split, len(few), examples, detail=shown, total=len(names)))
+        detail = ", ".join(f"{names[row]} ({boxes[row]})" for row in few[:6].tolist()) + (", …" if len(few) > 6 else "")
+        findings.append(make_finding("class-few", entries.split, len(few), examples, detail=detail, total=len(names)))
     used = np.flatnonzero(boxes)
-    rare, often = used[np.argmin(boxes[used])], used[np.argmax(boxes[used])]
-    if boxes[often] >= IMBALANCE * boxes[rare]:
-        shown = f"{names[often]} {boxes[often]}, {names[rare]} {boxes[rare]}"
-        found.append(make_finding("class-imbalance", entries.split, round(boxes[often] / boxes[rare]), detail=shown))
+    rarest, most_frequent = used[np.argmin(boxes[used])], used[np.argmax(boxes[used])]
+    if boxes[most_frequent] >= IMBALANCE_RATIO * boxes[rarest]:
+        detail = f"{names[most_frequent]} {boxes[most_frequent]}, {names[rarest]} {boxes[rarest]}"
+        findings.append(
+            make_finding("class-imbalance", entries.split, round(boxes[most_frequent] / boxes[rarest]), detail=detail)
+        )
     empty = np.flatnonzero(boxes_per_image(entries) == 0)
     if len(empty):
-        found.append(entries.image_finding("image-without-boxes", empty, total=len(entries.image_ids)))
-    return found
+        findings.append(entries.image_finding("image-without-boxes", empty, total=len(entries.image_ids)))
+    return findings
 
 
-def check_both(train: Entries, val: Entries) -> list[Finding]:
-    """Findings about two sets that are to be trained and evaluated on."""
-    found = []
+def check_train_and_val(train: Entries, val: Entries) -> list[Finding]:
+    """Compare the categories of train and val."""
+    findings = []
     pairs = [dict(zip(entries.category_ids.tolist(), entries.category_names, strict=True)) for entries in (train, val)]
     differ = [i for i in sorted(set(pairs[0]) | set(pairs[1])) if pairs[0].get(i) != pairs[1].get(i)]
     if differ:
@@ -94,21 +100,21 @@ def check_both(train: Entries, val: Entries) -> list[Finding]:
             Example(text=f"id {i}: {pairs[0].get(i, 'nothing')!r} in train, {pairs[1].get(i, 'nothing')!r} in val")
             for i in differ
         ]
-        found.append(make_finding("classes-differ", "train and val", len(differ), examples, detail=examples[0].text))
-        return found
+        findings.append(make_finding("classes-differ", "train and val", len(differ), examples, detail=examples[0].text))
+        return findings
     counts = [
         dict(zip(entries.category_names, class_counts(entries)[0].tolist(), strict=True)) for entries in (train, val)
     ]
     for code, here, there in (("class-only-val", 1, 0), ("class-only-train", 0, 1)):
-        alone = [name for name, count in counts[here].items() if count and not counts[there].get(name)]
-        if alone:
-            examples = [Example(text=f"{name}: {counts[here][name]} boxes") for name in alone]
-            detail = _names(alone, np.arange(len(alone)))
-            found.append(
-                make_finding(code, "train and val", len(alone), examples, detail=detail, total=len(counts[here]))
+        only_here = [name for name, count in counts[here].items() if count and not counts[there].get(name)]
+        if only_here:
+            examples = [Example(text=f"{name}: {counts[here][name]} boxes") for name in only_here]
+            detail = _join_names(only_here, np.arange(len(only_here)))
+            findings.append(
+                make_finding(code, "train and val", len(only_here), examples, detail=detail, total=len(counts[here]))
             )
-    return found
+    return findings
 
 
-def _names(names: tuple[str, ...] | list[str], rows: np.ndarray) -> str:
+def _join_names(names: tuple[str, ...] | list[str], rows: np.ndarray) -> str:
     return ", ".join(names[row] for row in rows[:8].tolist()) + (", …" if len(rows) > 8 else "")

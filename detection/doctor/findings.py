@@ -1,39 +1,39 @@
-"""`Finding`: one kind of fault in one set, with examples."""
+"""`Finding`: all violations of one rule in one dataset, with examples."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from detection.doctor.rules import KINDS, SEVERITIES, Severity
+from detection.doctor.rules import RULES, SEVERITIES, Severity
 
-MOST_EXAMPLES = 24
-"""Kept of each finding: enough for a contact sheet."""
+MAX_EXAMPLES = 24
+"""Examples that each finding keeps."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Where a fault is to be seen. `annotation` is its id in the file (of VOC and YOLO, its number)."""
+    """One violation of a rule. `annotation` is an id in the file (in VOC and YOLO, a running number)."""
 
     image: str | None = None
     image_id: int | None = None
     annotation: int | None = None
     box: tuple[float, float, float, float] | None = None
-    """xywh as it stands in the file."""
+    """xywh, as in the file"""
     text: str = ""
     other: str | None = None
-    """The second image of a pair."""
+    """the second image of a pair"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault in one set.
+    """All violations of one rule in one dataset.
 
     Attributes:
-        code: see `KINDS`.
-        split: "train", "val", "train and val" for what concerns both, or "data" for a set that stands alone.
-        count: how many; `total` is how many there could be.
-        detail: what the count and the examples do not say.
-        examples: at most `MOST_EXAMPLES`.
+        code: key of `RULES`.
+        split: "train", "val", "train and val" if the rule compares both, or "data" for a single dataset.
+        count: number of violations, out of `total` (None if there is no natural total).
+        detail: further information for the message.
+        examples: at most `MAX_EXAMPLES`.
     """
 
     code: str
@@ -47,13 +47,13 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """As in "3 of 292 images that end early: …"."""
+        """For example "3 of 292 truncated images: …"."""
         of = f" of {self.total}" if self.total is not None else ""
         detail = f": {self.detail}" if self.detail else ""
-        return f"{self.count or 'no'}{of} {KINDS[self.code].title}{detail}"
+        return f"{self.count or 'no'}{of} {RULES[self.code].title}{detail}"
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, for a JSON file; what an example does not have is left out."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file; empty fields of examples are omitted."""
         examples = [{k: v for k, v in asdict(e).items() if v not in (None, "")} for e in self.examples]
         return {
             "severity": self.severity,
@@ -77,20 +77,20 @@ def make_finding(
     total: int | None = None,
     severity: Severity | None = None,
 ) -> Finding:
-    """A finding with severity and remedy of its kind; too many examples are thinned out evenly."""
-    kind = KINDS[code]
-    chosen = spread(examples, MOST_EXAMPLES)
-    return Finding(code, split, int(count), tuple(chosen), detail, total, severity or kind.severity, kind.remedy)
+    """Create a finding with the severity and remedy of its rule, and at most `MAX_EXAMPLES` of the examples."""
+    rule = RULES[code]
+    chosen = evenly_spaced(examples, MAX_EXAMPLES)
+    return Finding(code, split, int(count), tuple(chosen), detail, total, severity or rule.severity, rule.remedy)
 
 
-def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the items, from all over the sequence."""
-    if len(items) <= most:
+def evenly_spaced(items: Sequence[Any], max_items: int) -> list[Any]:
+    """At most `max_items` of the items, evenly spaced over the sequence."""
+    if len(items) <= max_items:
         return list(items)
-    return [items[i * len(items) // most] for i in range(most)]
+    return [items[i * len(items) // max_items] for i in range(max_items)]
 
 
-def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Errors first, then in the order of the table; train before val."""
-    codes = list(KINDS)
+def sort_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """Sort by severity, then in the order of `RULES`; train before val."""
+    codes = list(RULES)
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), codes.index(f.code), f.split != "train"))

@@ -1,6 +1,6 @@
-"""One image file: what its header says, whether it is whole, and what it looks like in 17 x 16 pixels.
+"""Read one image file: its header, whether its data is complete, and a thumbnail of 17 x 16 pixels.
 
-Runs in processes of its own, which start the sooner for it: Pillow, simplejpeg and OpenCV are all that it imports.
+Worker processes import this module; it imports little, so that they start quickly.
 """
 
 import hashlib
@@ -20,29 +20,37 @@ from detection.core.errors import UserError
 from detection.core.files import file_fault, read_file
 from detection.data.image_headers import TAIL, is_truncated, largest_file, stored_size, too_large
 
-THUMB = (17, 16)
-"""Width and height of the small grey image by which images are compared."""
-HUGE = 100_000_000
-"""Pixels above which an image is not decoded here."""
-ORIENTATION = 0x0112
-HARMLESS = 16
-"""Bytes between the data and the end mark of a JPEG that are no damage."""
-FOREIGN = (
+THUMBNAIL_SIZE = (17, 16)
+"""Width and height of the grayscale thumbnails that are compared to find near-duplicates."""
+HUGE_PIXELS = 100_000_000
+"""Larger images are not decoded."""
+EXIF_ORIENTATION = 0x0112
+MAX_EXTRANEOUS_BYTES = 16
+"""Padding before the end marker of a JPEG that is not damage; some cameras write it."""
+NON_IMAGE_SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer: git lfs pull fetches the image"),
-    (b"<", "text that begins with '<', perhaps the error page of a failed download"),
-    (b"{", "text that begins with '{', perhaps the answer of a failed download"),
+    (b"<", "text that starts with '<', perhaps the error page of a failed download"),
+    (b"{", "text that starts with '{', perhaps the response to a failed download"),
     (b"%PDF", "a PDF"),
     (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x00\x00\x00\x00", "zeros, as after a power cut or a full disk"),
+    (b"\x00\x00\x00\x00", "starts with zero bytes, perhaps after a power failure or on a full disk"),
 )
 
 
 class ImageProbe(NamedTuple):
-    """What was found. `status` is ok, missing, unreadable, truncated, damaged, huge or refused; `detail` says more.
+    """Result of reading one image file.
 
-    `size` is (width, height) as stored, `orientation` the EXIF tag (1 upright, 5–8 lying), `bits` those of a channel,
-    `clear` whether something is transparent, `digest` of the bytes, `thumb` uint8 of 17 x 16 pixels, upright, of
-    images that were decoded.
+    Attributes:
+        status: ok, missing, unreadable, truncated, damaged, huge, refused or unprobed.
+        detail: reason for the status.
+        format, mode: as in Pillow; "" if unknown.
+        size: stored (width, height), before EXIF rotation.
+        orientation: EXIF orientation (1: none, 5–8: width and height swapped).
+        bits: bits per channel.
+        frames: number of frames or pages.
+        transparent: whether any pixel is transparent.
+        digest: BLAKE2b hash of the file.
+        thumbnail: bytes of uint8 [16, 17], rotated upright; b"" if the image was not decoded.
     """
 
     status: str
@@ -53,38 +61,39 @@ class ImageProbe(NamedTuple):
     orientation: int = 1
     bits: int = 8
     frames: int = 1
-    clear: bool = False
+    transparent: bool = False
     digest: bytes = b""
-    thumb: bytes = b""
+    thumbnail: bytes = b""
 
 
 def init_worker() -> None:
-    """In each process that looks: a terminal's Ctrl-C is for the main one."""
+    """Set up a worker process: only the main process reacts to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 
 def probe_many(files: list[str], decode: bool) -> list[ImageProbe]:
-    """`look` at each."""
-    # `look` itself decides what is too large to be decoded.
+    """Call `probe_image` on each file."""
+    # `probe_image` checks the size itself.
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        return [look(file, decode) for file in files]
+        return [probe_image(file, decode) for file in files]
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def look(path: str, decode: bool) -> ImageProbe:
-    """Read a file and look at it; never raises for what is in it.
+def probe_image(path: str, decode: bool) -> ImageProbe:
+    """Read an image file. Never raises an error because of its content.
 
     Args:
-        decode: also decode it, of a JPEG the luminance at an eighth of its size: damage inside is found, and `thumb`.
+        decode: also decode the image (for JPEG, the luminance at 1/8 scale or more), to detect corrupt data and to make
+            the thumbnail.
     """
     reason = file_fault(path)
     if reason is not None:
-        # A link that leads nowhere is as good as no file.
-        there = os.path.lexists(path) and "does not exist" not in reason
-        return ImageProbe("unreadable" if there else "missing", reason)
+        # A broken symbolic link counts as a missing file.
+        exists = os.path.lexists(path) and "does not exist" not in reason
+        return ImageProbe("unreadable" if exists else "missing", reason)
     try:
         data = read_file(path, "image", largest=largest_file())
     except UserError as error:
@@ -93,20 +102,20 @@ def look(path: str, decode: bool) -> ImageProbe:
         return ImageProbe("unreadable", "an empty file")
     digest = hashlib.blake2b(data, digest_size=16).digest()
     with warnings.catch_warnings():
-        # Of large images and odd EXIF: what matters is told as a finding.
+        # Pillow warns of large images and invalid EXIF; findings report what matters.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(data))
         except Exception as error:
             # Pillow's readers raise all kinds of errors over broken headers.
-            return _foreign(data, error)._replace(digest=digest)
+            return _probe_without_pillow(data, error)._replace(digest=digest)
         with image:
             found = _header(image, data)._replace(digest=digest)
             if is_truncated(data[:4], data[-TAIL:]):
                 return found._replace(status="truncated", detail="no end-of-image mark")
             if reason := too_large(image.size):
                 return found._replace(status="refused", detail=reason)
-            if image.size[0] * image.size[1] > HUGE:
+            if image.size[0] * image.size[1] > HUGE_PIXELS:
                 return found._replace(status="huge", detail=f"{image.size[0]}x{image.size[1]}")
             return _decoded(image, data, found) if decode else found
 
@@ -115,7 +124,7 @@ def _header(image: Image.Image, data: bytes) -> ImageProbe:
     orientation = 1
     if image.info.get("exif"):
         try:
-            orientation = int(image.getexif().get(ORIENTATION, 1))
+            orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
         except Exception:
             orientation = 1  # a broken tag is no tag, for OpenCV too
     bits = 8
@@ -140,38 +149,38 @@ def _header(image: Image.Image, data: bytes) -> ImageProbe:
 def _decoded(image: Image.Image, data: bytes, found: ImageProbe) -> ImageProbe:
     try:
         if found.format == "JPEG" and found.mode in ("RGB", "L"):
-            clear, grey = False, _jpeg(data)
+            transparent, grey = False, _decode_luminance(data)
         else:
             image.load()
-            clear, grey = _is_clear(image), _grey(image)
+            transparent, grey = _has_transparency(image), _to_grey(image)
     except Exception as error:
-        # Decoders raise all kinds of errors over broken files, which is what is to be found.
-        early = "truncated" in str(error) or "premature" in str(error).lower()
-        status = "truncated" if early else "damaged"
+        # Decoders raise many types of errors on corrupt files.
+        truncated = "truncated" in str(error) or "premature" in str(error).lower()
+        status = "truncated" if truncated else "damaged"
         return found._replace(status=status, detail=str(error) or type(error).__name__)
     plain = found.format in ("JPEG", "PNG", "BMP") and found.mode in ("RGB", "RGBA", "L", "P", "1")
-    if not plain and not _opencv_reads(data):
+    if not plain and not _opencv_can_read(data):
         return found._replace(status="unreadable", detail=f"{found.format} {found.mode}, which OpenCV cannot read")
-    return found._replace(clear=clear, thumb=_upright(grey, found.orientation).tobytes())
+    return found._replace(transparent=transparent, thumbnail=_upright_thumbnail(grey, found.orientation).tobytes())
 
 
-def _jpeg(data: bytes) -> np.ndarray:
-    """The luminance, scaled while it is decoded to 1/8, 1/4 or 1/2, but not below three times the thumbnail.
+def _decode_luminance(data: bytes) -> np.ndarray:
+    """Decode the luminance of a JPEG at 1/8, 1/4, 1/2 or full scale, at least three times the thumbnail: uint8 [h, w].
 
-    Raises ValueError for what OpenCV and Pillow pass over, filling in grey: an early end, damage in the middle.
+    Raises ValueError for truncated and corrupt data, which OpenCV and Pillow fill with gray without an error.
     """
-    width, height = 3 * THUMB[0], 3 * THUMB[1]
+    width, height = 3 * THUMBNAIL_SIZE[0], 3 * THUMBNAIL_SIZE[1]
     try:
         return simplejpeg.decode_jpeg(data, "GRAY", min_height=height, min_width=width, min_factor=1)[..., 0]
     except ValueError as error:
         extra = re.search(r"(\d+) extraneous bytes", str(error))
-        # Some cameras pad; what is decoded is whole.
-        if extra is None or int(extra[1]) > HARMLESS:
+        # Padding is harmless: the decoded image is complete.
+        if extra is None or int(extra[1]) > MAX_EXTRANEOUS_BYTES:
             raise
     return simplejpeg.decode_jpeg(data, "GRAY", min_height=height, min_width=width, min_factor=1, strict=False)[..., 0]
 
 
-def _is_clear(image: Image.Image) -> bool:
+def _has_transparency(image: Image.Image) -> bool:
     if image.mode in ("RGBA", "LA", "PA"):
         lowest, _ = image.getchannel("A").getextrema()
         return int(lowest) < 255  # type: ignore[arg-type]
@@ -181,8 +190,8 @@ def _is_clear(image: Image.Image) -> bool:
     return False
 
 
-def _grey(image: Image.Image) -> np.ndarray:
-    """uint8 [h, w], small but not yet the thumbnail."""
+def _to_grey(image: Image.Image) -> np.ndarray:
+    """The image as grayscale uint8 [h, w]; more than 8 bits are scaled to the range of the image."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float32)
         low, high = float(values.min()), float(values.max())
@@ -190,24 +199,24 @@ def _grey(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L"))
 
 
-def _upright(grey: np.ndarray, orientation: int) -> np.ndarray:
-    """The thumbnail, turned and mirrored as the EXIF tag says."""
+def _upright_thumbnail(grey: np.ndarray, orientation: int) -> np.ndarray:
+    """The thumbnail, uint8 [16, 17], of a grayscale image after applying its EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         grey = grey.T
     if orientation in (3, 4, 7, 8):
         grey = grey[::-1]
     if orientation in (2, 3, 6, 7):
         grey = grey[:, ::-1]
-    return cv2.resize(np.ascontiguousarray(grey), THUMB, interpolation=cv2.INTER_AREA)
+    return cv2.resize(np.ascontiguousarray(grey), THUMBNAIL_SIZE, interpolation=cv2.INTER_AREA)
 
 
-def _foreign(data: bytes, error: Exception) -> ImageProbe:
-    """What Pillow does not know: OpenCV may."""
-    for start, what in FOREIGN:
+def _probe_without_pillow(data: bytes, error: Exception) -> ImageProbe:
+    """Probe a file that Pillow cannot open; OpenCV may be able to."""
+    for start, description in NON_IMAGE_SIGNATURES:
         if data.lstrip()[: len(start)] == start:
-            return ImageProbe("unreadable", what)
+            return ImageProbe("unreadable", description)
     if b"ftyphei" in data[:16] or b"ftypmif1" in data[:16]:
-        return ImageProbe("unreadable", "HEIC, a phone's format: convert it to JPEG")
+        return ImageProbe("unreadable", "HEIC, a format of phones: convert it to JPEG")
     size = stored_size(data)
     if size is not None and (reason := too_large(size)):
         return ImageProbe("refused", reason, size=size)
@@ -217,12 +226,12 @@ def _foreign(data: bytes, error: Exception) -> ImageProbe:
         image = None
     if image is None:
         known = data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG"
-        return ImageProbe("truncated" if known else "unreadable", "a broken header" if known else "no known format")
-    thumb = cv2.resize(image, THUMB, interpolation=cv2.INTER_AREA)
-    return ImageProbe("ok", format="", mode="", size=(image.shape[1], image.shape[0]), thumb=thumb.tobytes())
+        return ImageProbe("truncated" if known else "unreadable", "a corrupt header" if known else "unknown format")
+    thumb = cv2.resize(image, THUMBNAIL_SIZE, interpolation=cv2.INTER_AREA)
+    return ImageProbe("ok", format="", mode="", size=(image.shape[1], image.shape[0]), thumbnail=thumb.tobytes())
 
 
-def _opencv_reads(data: bytes) -> bool:
+def _opencv_can_read(data: bytes) -> bool:
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is not None
     except cv2.error:

@@ -1,4 +1,4 @@
-"""Processes that look at images. Of one that dies it is known over which file; all end when the command does."""
+"""Probe images in worker processes; a worker that crashes is replaced, and its file is reported as damaged."""
 
 import contextlib
 import multiprocessing
@@ -15,75 +15,74 @@ from detection.core.interrupts import interrupts_at_checks
 from detection.doctor.image_probe import ImageProbe, init_worker, probe_many
 
 Job = tuple[list[int], list[str]]
-"""Numbers of images, and their files."""
+"""Rows of images, and their paths."""
 
 
 def probe_in_processes(jobs: Sequence[Job], workers: int, decode: bool) -> Iterator[tuple[list[int], list[ImageProbe]]]:
-    """Jobs as they are done. A file over which a process dies is told as damaged, and the rest goes on.
+    """Yield the rows and probes of each job when it is done, in any order. All processes end with the generator.
 
-    The pipes are waited for by this thread alone. An executor's threads and locks do not survive a KeyboardInterrupt at
-    any moment.
+    Uses pipes and no other thread: the threads and locks of an executor do not survive a KeyboardInterrupt.
     """
     waiting = deque(jobs)
     busy: dict[Connection, tuple[_Worker, Job]] = {}
-    everyone: list[_Worker] = []
+    all_workers: list[_Worker] = []
 
-    def start() -> None:
-        with interrupts_at_checks() as check:  # so that none is started and not known
+    def start_worker() -> None:
+        with interrupts_at_checks() as check:  # so that no worker is started without being in the list
             try:
-                everyone.append(_Worker())
+                all_workers.append(_Worker())
             except (EOFError, OSError):
-                check()  # the signal may have ended the process that starts them
+                check()  # the signal may have ended the fork server
                 raise
-        give(everyone[-1])
+        assign_job(all_workers[-1])
 
-    def give(worker: _Worker) -> None:
+    def assign_job(worker: _Worker) -> None:
         if waiting:
             job = waiting.popleft()
             busy[worker.pipe] = worker, job
-            with contextlib.suppress(OSError):  # it has died, which is seen below
+            with contextlib.suppress(OSError):  # the worker has died; connection.wait reports it below
                 worker.pipe.send((job[1], decode))
 
     try:
         for _ in range(min(workers, len(jobs))):
-            start()
+            start_worker()
         while busy:
             for pipe in connection.wait(list(busy)):
                 worker, (rows, names) = busy.pop(pipe)  # type: ignore[call-overload]
                 try:
                     found = worker.pipe.recv()
                 except (EOFError, OSError):
-                    if len(rows) > 1:  # each for itself, until it is known which one it was
+                    if len(rows) > 1:  # retry one by one, to find the file
                         waiting.extendleft(([row], [name]) for row, name in zip(rows, names, strict=True))
                     else:
-                        yield rows, [ImageProbe("damaged", f"the process that read {Path(names[0]).name} died of it")]
-                    start()
+                        yield rows, [ImageProbe("damaged", f"the process that read {Path(names[0]).name} crashed")]
+                    start_worker()
                 else:
-                    give(worker)
+                    assign_job(worker)
                     yield rows, found
     finally:
-        for worker in everyone:
+        for worker in all_workers:
             worker.end()
 
 
 class _Worker:
     def __init__(self) -> None:
-        # Not forked: OpenCV's and PyTorch's threads do not live on in a copy.
+        # No fork: the threads of OpenCV and PyTorch do not survive it.
         context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
-            # The imports are made once for all of them.
+            # Import once for all workers.
             context.set_forkserver_preload(["detection.doctor.image_probe"])
-            # A terminal's Ctrl-C goes to all processes. The server, and so the workers that it forks, never sees it.
-            resource_tracker.ensure_running()  # at its own start it would unblock SIGINT
+            # Ctrl-C in a terminal reaches all processes. Block it in the fork server and in the workers that it forks.
+            resource_tracker.ensure_running()  # first, because its start unblocks SIGINT
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 forkserver.ensure_running()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, probe_many), daemon=True)
+        self.pipe, worker_pipe = context.Pipe()
+        self.process = context.Process(target=_run_worker, args=(worker_pipe, probe_many), daemon=True)
         self.process.start()
-        theirs.close()
+        worker_pipe.close()
 
     def end(self) -> None:
         self.process.kill()
@@ -91,9 +90,9 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, work: Callable[[list[str], bool], list[ImageProbe]]) -> None:
+def _run_worker(pipe: Connection, probe: Callable[[list[str], bool], list[ImageProbe]]) -> None:
     init_worker()
-    with contextlib.suppress(EOFError, OSError):  # the main process has gone
+    with contextlib.suppress(EOFError, OSError):  # the main process has ended
         while True:
             names, decode = pipe.recv()
-            pipe.send(work(names, decode))
+            pipe.send(probe(names, decode))

@@ -1,5 +1,5 @@
-# ruff: noqa: E501 – one line a kind reads better than four
-"""The table of all kinds of findings: severity, title and remedy of each code (docs/doctor.md explains them)."""
+# ruff: noqa: E501 – one long line is easier to read than a wrapped string
+"""The rules that the doctor checks: severity, title and remedy of each finding code. docs/doctor.md has the same table."""
 
 from typing import Literal, NamedTuple
 
@@ -7,249 +7,255 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
-class Kind(NamedTuple):
-    """What a code stands for: `title` follows the count, as in "3 images that end early"."""
+class Rule(NamedTuple):
+    """One rule. `title` follows the count of a finding, as in "3 truncated images"; `remedy` tells the user what to do."""
 
     severity: Severity
     title: str
     remedy: str
 
 
-# Errors stop a training, or make it learn or be scored by what is wrong. Warnings cost accuracy, or bite other programs.
-# Notes are for information: many good sets have them.
-KINDS: dict[str, Kind] = {
-    # ---- the file's structure
-    "no-images": Kind("error", "images in the file", "give the file that lists the images"),
-    "no-boxes": Kind(
-        "error", "boxes to learn from in the set", "give the annotated file; without boxes nothing is learnt"
+# An error stops training, or makes training or evaluation use wrong data. A warning lowers accuracy or causes problems in
+# other programs. A note is information; many good datasets have some.
+RULES: dict[str, Rule] = {
+    # ---- structure of the file
+    "no-images": Rule("error", "images in the file", "pass the file that lists the images"),
+    "no-boxes": Rule(
+        "error", "boxes to train on", "pass the annotated file; a detector cannot be trained without boxes"
     ),
-    "no-categories": Kind(
+    "no-categories": Rule(
         "error", "categories in the file", "list the classes under 'categories', each with id and name"
     ),
-    "entry-broken": Kind("error", "entries that lack what they need", "complete or remove them; --fix removes them"),
-    "file-broken": Kind("error", "annotation files that cannot be read", "mend or remove them"),
-    "id-text": Kind("error", "ids that are no whole numbers", 'write ids as numbers (1, not "1"); --fix does'),
-    "image-id-twice": Kind(
+    "entry-broken": Rule("error", "entries without required keys", "complete or remove them; --fix removes them"),
+    "file-broken": Rule("error", "annotation files that cannot be read", "repair or remove them"),
+    "id-text": Rule("error", "ids that are not integers", 'write ids as numbers (1, not "1"); --fix converts them'),
+    "image-id-twice": Rule(
         "error",
-        "image ids that stand for several images",
-        "give each image its own id; --fix removes such images where it cannot tell whose the boxes are",
+        "image ids used by several images",
+        "give each image its own id; --fix removes these images if it cannot tell which boxes belong to which",
     ),
-    "image-listed-twice": Kind(
-        "error", "files that are listed as several images", "list each once, with all its boxes; --fix merges them"
-    ),
-    "category-id-twice": Kind(
+    "image-listed-twice": Rule(
         "error",
-        "category ids that stand for several classes",
-        "give each class its own id; what the boxes meant only you can tell",
+        "image files listed more than once",
+        "list each file once, with all its boxes; --fix merges the entries",
     ),
-    "class-name-twice": Kind("error", "class names that several ids have", "merge them into one id; --fix does"),
-    "class-names-alike": Kind(
+    "category-id-twice": Rule(
+        "error",
+        "category ids used by several classes",
+        "give each class its own id, and correct the category_id of its boxes by hand",
+    ),
+    "class-name-twice": Rule("error", "class names used by several ids", "merge them into one id; --fix merges them"),
+    "class-names-alike": Rule(
         "warning",
-        "class names that differ in case, blanks or signs alone",
-        "if they mean the same, merge them (data.classes in a config, or in the file)",
+        "class names that differ only in case, spaces or punctuation",
+        "if they mean the same class, merge them (data.classes in a config, or in the file)",
     ),
-    "annotation-ids": Kind(
+    "annotation-ids": Rule(
         "warning",
-        "annotation ids that are absent, below 1 or there twice",
-        "number them anew; pycocotools loses such annotations; --fix does",
+        "annotation ids that are missing, below 1 or repeated",
+        "renumber them: pycocotools drops such annotations; --fix renumbers them",
     ),
-    "image-outside": Kind(
+    "image-outside": Rule(
         "error",
-        "images whose names lead out of the images folder",
-        "move them into it, or name a folder that holds all; --fix leaves them out (not opened here)",
+        "image file names that point outside the image folder",
+        "move the images into the folder, or pass a folder that contains all of them; --fix removes them (not opened here)",
     ),
-    "image-unknown": Kind(
+    "image-unknown": Rule(
         "error",
         "annotations of images that the file does not list",
         "add the images or remove the annotations; --fix removes them",
     ),
-    "category-unknown": Kind(
+    "category-unknown": Rule(
         "error",
         "annotations of categories that the file does not list",
-        "add the category or remove the annotations; --fix removes them",
+        "add the categories or remove the annotations; --fix removes them",
     ),
-    "size-missing": Kind(
-        "error", "images without width and height", "write their sizes in; --fix takes them from the images"
-    ),
-    "area-missing": Kind("note", "annotations without area", "width x height is taken; --fix writes it in"),
-    "crowd-missing": Kind("note", "annotations without iscrowd", "0 is taken; --fix writes it in"),
-    "area-wrong": Kind(
+    "size-missing": Rule("error", "images without width and height", "add them; --fix reads them from the image files"),
+    "area-missing": Rule("note", "annotations without area", "width x height is used; --fix adds it"),
+    "crowd-missing": Rule("note", "annotations without iscrowd", "0 is used; --fix adds it"),
+    "area-wrong": Rule(
         "warning",
-        "areas that are not above 0, or above their box's",
-        "AP of small, medium and large objects goes by area; --fix writes width x height",
+        "areas that are not positive, or larger than their box",
+        "correct them: AP for small, medium and large objects uses the area; --fix writes width x height",
     ),
     # ---- images
-    "image-missing": Kind(
+    "image-missing": Rule(
         "error",
-        "images that are not there",
-        "copy them there, give the right --images, or --fix, which leaves them out",
+        "missing image files",
+        "copy the files, correct --images, or use --fix, which removes the images from the annotations",
     ),
-    "image-unreadable": Kind(
+    "image-unreadable": Rule(
         "error",
-        "files that are no images, or of a kind that OpenCV cannot read",
-        "convert or replace them; --fix leaves them out",
+        "files that are not images, or in a format that OpenCV cannot read",
+        "convert or replace them; --fix removes them",
     ),
-    "image-truncated": Kind("error", "images that end early", "copy or download them again; --fix leaves them out"),
-    "image-damaged": Kind(
-        "error", "images that are damaged inside", "copy or download them again; --fix leaves them out"
-    ),
-    "image-size": Kind(
+    "image-truncated": Rule("error", "truncated images", "copy or download them again; --fix removes them"),
+    "image-damaged": Rule("error", "images with corrupt data", "copy or download them again; --fix removes them"),
+    "image-size": Rule(
         "error",
-        "images of another size than their annotation says",
-        "mend width and height, and scale the boxes where the image was resized; --fix does where it is certain",
+        "images whose size differs from the annotated size",
+        "correct width and height, and scale the boxes if the image was resized; --fix does both if the boxes determine the size",
     ),
-    "exif-at-odds": Kind(
+    "exif-at-odds": Rule(
         "warning",
-        "images annotated as stored, which their EXIF tag turns",
-        "save them without the tag (jpegtran -copy none); this toolkit reads them as annotated, viewers and other programs turn them",
+        "images with an EXIF rotation that the annotations ignore",
+        "remove the EXIF tag (jpegtran -copy none): this toolkit reads these images unrotated, as annotated, but viewers and other programs rotate them",
     ),
-    "exif-turned": Kind(
+    "exif-turned": Rule(
         "note",
-        "images that an EXIF tag turns",
-        "boxes are taken to fit the upright image; programs that ignore the tag see it lying",
+        "images with an EXIF rotation",
+        "the boxes match the rotated image; programs that ignore the tag see it unrotated",
     ),
-    "image-extension": Kind(
+    "image-extension": Rule(
         "warning",
-        "images whose name says another format than their content",
-        "rename them; this toolkit goes by the content, other programs may not",
+        "images whose file extension does not match their format",
+        "rename them: this toolkit detects the format from the content, other programs may not",
     ),
-    "image-grey": Kind("note", "grey images", "they are read as RGB with three equal channels"),
-    "image-alpha": Kind(
+    "image-grey": Rule("note", "grayscale images", "they are read as RGB with three equal channels"),
+    "image-alpha": Rule(
         "warning",
-        "images with transparent parts",
-        "transparency is dropped and what lies beneath is seen, often black: save them on a background",
+        "images with transparent pixels",
+        "save them on an opaque background: the alpha channel is dropped, and the hidden color (often black) becomes visible",
     ),
-    "image-cmyk": Kind("warning", "CMYK images", "save them as RGB: each program makes other colors of them"),
-    "image-16bit": Kind(
+    "image-cmyk": Rule("warning", "CMYK images", "save them as RGB: programs convert CMYK to different colors"),
+    "image-16bit": Rule(
         "warning",
-        "images of more than 8 bits a channel",
-        "save them as 8 bits, stretched as you want it: the upper 8 bits are read, in which 12-bit images are almost black",
+        "images with more than 8 bits per channel",
+        "convert them to 8 bits with the contrast that you want: only the upper 8 bits are read, which makes 12-bit images almost black",
     ),
-    "image-frames": Kind("note", "files with several frames or pages", "the first one is read"),
-    "image-blank": Kind(
-        "warning", "images of one color all over", "look at them; a camera or a conversion may have failed"
+    "image-frames": Rule("note", "files with several frames or pages", "only the first one is read"),
+    "image-blank": Rule(
+        "warning", "images of a single color", "inspect them: a camera or a conversion may have failed"
     ),
-    "image-huge": Kind(
+    "image-huge": Rule(
         "warning",
         "images of more than 100 megapixels",
-        "cut them into tiles: they take seconds each, and shrink to nothing (not decoded here)",
+        "cut them into tiles: they take seconds to read, and their objects become tiny at the network input (not decoded here)",
     ),
-    "image-refused": Kind(
+    "image-refused": Rule(
         "error",
-        "images of more pixels than are decoded",
-        "cut them into tiles, or set GHOSTNET_MAX_IMAGE_PIXELS; --fix leaves them out",
+        "images above the pixel limit",
+        "cut them into tiles, or raise GHOSTNET_MAX_IMAGE_PIXELS; --fix removes them",
     ),
-    "image-unlisted": Kind(
+    "image-unlisted": Rule(
         "note",
-        "images in the folder that no annotation file names",
-        "if they were to be used, their annotations are missing",
+        "images in the folder that no annotation file lists",
+        "if you want to use them, add annotations for them",
     ),
     # ---- boxes
-    "box-not-numbers": Kind(
+    "box-not-numbers": Rule(
         "error",
         "boxes that are not four finite numbers",
-        "write [x, y, width, height] in pixels; --fix takes the polygon's bounds, or removes them",
+        "write [x, y, width, height] in pixels; --fix uses the bounds of the polygon, or removes the annotation",
     ),
-    "box-xyxy": Kind(
+    "box-xyxy": Rule(
         "error",
         "boxes that look like x1, y1, x2, y2",
-        "COCO has x, y, width, height; --fix converts where all boxes are so",
+        "COCO uses x, y, width, height; --fix converts them if all boxes have this format",
     ),
-    "box-centre": Kind(
+    "box-centre": Rule(
         "error",
-        "boxes that look like centre x, centre y, width, height",
-        "COCO has the upper left corner; --fix converts where all boxes are so",
+        "boxes that look like center x, center y, width, height",
+        "COCO uses the top left corner; --fix converts them if all boxes have this format",
     ),
-    "box-fractions": Kind("error", "boxes that look like fractions of the image", "COCO has pixels; --fix converts"),
-    "box-outside": Kind("error", "boxes that lie outside of their image", "mend or remove them; --fix removes them"),
-    "box-degenerate": Kind("error", "boxes without width or height", "mend or remove them; --fix removes them"),
-    "box-tiny": Kind(
+    "box-fractions": Rule(
+        "error", "boxes that look normalized to 0…1", "COCO uses pixels; --fix multiplies them by the image size"
+    ),
+    "box-outside": Rule("error", "boxes outside their image", "correct or remove them; --fix removes them"),
+    "box-degenerate": Rule(
+        "error", "boxes with zero or negative width or height", "correct or remove them; --fix removes them"
+    ),
+    "box-tiny": Rule(
         "warning",
-        "boxes with less than a pixel within the image",
-        "training drops them, evaluation counts them as missed; --fix removes them",
+        "boxes with less than one pixel inside the image",
+        "remove them: training drops them, evaluation counts them as missed; --fix removes them",
     ),
-    "box-beyond": Kind(
-        "warning", "boxes that reach beyond their image", "training clips them, evaluation does not; --fix clips them"
-    ),
-    "box-beyond-slightly": Kind(
-        "note", "boxes that reach a pixel or two beyond their image", "clipped in training; --fix clips them"
-    ),
-    "box-twice": Kind(
+    "box-beyond": Rule(
         "warning",
-        "boxes that are there twice",
-        "remove one: a detector finds one and is charged with the other; --fix removes them",
+        "boxes that extend beyond their image",
+        "clip them: training clips them, evaluation does not; --fix clips them",
     ),
-    "box-two-classes": Kind(
-        "note", "boxes that two classes share", "fine where an object is both; else decide for one"
+    "box-beyond-slightly": Rule(
+        "note", "boxes that extend a pixel or two beyond their image", "training clips them; --fix clips them"
     ),
-    "box-aspect": Kind(
+    "box-twice": Rule(
+        "warning",
+        "duplicate boxes",
+        "remove the copies: a detector finds one box, and the copy counts as missed; --fix removes them",
+    ),
+    "box-two-classes": Rule(
+        "note", "identical boxes with two classes", "if the object belongs to one class only, remove the other box"
+    ),
+    "box-aspect": Rule(
         "note",
-        "boxes more than 20 times as long as wide",
-        "look at them: no anchor fits; slips of the mouse, or truly thin things?",
+        "boxes with an aspect ratio above 20",
+        "inspect them: they may be annotation mistakes, and no anchor matches such boxes well",
     ),
-    "crowd-unflagged": Kind(
+    "crowd-unflagged": Rule(
         "warning",
-        "boxes around several boxes of their class, without a crowd flag",
-        "look at them: a region of many objects should have iscrowd 1, which training leaves out and evaluation does not count as missed",
+        "boxes around several boxes of their class, without iscrowd",
+        "inspect them: a box around a group of objects needs iscrowd 1, so that training and evaluation ignore it",
     ),
     # ---- classes
-    "class-unused": Kind("note", "classes without a box", "leave them out, if they are not to come"),
-    "class-few": Kind(
+    "class-unused": Rule("note", "classes without boxes", "remove them, unless you will add boxes later"),
+    "class-few": Rule(
         "warning",
-        "classes with fewer than 20 boxes to learn from",
-        "collect more, merge them with others, or expect an AP near 0",
+        "classes with fewer than 20 boxes to train on",
+        "collect more, merge them with other classes, or expect an AP near 0",
     ),
-    "class-imbalance": Kind(
+    "class-imbalance": Rule(
         "note",
-        "times as many boxes has the most frequent class as the rarest one",
-        "watch AP per class; the mean hides the rare ones",
+        "times as many boxes of the most frequent class as of the rarest one",
+        "check the AP of each class: the mean hides rare classes",
     ),
-    "class-only-val": Kind(
-        "warning", "classes in val that train has no box of", "move some of their images to train, or leave them out"
+    "class-only-val": Rule(
+        "warning", "classes with boxes in val but none in train", "move some of their images to train, or remove them"
     ),
-    "class-only-train": Kind("note", "classes in train that val has no box of", "they are not scored"),
-    "class-id-gaps": Kind(
+    "class-only-train": Rule("note", "classes with boxes in train but none in val", "they have no AP"),
+    "class-id-gaps": Rule(
         "note",
-        "ids between the smallest and the largest category id are not used",
-        "no harm: labels inside are 1, 2, 3 … in the order of the ids",
+        "unused ids between the smallest and the largest category id",
+        "nothing to do: ids are mapped to the labels 1, 2, 3, … in ascending order",
     ),
-    "classes-differ": Kind(
-        "error", "categories that train and val define differently", "use one list of categories for both"
+    "classes-differ": Rule("error", "categories that differ between train and val", "use the same categories in both"),
+    "image-without-boxes": Rule(
+        "note", "images without boxes", "they are background examples; check that they really contain no objects"
     ),
-    "image-without-boxes": Kind(
-        "note", "images without boxes", "they teach what is background, if there is truly nothing on them"
-    ),
-    # ---- the same image twice
-    "image-twice": Kind(
+    # ---- duplicate images
+    "image-twice": Rule(
         "warning",
-        "images that are exact copies of another in the set",
-        "keep one, with all its boxes; --fix does where both have the same boxes",
+        "exact copies of other images",
+        "keep one of them, with all its boxes; --fix removes copies that have the same boxes",
     ),
-    "image-alike": Kind(
+    "image-alike": Rule(
         "note",
-        "images that look like another in the set",
-        "frames of a video? keep such groups on one side of a split",
+        "near-duplicates of other images",
+        "if they are frames of one video, put each group into the same split",
     ),
-    "leak-same": Kind(
-        "error", "images of val that train has, too", "take them out of train, or the AP says nothing; --fix does"
+    "leak-same": Rule(
+        "error",
+        "images of val that are also in train",
+        "remove them from train, else the AP is too high; --fix removes them",
     ),
-    "leak-alike": Kind(
+    "leak-alike": Rule(
         "warning",
-        "images of val that look like one in train",
-        "look at them; split by scene or by video, not by image",
+        "images of val with a near-duplicate in train",
+        "inspect them; split by scene or video, not by image",
     ),
-    # ---- what the network can make of them
-    "anchors-miss": Kind(
-        "warning", "boxes that no anchor matches at IoU 0.5", "see below which anchor_sizes or input size suit better"
-    ),
-    "boxes-small": Kind(
+    # ---- anchors, input size and memory
+    "anchors-miss": Rule(
         "warning",
-        "boxes with a side under 8 pixels at the network's input size",
+        "boxes that no anchor matches with IoU 0.5",
+        "change model.anchor_sizes or the input size; the section on anchors compares them",
+    ),
+    "boxes-small": Rule(
+        "warning",
+        "boxes with a side below 8 pixels at the network input",
         "raise data.short_side and data.long_side, or cut the images into tiles",
     ),
-    "memory-high": Kind(
+    "memory-high": Rule(
         "warning",
-        "GB for a training step, more than there is",
+        "GB needed for a training step, more than is free",
         "lower data.batch_size and raise train.accumulate, or lower data.short_side",
     ),
 }

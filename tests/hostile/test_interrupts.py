@@ -21,11 +21,11 @@ from detection.doctor import image_checks as images
 
 def main():
     print("ready", flush=True)
-    found = images.look_at(sorted(Path({folder!r}).iterdir()) * 200, workers=2)
+    found = images.probe_images(sorted(Path({folder!r}).iterdir()) * 200, workers=2)
     print("done", len(found.rows("ok")), flush=True)
 
 if __name__ == "__main__":
-    images.ALONE = 0
+    images.MAX_SERIAL_IMAGES = 0
     run_tool(main)
 """
 slow = pytest.mark.slow

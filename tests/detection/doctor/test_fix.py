@@ -1,24 +1,24 @@
-"""Mended copies: they pass the doctor, hold what they should, and nothing is changed in place."""
+"""Fixed copies pass the checks, contain the expected changes, and leave the source unchanged."""
 
 import json
 import shutil
 
 import pytest
-from sick_sets import FAULTS, HEIGHT, WIDTH, spoil, write_clean
+from faulty_datasets import FAULTS, HEIGHT, WIDTH, apply_fault, write_clean_dataset
 
 from detection.data.formats.coco import read_coco
-from detection.doctor.examine import examine
 from detection.doctor.fix import fix_report
 from detection.doctor.read_sets import read_set, read_sets
-from detection.doctor.rules import KINDS
+from detection.doctor.rules import RULES
+from detection.doctor.run_checks import run_checks
 
-UNMENDED = {"category-id-twice", "no-boxes"}
-"""What only the user can mend."""
+NOT_FIXABLE = {"category-id-twice", "no-boxes"}
+"""Errors that --fix cannot correct."""
 
 
 @pytest.fixture(scope="session")
 def master(tmp_path_factory):
-    return write_clean(tmp_path_factory.mktemp("clean"))
+    return write_clean_dataset(tmp_path_factory.mktemp("clean"))
 
 
 @pytest.fixture()
@@ -27,35 +27,35 @@ def clean(master, tmp_path):
     return tmp_path / "set" / "set.json"
 
 
-def mended(path, out):
-    """The copy's content, its path and its changes."""
+def fix(path, out):
+    """The content of the fixed copy, its path, and the `FixedSet`."""
     before = path.read_bytes()
-    ((copy, result),) = fix_report(examine([read_set(path, "data")]), out / "mended.json")
+    ((copy, result),) = fix_report(run_checks([read_set(path, "data")]), out / "fixed.json")
     assert path.read_bytes() == before
-    changes = json.loads((out / "mended.changes.json").read_text())
+    changes = json.loads((out / "fixed.changes.json").read_text())
     assert [change["what"] for change in changes["changes"]] == [change.what for change in result.changes]
     return json.loads(copy.read_text()), copy, result
 
 
-@pytest.mark.parametrize("name", [n for n in FAULTS if any(KINDS[c].severity == "error" for c in FAULTS[n][1])])
-def test_a_mended_copy_passes_the_doctor_and_is_read(clean, tmp_path, name):
-    _, copy, result = mended(spoil(clean, FAULTS[name][0]), tmp_path)
-    report = examine([read_set(copy, "data", str(clean.parent / "images"))])
-    if name in UNMENDED:
+@pytest.mark.parametrize("name", [n for n in FAULTS if any(RULES[c].severity == "error" for c in FAULTS[n][1])])
+def test_a_fixed_copy_passes_the_checks_and_can_be_read(clean, tmp_path, name):
+    _, copy, result = fix(apply_fault(clean, FAULTS[name][0]), tmp_path)
+    report = run_checks([read_set(copy, "data", str(clean.parent / "images"))])
+    if name in NOT_FIXABLE:
         assert report.exit_code == 1 and "still an error" in result.summary()
         return
     assert report.exit_code == 0, report.findings
     assert {found.code for found in result.remaining if found.severity == "error"} == set()
     assert result.changes
     index = read_coco(copy)
-    # A fault of one image or annotation costs no other ones.
+    # A fault of one image or annotation removes no others.
     assert len(index) >= 10 and len(index.boxes) >= 40
 
 
-def test_what_is_clean_stays_as_it_is(clean, tmp_path):
-    content, _, result = mended(clean, tmp_path)
+def test_a_clean_dataset_is_unchanged(clean, tmp_path):
+    content, _, result = fix(clean, tmp_path)
     assert content == json.loads(clean.read_text())
-    assert result.changes == [] and "nothing had to be changed" in result.summary()
+    assert result.changes == [] and "no changes" in result.summary()
 
 
 def boxes_of(content):
@@ -65,29 +65,29 @@ def boxes_of(content):
 @pytest.mark.parametrize("name", ["box-xyxy", "box-centre", "box-fractions"])
 def test_boxes_of_another_form_are_what_they_were(clean, tmp_path, name):
     original = json.loads(clean.read_text())
-    content, _, _ = mended(spoil(clean, FAULTS[name][0]), tmp_path)
+    content, _, _ = fix(apply_fault(clean, FAULTS[name][0]), tmp_path)
     for box, before in zip(boxes_of(content), boxes_of(original), strict=True):
         assert box == pytest.approx(before, abs=1e-9)
 
 
-def test_boxes_of_mixed_forms_are_left_alone_and_still_an_error(clean, tmp_path):
+def test_boxes_of_mixed_formats_are_unchanged_and_still_an_error(clean, tmp_path):
     def half(content, folder):
         for annotation in content["annotations"][:36]:
             x, y, w, h = annotation["bbox"]
             annotation["bbox"] = [x, y, x + w, y + h]
 
-    original = json.loads(spoil(clean, half).read_text())
-    content, _, result = mended(clean, tmp_path)
+    original = json.loads(apply_fault(clean, half).read_text())
+    content, _, result = fix(clean, tmp_path)
     assert boxes_of(content) == boxes_of(original)
-    assert "look like xyxy" in result.left[0] and "still an error" in result.summary()
+    assert "look like xyxy" in result.unfixed[0] and "still an error" in result.summary()
 
 
-def test_a_single_annotation_is_mended_or_dropped(clean, tmp_path):
+def test_single_annotations_are_fixed_or_removed(clean, tmp_path):
     original = json.loads(clean.read_text())
 
     def change(content, folder):
         own = content["annotations"]
-        own[0].update(bbox=[80, 60, 30, 40])  # reaches beyond
+        own[0].update(bbox=[80, 60, 30, 40])  # extends beyond the image
         own[1]["bbox"] = [5, 5, -3, 8]
         own[2].update(bbox=None, segmentation=[[10, 10, 30, 12, 25, 40]])
         own[3].update(bbox=None)
@@ -97,7 +97,7 @@ def test_a_single_annotation_is_mended_or_dropped(clean, tmp_path):
         del own[8]["area"], own[9]["iscrowd"]
         own.append({**own[20], "id": 777})
 
-    content, _, result = mended(spoil(clean, change), tmp_path)
+    content, _, result = fix(apply_fault(clean, change), tmp_path)
     by_id = {annotation["id"]: annotation for annotation in content["annotations"]}
     assert by_id[1]["bbox"] == [80, 60, 16, 12] and by_id[1]["area"] == 16 * 12
     assert by_id[3]["bbox"] == [10, 10, 20, 30]
@@ -111,14 +111,14 @@ def test_a_single_annotation_is_mended_or_dropped(clean, tmp_path):
         "annotation without a box removed",
         "annotation of a category that is not listed removed",
         "annotation of an image that is not listed removed",
-        "annotation given an id of its own",
-        "iscrowd 0 written",
-        "area written",
-        "second copy of a box removed",
+        "annotation id replaced",
+        "iscrowd 0 added",
+        "area replaced",
+        "duplicate box removed",
     }
 
 
-def test_an_image_that_was_made_smaller_has_its_boxes_scaled(clean, tmp_path):
+def test_boxes_of_a_resized_image_are_scaled(clean, tmp_path):
     original = json.loads(clean.read_text())
 
     def change(content, folder):
@@ -128,17 +128,17 @@ def test_an_image_that_was_made_smaller_has_its_boxes_scaled(clean, tmp_path):
             annotation["area"] *= 16
             annotation["segmentation"] = [[4.0, 8.0, 12.0, 16.0, 20.0, 24.0]]
 
-    content, _, result = mended(spoil(clean, change), tmp_path)
+    content, _, result = fix(apply_fault(clean, change), tmp_path)
     assert content["images"] == original["images"]
     assert boxes_of(content) == boxes_of(original)
     assert content["annotations"][12]["area"] == original["annotations"][12]["area"]
     assert content["annotations"][12]["segmentation"] == [[1, 2, 3, 4, 5, 6]]
-    assert [change.what for change in result.changes] == ["image's size set right and its boxes scaled"]
+    assert [change.what for change in result.changes] == ["image size corrected and boxes scaled"]
 
 
-def test_a_size_of_which_nothing_is_certain_costs_the_image(clean, tmp_path):
-    content, _, _ = mended(
-        spoil(clean, lambda c, f: c["images"][3].update(width=WIDTH // 2, height=HEIGHT // 2)), tmp_path
+def test_an_image_of_ambiguous_size_is_removed(clean, tmp_path):
+    content, _, _ = fix(
+        apply_fault(clean, lambda c, f: c["images"][3].update(width=WIDTH // 2, height=HEIGHT // 2)), tmp_path
     )
     assert [image["id"] for image in content["images"]] == [1, 2, 3, *range(5, 13)]
     assert not [a for a in content["annotations"] if a["image_id"] == 4]
@@ -151,38 +151,38 @@ def test_merged_classes_and_images_keep_their_boxes(clean, tmp_path):
         content["images"].append({**content["images"][3], "id": 77})
         content["annotations"][12]["image_id"] = 77
 
-    content, _, _ = mended(spoil(clean, change), tmp_path)
+    content, _, _ = fix(apply_fault(clean, change), tmp_path)
     assert [category["id"] for category in content["categories"]] == [1, 2]
     assert content["annotations"][0]["category_id"] == 1 and content["annotations"][12]["image_id"] == 4
     assert len(content["annotations"]) == 48 and len(content["images"]) == 12
 
 
-def test_copies_go_where_they_have_the_same_boxes(clean, tmp_path):
+def test_identical_files_with_the_same_boxes_are_removed(clean, tmp_path):
     def same_boxes(content, folder):
         FAULTS["image-twice"][0](content, folder)
         for k in range(4):
             content["annotations"][12 + k].update({key: content["annotations"][8 + k][key] for key in ("bbox", "area")})
 
-    content, _, result = mended(spoil(clean, FAULTS["image-twice"][0]), tmp_path)
-    assert len(content["images"]) == 12 and "different boxes" in result.left[0]
-    content, _, _ = mended(spoil(clean, same_boxes), tmp_path)
+    content, _, result = fix(apply_fault(clean, FAULTS["image-twice"][0]), tmp_path)
+    assert len(content["images"]) == 12 and "different boxes" in result.unfixed[0]
+    content, _, _ = fix(apply_fault(clean, same_boxes), tmp_path)
     assert len(content["images"]) == 11 and len(content["annotations"]) == 44
 
 
-def test_train_loses_what_val_has(clean, tmp_path):
-    write_clean(clean.parent, seed=1, name="val")
+def test_images_of_val_are_removed_from_train(clean, tmp_path):
+    write_clean_dataset(clean.parent, seed=1, name="val")
     folder = clean.parent / "images"
     shutil.copy(folder / "set 04.jpg", folder / "val 07.jpg")
     sets = [read_set(clean, "train"), read_set(clean.parent / "val.json", "val")]
-    written = fix_report(examine(sets), tmp_path / "m.json")
+    written = fix_report(run_checks(sets), tmp_path / "m.json")
     assert [path.name for path, _ in written] == ["m.json", "m_val.json"]
     contents = [json.loads(path.read_text()) for path, _ in written]
     assert [len(content["images"]) for content in contents] == [11, 12]
     copies = [read_set(path, name, str(folder)) for (path, _), name in zip(written, ("train", "val"), strict=True)]
-    assert examine(copies).exit_code == 0
+    assert run_checks(copies).exit_code == 0
 
 
-def test_a_voc_set_becomes_a_coco_file(tmp_path):
+def test_a_voc_dataset_becomes_a_coco_file(tmp_path):
     from test_read_sets import write_voc
 
     folder = write_voc(tmp_path / "voc")
@@ -190,10 +190,10 @@ def test_a_voc_set_becomes_a_coco_file(tmp_path):
     text = (folder / "Annotations" / "8.xml").read_text()
     (folder / "Annotations" / "8.xml").write_text(text.replace("<xmax>25</xmax>", "<xmax>900</xmax>"))
     sets, _ = read_sets(str(folder))
-    (train, _), _ = fix_report(examine(sets), tmp_path / "m.json")
+    (train, _), _ = fix_report(run_checks(sets), tmp_path / "m.json")
     content = json.loads(train.read_text())
     assert {image["file_name"] for image in content["images"]} == {"10.jpg", "11.jpg", "6.jpg", "7.jpg", "8.jpg"}
     assert {category["name"] for category in content["categories"]} == {"cat", "dog"}
     copy = read_set(train, "train", str(folder / "JPEGImages"))
-    report = examine([copy])
+    report = run_checks([copy])
     assert report.exit_code == 0 and len(copy.boxes) == 20

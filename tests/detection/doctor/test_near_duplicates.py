@@ -1,4 +1,4 @@
-"""ImageProbe-alikes among many images, against a comparison of each with each."""
+"""Near-duplicates among many images, compared with the result of comparing all pairs."""
 
 import os
 
@@ -6,28 +6,33 @@ import cv2
 import numpy as np
 import pytest
 
-from detection.doctor.near_duplicates import CORRELATION, DISTANCE, difference_hash, find_near_duplicates
+from detection.doctor.near_duplicates import (
+    MAX_HAMMING_DISTANCE,
+    MIN_CORRELATION,
+    difference_hash,
+    find_near_duplicates,
+)
 
 
-def thumbs_of(images):
+def thumbnails_of(images):
     return np.stack(
         [cv2.resize(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY), (17, 16), interpolation=cv2.INTER_AREA) for p in images]
     )
 
 
-def found_in(thumbs, usable=None, sets=None, files=None):
-    count = len(thumbs)
-    own, across = find_near_duplicates(
-        thumbs,
-        np.ones(count, bool) if usable is None else usable,
+def near_duplicates_in(thumbnails, decoded=None, sets=None, files=None):
+    count = len(thumbnails)
+    within, across = find_near_duplicates(
+        thumbnails,
+        np.ones(count, bool) if decoded is None else decoded,
         np.zeros(count, np.int64) if sets is None else np.array(sets),
         np.full(count, -1) if files is None else np.array(files),
     )
-    return own.tolist(), across.tolist()
+    return within.tolist(), across.tolist()
 
 
 def groups_of(pairs, count):
-    """Which rows hang together, by going from neighbour to neighbour."""
+    """Label connected rows by merging the labels of each pair."""
     label = list(range(count))
     for left, right in pairs:
         low, high = sorted((label[left], label[right]))
@@ -35,7 +40,7 @@ def groups_of(pairs, count):
     return label
 
 
-def test_look_alikes_among_many():
+def test_near_duplicates_among_many_images():
     rng = np.random.default_rng(0)
     images = [
         cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (128, 96), interpolation=cv2.INTER_CUBIC)
@@ -45,67 +50,75 @@ def test_look_alikes_among_many():
     _, data = cv2.imencode(".jpg", images[9], [cv2.IMWRITE_JPEG_QUALITY, 40])
     bright = np.clip(images[20] * 0.9 + 12, 0, 255).astype(np.uint8)
     extra = [small, cv2.imdecode(data, cv2.IMREAD_COLOR), bright, images[30][:, ::-1]]
-    thumbs = thumbs_of(images + extra)
-    assert found_in(thumbs) == ([[5, 600], [9, 601], [20, 602]], [])
-    assert found_in(thumbs, sets=[0] * 601 + [1] * 3) == ([[5, 600]], [[9, 601], [20, 602]])
-    usable = np.ones(len(thumbs), bool)
-    usable[600] = False
-    assert found_in(thumbs, usable) == ([[9, 601], [20, 602]], [])
-    # Plain ones, all alike, are none.
-    assert found_in(np.full((300, 16, 17), 90, np.uint8)) == ([], [])
-    assert found_in(thumbs[:0]) == ([], [])
+    thumbnails = thumbnails_of(images + extra)
+    assert near_duplicates_in(thumbnails) == ([[5, 600], [9, 601], [20, 602]], [])
+    assert near_duplicates_in(thumbnails, sets=[0] * 601 + [1] * 3) == ([[5, 600]], [[9, 601], [20, 602]])
+    decoded = np.ones(len(thumbnails), bool)
+    decoded[600] = False
+    assert near_duplicates_in(thumbnails, decoded) == ([[9, 601], [20, 602]], [])
+    # Images of a single color are not near-duplicates.
+    assert near_duplicates_in(np.full((300, 16, 17), 90, np.uint8)) == ([], [])
+    assert near_duplicates_in(thumbnails[:0]) == ([], [])
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_are_those_of_comparing_each_with_each(seed):
-    """Images in several versions that are ever less alike, over two sets, some of them one file."""
+def test_groups_match_a_comparison_of_all_pairs(seed):
+    """Versions of images with increasing noise in two sets, some of them identical files."""
     rng = np.random.default_rng(seed)
-    scenes = thumbs_of([cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (64, 48)) for _ in range(12)])
-    thumbs = scenes[rng.integers(0, 12, 150)].astype(float)
-    thumbs = np.clip(thumbs + rng.normal(0, 1, thumbs.shape) * rng.integers(0, 8, (150, 1, 1)), 0, 255).astype(np.uint8)
+    scenes = thumbnails_of([cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (64, 48)) for _ in range(12)])
+    thumbnails = scenes[rng.integers(0, 12, 150)].astype(float)
+    thumbnails = np.clip(
+        thumbnails + rng.normal(0, 1, thumbnails.shape) * rng.integers(0, 8, (150, 1, 1)), 0, 255
+    ).astype(np.uint8)
     sets = np.repeat([0, 1], [100, 50])
     files = np.full(150, -1)
     copies = [rng.choice(150, 4, replace=False) for _ in range(6)]
     for number, rows in enumerate(copies):
-        thumbs[rows], files[rows] = thumbs[rows[0]], number
-    hashes = difference_hash(thumbs)
+        thumbnails[rows], files[rows] = thumbnails[rows[0]], number
+    hashes = difference_hash(thumbnails)
     bits = np.unpackbits(hashes, axis=1).astype(int)
     bands = hashes.reshape(150, 16, 2)
     share = (bands[:, None] == bands[None]).all(axis=3).any(axis=2)
-    flat = thumbs.reshape(150, -1).astype(float)
-    close = (np.abs(bits[:, None] - bits[None]).sum(axis=2) <= DISTANCE) & (np.corrcoef(flat) >= CORRELATION) & share
+    flat = thumbnails.reshape(150, -1).astype(float)
+    close = (
+        (np.abs(bits[:, None] - bits[None]).sum(axis=2) <= MAX_HAMMING_DISTANCE)
+        & (np.corrcoef(flat) >= MIN_CORRELATION)
+        & share
+    )
     same = (files[:, None] == files[None]) & (files >= 0)
     alike = [(i, j) for i, j in zip(*np.nonzero(np.triu(close, 1)), strict=True) if not same[i, j]]
     copied = [(i, j) for i, j in zip(*np.nonzero(np.triu(same, 1)), strict=True) if sets[i] == sets[j]]
 
-    own, across = find_near_duplicates(thumbs, np.ones(150, bool), sets, files)
+    within, across = find_near_duplicates(thumbnails, np.ones(150, bool), sets, files)
     inside = [(i, j) for i, j in alike if sets[i] == sets[j]]
-    assert len(inside) > 50 and {tuple(pair) for pair in own.tolist()} <= set(inside)
-    assert groups_of([*own.tolist(), *copied], 150) == groups_of([*inside, *copied], 150)
-    # One partner for each image of val that has any, unless train has the file itself.
+    assert len(inside) > 50 and {tuple(pair) for pair in within.tolist()} <= set(inside)
+    assert groups_of([*within.tolist(), *copied], 150) == groups_of([*inside, *copied], 150)
+    # One partner for each val image that has any, unless train has the identical file.
     assert {tuple(pair) for pair in across.tolist()} <= set(alike)
     leaked = {j for i, j in alike if sets[i] != sets[j]} - {j for j in range(100, 150) if same[:100, j].any()}
     assert len(leaked) > 10 and sorted(across[:, 1].tolist()) == sorted(leaked)
 
 
-def test_copies_without_end_are_no_pairs_without_end():
-    """A set of one video's frames: each looks like hundreds of others, and the pairs would not fit into memory."""
+def test_many_near_duplicates_give_few_pairs():
+    """All pairs of the frames of one video would not fit into memory."""
     rng = np.random.default_rng(0)
-    scenes = thumbs_of([cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (64, 48)) for _ in range(3)])
-    thumbs = np.repeat(scenes, 2000, axis=0)
-    thumbs[:, 0, 0] = rng.integers(0, 255, len(thumbs))
-    own, across = find_near_duplicates(thumbs, np.ones(6000, bool), np.repeat([0, 1], [4000, 2000]), np.full(6000, -1))
-    assert len(own) < 4 * 6000 and len(across) == 0
-    assert np.unique(groups_of(own.tolist(), 6000)).tolist() == [0, 2000, 4000]
+    scenes = thumbnails_of([cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (64, 48)) for _ in range(3)])
+    thumbnails = np.repeat(scenes, 2000, axis=0)
+    thumbnails[:, 0, 0] = rng.integers(0, 255, len(thumbnails))
+    within, across = find_near_duplicates(
+        thumbnails, np.ones(6000, bool), np.repeat([0, 1], [4000, 2000]), np.full(6000, -1)
+    )
+    assert len(within) < 4 * 6000 and len(across) == 0
+    assert np.unique(groups_of(within.tolist(), 6000)).tolist() == [0, 2000, 4000]
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_images_are_compared_in_seconds():
+def test_a_hundred_thousand_images():
     rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 255, (100_000, 16, 17), dtype=np.uint8)
-    # Half of them have a plain sky: some bits of theirs are the same.
-    thumbs[::2, :8] = 200
-    thumbs[70_001] = thumbs[11]
+    thumbnails = rng.integers(0, 255, (100_000, 16, 17), dtype=np.uint8)
+    # Half of the images share a plain sky, and with it some bits of their hashes.
+    thumbnails[::2, :8] = 200
+    thumbnails[70_001] = thumbnails[11]
     start = os.times()
-    assert found_in(thumbs) == ([[11, 70_001]], [])
+    assert near_duplicates_in(thumbnails) == ([[11, 70_001]], [])
     assert os.times().user - start.user < 90

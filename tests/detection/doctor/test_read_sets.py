@@ -1,14 +1,14 @@
-"""The doctor on Pascal VOC and YOLO sets."""
+"""Checks of Pascal VOC and YOLO datasets."""
 
 import functools
 
 import cv2
 import numpy as np
-from test_diagnose import serious
+from faulty_datasets import errors_and_warnings
 
-from detection.doctor.examine import examine
 from detection.doctor.read_sets import read_sets
-from detection.doctor.text_report import console
+from detection.doctor.run_checks import run_checks
+from detection.doctor.text_report import format_report
 
 VOC = """<annotation><filename>{name}.jpg</filename><size><width>96</width><height>72</height><depth>3</depth></size>
 {objects}</annotation>"""
@@ -54,15 +54,15 @@ def write_yolo(folder):
 def test_voc(tmp_path):
     folder = write_voc(tmp_path / "voc")
     sets, _ = read_sets(str(folder))
-    assert [raw.split for raw in sets] == ["train", "val"] and sets[0].format == "voc"
-    assert serious(examine(sets)) <= {"class-few"}
+    assert [entries.split for entries in sets] == ["train", "val"] and sets[0].format == "voc"
+    assert errors_and_warnings(run_checks(sets)) <= {"class-few"}
     (folder / "Annotations" / "7.xml").write_text("<annotation>")
     text = (folder / "Annotations" / "8.xml").read_text()
     (folder / "Annotations" / "8.xml").write_text(text.replace("<xmax>25</xmax>", "<xmax>900</xmax>"))
     (folder / "JPEGImages" / "9.jpg").write_bytes(b"")
-    report = examine(read_sets(str(folder))[0])
-    assert serious(report) - {"class-few"} == {"file-broken", "box-beyond", "image-unreadable"}
-    assert "7.xml" in console(report)
+    report = run_checks(read_sets(str(folder))[0])
+    assert errors_and_warnings(report) - {"class-few"} == {"file-broken", "box-beyond", "image-unreadable"}
+    assert "7.xml" in format_report(report)
 
 
 def test_yolo(tmp_path):
@@ -70,9 +70,9 @@ def test_yolo(tmp_path):
     for target in (folder, folder / "data.yaml"):
         sets, config = read_sets(str(target))
         assert config is None and sets[0].format == "yolo"
-        assert examine(sets).findings == []
+        assert run_checks(sets).findings == []
     (folder / "labels" / "3.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.9 0.5 0.4 0.1")
     (folder / "labels" / "4.txt").write_text("0 0.5 0.5 0.1\n1 0.5 0.5 0 0.1")
-    report = examine(read_sets(str(folder))[0])
-    assert serious(report) == {"category-unknown", "entry-broken", "box-beyond", "box-degenerate"}
-    assert "3.txt, line 1" in console(report)
+    report = run_checks(read_sets(str(folder))[0])
+    assert errors_and_warnings(report) == {"category-unknown", "entry-broken", "box-beyond", "box-degenerate"}
+    assert "3.txt, line 1" in format_report(report)

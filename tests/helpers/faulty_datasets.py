@@ -1,4 +1,4 @@
-"""A clean set, made in code, and ways to spoil it: one fault each."""
+"""A small dataset without faults, functions that add one fault each (`FAULTS`), and the codes found in a report."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ Content = dict
 WIDTH, HEIGHT = 96, 72
 
 
-def write_clean(folder: Path, *, images: int = 12, seed: int = 0, name: str = "set") -> Path:
-    """images/ and set.json: COCO, two classes of 24 boxes each, every image another one."""
+def write_clean_dataset(folder: Path, *, images: int = 12, seed: int = 0, name: str = "set") -> Path:
+    """Write images/ and NAME.json: a COCO dataset of different images with two boxes of each of two classes."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content: Content = {
@@ -47,12 +47,20 @@ def write_clean(folder: Path, *, images: int = 12, seed: int = 0, name: str = "s
     return path
 
 
-def spoil(path: Path, fault: Callable[[Content, Path], None]) -> Path:
-    """Apply a fault to a set's content and folder of images."""
+def apply_fault(path: Path, fault: Callable[[Content, Path], None]) -> Path:
+    """Change a dataset with a function that takes the content of its JSON file and its image folder."""
     content = json.loads(path.read_text())
     fault(content, path.parent / "images")
     path.write_text(json.dumps(content))
     return path
+
+
+def errors_and_warnings(report) -> set[str]:
+    return {found.code for found in report.findings if found.severity != "note"}
+
+
+def all_codes(report) -> set[str]:
+    return {found.code for found in report.findings}
 
 
 def _image(folder: Path, number: int = 3) -> Path:
@@ -89,7 +97,7 @@ def _append(kind: str, **fields):
 
 
 def _save(**options):
-    """Write image 3 anew with Pillow; convert: its mode; options as for Image.save."""
+    """Save image 3 again with Pillow, after converting it to the mode `convert`; options as for Image.save."""
     mode = options.pop("convert", None)
 
     def fault(content, folder):
@@ -116,7 +124,7 @@ def _rename(to: str):
 
 
 def _named(to: str, **options):
-    """As `_save`, under another name, which the annotations know."""
+    """`_save`, then rename the file, also in the annotations."""
     save = _save(**options)
 
     def fault(content, folder):
@@ -135,7 +143,7 @@ def _exif(orientation: int, width: int, height: int):
     def fault(content, folder):
         save(content, folder)
         content["images"][3].update(width=width, height=height)
-        # Boxes that lie within both.
+        # Boxes inside the image with and without rotation.
         for annotation in content["annotations"][12:16]:
             annotation.update(bbox=[2 + annotation["id"] % 7, 3, 40, 30], area=1200)
             annotation["bbox"][1] += 2 * (annotation["id"] - 12)
@@ -224,7 +232,7 @@ def _id_of_two(content, folder):
 
 
 FAULTS: dict[str, tuple[Callable, set[str]]] = {
-    # fault -> errors and warnings that it brings about, the first one itself
+    # code (and a variant) -> function that adds the fault, and all errors and warnings that it causes
     "entry-broken": (_without("category_id"), {"entry-broken"}),
     "entry-broken image": (_without("file_name", "images", 3), {"entry-broken", "image-unknown"}),
     "entry-broken list": (lambda c, f: c["annotations"].append([1, 2]), {"entry-broken"}),
@@ -249,7 +257,7 @@ FAULTS: dict[str, tuple[Callable, set[str]]] = {
     "image-unreadable empty": (_bytes(lambda data: b""), {"image-unreadable"}),
     "image-unreadable lfs": (_bytes(lambda data: b"version https://git-lfs.x/v1\n"), {"image-unreadable"}),
     "image-truncated": (_bytes(lambda data: data[: len(data) * 2 // 3]), {"image-truncated"}),
-    # An end mark behind what is left, as where a thumbnail's stays.
+    # With an end marker after the remaining data, as left by an embedded thumbnail.
     "image-truncated marked": (_bytes(lambda data: data[: len(data) // 2] + b"\xff\xd9"), {"image-truncated"}),
     "image-damaged": (_bytes(lambda data: data[:-500] + bytes(60) + data[-440:]), {"image-damaged"}),
     "image-damaged png": (_damaged_png, {"image-damaged"}),
