@@ -13,8 +13,7 @@ from detection.benchmark.cuda_graph import record_graphs
 from detection.benchmark.onnx_models import OnnxModel
 from detection.benchmark.peers import PeerSession, open_peer
 from detection.benchmark.settings import PYTORCH
-from detection.core.device import autocast
-from detection.runtime.pytorch import load_detector
+from detection.runtime.pytorch import load_detector, predict_batch
 
 Run = Callable[[list[Tensor]], Any]
 """uint8 images [3, H, W] on the CPU -> a list of {boxes, …}, or None of a foreign file."""
@@ -84,11 +83,9 @@ def _in_pytorch(model: Any, backend: str, device: torch.device, amp: str, unit: 
     elif backend == "cuda_graph":
         record_graphs(model)
 
-    @torch.inference_mode()
     def run(images: list[Tensor]) -> list[dict[str, Tensor]]:
-        with autocast(device, amp):
-            if unit:
-                return model([image.to(device).float() / 255 for image in images])
-            return model([image.to(device) for image in images])
+        if unit:
+            images = [image.to(device).float() / 255 for image in images]
+        return predict_batch(model, images, device, amp)
 
     return run

@@ -15,29 +15,29 @@ from detection.data.annotations import Annotations
 from detection.data.image_cache import ImageCache
 from detection.data.image_io import read_image
 from detection.data.load_split import read_split
-from detection.data.mixing import Piece, copy_paste, mixup, mosaic
+from detection.data.mixing import AugmentedSample, copy_paste, mixup, mosaic
 from detection.data.transforms import Augmentation, resize_to, resized_shape, to_tensor
 
 MAX_WORKERS = 256
 Sample = tuple[Tensor, dict[str, Any]]
 
 
-class Draw(NamedTuple):
-    """Which sample is wanted."""
+class SampleKey(NamedTuple):
+    """The key of a sample of `DetectionDataset`."""
 
     epoch: int
     image: int
-    """Its number in the annotation index."""
+    """Its row in the annotations."""
     short_side: int | None = None
-    """In place of the data set's own (multi-scale training)."""
+    """Overrides the dataset's own (multi-scale and progressive training)."""
     mix: bool = True
-    """False in the closing phase of a training: no mosaic, mix-up and copy-paste."""
+    """False in the last part of a training, which has no mosaic, mixup and copy-paste."""
 
 
 class DetectionDataset(Dataset):
     """Reads, resizes and (in training) augments one image at a time.
 
-    Keys are `Draw`s: the augmentation of image i is seeded by (seed, epoch, i), so it depends neither on the
+    Keys are `SampleKey`s: the augmentation of image i is seeded by (seed, epoch, i), so it depends neither on the
     number of workers and ranks nor on what was read before.
 
     A sample is (image uint8 [3, H, W], target) with
@@ -50,7 +50,7 @@ class DetectionDataset(Dataset):
 
     Args:
         augmentation: None for evaluation: the image is only resized, and a bad one is an error.
-        largest_side: the largest `Draw.short_side` to come, for which images are decoded and cached.
+        largest_side: the largest `SampleKey.short_side` to come, for which images are decoded and cached.
         cache: "off", "ram" or "disk".
     """
 
@@ -81,7 +81,7 @@ class DetectionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, draw: Draw) -> Sample | UserError:
+    def __getitem__(self, key: SampleKey) -> Sample | UserError:
         """A bad image is *returned* as its error: raised in a worker, it would reach the user as a traceback.
 
         In training another image takes its place, so that batches stay whole on every rank; who iterates
@@ -91,7 +91,7 @@ class DetectionDataset(Dataset):
         for attempt in range(1 if self.augmentation is None else 10):
             try:
                 # A step that has no factor in common with most sizes, so that a bad folder is soon left.
-                image, target = self.load(draw._replace(image=(draw.image + 7919 * attempt) % len(self)))
+                image, target = self.load(key._replace(image=(key.image + 7919 * attempt) % len(self)))
             except UserError as error:
                 skipped.append(str(error))
                 continue
@@ -100,9 +100,9 @@ class DetectionDataset(Dataset):
             return image, target
         return UserError(skipped[0])
 
-    def load(self, draw: Draw) -> Sample:
+    def load(self, key: SampleKey) -> Sample:
         """The sample; raises UserError for an image that is absent, corrupt or of another size than annotated."""
-        i = draw.image
+        i = key.image
         width, height = self.index.sizes[i].tolist()
         if self.augmentation is None:
             image = self._image(i)
@@ -110,7 +110,7 @@ class DetectionDataset(Dataset):
             boxes, labels = self.index.training_boxes(i)
             boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
         else:
-            image, boxes, labels = self._augmented(draw, self.augmentation)
+            image, boxes, labels = self._augmented(key, self.augmentation)
             fx = fy = 1.0
         target = {
             "boxes": torch.from_numpy(boxes.astype(np.float32).reshape(-1, 4)),
@@ -121,26 +121,26 @@ class DetectionDataset(Dataset):
         }
         return to_tensor(image), target
 
-    def _augmented(self, draw: Draw, augmentation: Augmentation) -> Piece:
+    def _augmented(self, key: SampleKey, augmentation: Augmentation) -> AugmentedSample:
         # 32 bits out of (seed, epoch, i), well mixed.
-        seed = int(np.random.SeedSequence([self.seed, draw.epoch, draw.image]).generate_state(1)[0])
-        rng = np.random.default_rng([self.seed, draw.epoch, draw.image, 1])
-        side, config = draw.short_side or self.short_side, augmentation.config
+        seed = int(np.random.SeedSequence([self.seed, key.epoch, key.image]).generate_state(1)[0])
+        rng = np.random.default_rng([self.seed, key.epoch, key.image, 1])
+        side, config = key.short_side or self.short_side, augmentation.config
 
-        def another() -> Piece:
-            return self._piece(int(rng.integers(len(self))), side, augmentation, int(rng.integers(2**31)))
+        def another() -> AugmentedSample:
+            return self._augment_one(int(rng.integers(len(self))), side, augmentation, int(rng.integers(2**31)))
 
-        piece = self._piece(draw.image, side, augmentation, seed)
-        if draw.mix and rng.random() < config.mosaic:
-            piece = mosaic([piece, another(), another(), another()], rng, config.min_visibility)
-        if draw.mix and rng.random() < config.copy_paste:
-            piece = copy_paste(piece, another(), rng)
-        piece = augmentation.after(piece, seed + 1)
-        if draw.mix and rng.random() < config.mixup:
-            piece = mixup(piece, augmentation.after(another(), int(rng.integers(2**31))), rng, config.min_visibility)
-        return piece
+        sample = self._augment_one(key.image, side, augmentation, seed)
+        if key.mix and rng.random() < config.mosaic:
+            sample = mosaic([sample, another(), another(), another()], rng, config.min_visibility)
+        if key.mix and rng.random() < config.copy_paste:
+            sample = copy_paste(sample, another(), rng)
+        sample = augmentation.after(sample, seed + 1)
+        if key.mix and rng.random() < config.mixup:
+            sample = mixup(sample, augmentation.after(another(), int(rng.integers(2**31))), rng, config.min_visibility)
+        return sample
 
-    def _piece(self, i: int, side: int, augmentation: Augmentation, seed: int) -> Piece:
+    def _augment_one(self, i: int, side: int, augmentation: Augmentation, seed: int) -> AugmentedSample:
         """Image i with what is done to it alone, before several are mixed; its short side is `side`."""
         image = self._image(i)
         boxes, labels = self.index.training_boxes(i)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from detection.data.transforms import FILL, Piece
+from detection.data.transforms import FILL, AugmentedSample
 
 
-def mosaic(tiles: Sequence[Piece], rng: np.random.Generator, min_visibility: float) -> Piece:
+def mosaic(tiles: Sequence[AugmentedSample], rng: np.random.Generator, min_visibility: float) -> AugmentedSample:
     """Four images around a random point (YOLOv4, arXiv 2004.10934), in the frame of the first one.
 
     Every tile is scaled by a random factor between 0.5, where it fills about its quarter, and 1, its own size, and
@@ -39,7 +39,9 @@ def mosaic(tiles: Sequence[Piece], rng: np.random.Generator, min_visibility: flo
     return canvas, np.concatenate(boxes), np.concatenate(labels)
 
 
-def mixup(first: Piece, second: Piece, rng: np.random.Generator, min_visibility: float) -> Piece:
+def mixup(
+    first: AugmentedSample, second: AugmentedSample, rng: np.random.Generator, min_visibility: float
+) -> AugmentedSample:
     """Two images shown through each other, with the boxes of both (arXiv 1902.04103: shares near one half)."""
     height, width = first[0].shape[:2]
     image, boxes, labels = second
@@ -53,7 +55,9 @@ def mixup(first: Piece, second: Piece, rng: np.random.Generator, min_visibility:
     return mixed, np.concatenate([first[1], boxes[keep]]), np.concatenate([first[2], labels[keep]])
 
 
-def copy_paste(target: Piece, source: Piece, rng: np.random.Generator, most: int = 3) -> Piece:
+def copy_paste(
+    target: AugmentedSample, source: AugmentedSample, rng: np.random.Generator, most: int = 3
+) -> AugmentedSample:
     """Paste up to `most` boxes of another image, as rectangles, where they hide little of what is there.
 
     Without masks the pasted background is a cue that a network may learn: off by default, useful where

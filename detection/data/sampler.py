@@ -1,27 +1,27 @@
-"""Which images go together in which order, for training and for evaluation."""
+"""Batches of images and their order, for training and for evaluation."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from detection.data.dataset import Draw
+from detection.data.dataset import SampleKey
 
 
-class TrainBatchSampler(Sampler[list[Draw]]):
-    """Shuffled batches, a function of (seed, epoch) alone, so that a resumed run goes on where it was.
+class TrainBatchSampler(Sampler[list[SampleKey]]):
+    """Shuffled batches that depend on (seed, epoch) only, so that a resumed run continues where it stopped.
 
-    Of several ranks each gets its own part of the same global batches, which are as `batch_size * world_size` on one
-    rank would make them.
+    With several ranks, each returns its own part of the same global batches, which are those that one rank would have
+    with `batch_size * world_size`.
 
     Args:
         sizes: int [n, 2], width and height.
-        batch_size: images a rank.
-        group_by_aspect: landscape and portrait images go into separate batches, so that a batch is padded little.
-        short_sides: each batch has one of them by chance (multi-scale training); () leaves the data set's own.
+        batch_size: images per rank.
+        group_by_aspect: put landscape and portrait images into separate batches, which need less padding.
+        short_sides: each batch draws one of them (multi-scale training); () keeps the dataset's own.
 
-    All batches are full; less than a global batch of images sits out an epoch (others each time). A set smaller
-    than one global batch makes one smaller batch, in which a rank has at least one image.
+    All batches are full. Each epoch leaves out the images that do not fill a global batch (other images each time). A
+    dataset smaller than one global batch makes one smaller batch, in which each rank has at least one image.
     """
 
     def __init__(
@@ -40,18 +40,23 @@ class TrainBatchSampler(Sampler[list[Draw]]):
         self.seed = seed
         self.short_sides = tuple(short_sides)
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.start = 0
-        """First batch to give: above 0 when an epoch is resumed in its middle."""
-        self.mix = True
-        """Whether samples may be mixed from several images; see `Draw.mix`."""
-        self.short_side: int | None = None
-        """Of the images of this epoch (progressive training), where no batch draws one by chance."""
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, *, start: int = 0, mix: bool = True, short_side: int | None = None) -> None:
+        """Set what the next iteration returns.
+
+        Args:
+            start: the first batch; above 0 when an epoch is resumed in its middle.
+            mix: see `SampleKey.mix`.
+            short_side: of the images of this epoch (progressive training), unless each batch draws one of
+                `short_sides`.
+        """
+        self.epoch, self.start, self.mix, self.short_side = epoch, start, mix, short_side
 
     def __len__(self) -> int:
         return max(1, len(self.portrait) // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         together = self.batch_size * self.world_size
         batches: list[list[int]] = []
@@ -70,13 +75,13 @@ class TrainBatchSampler(Sampler[list[Draw]]):
             sides = rng.choice(self.short_sides, len(batches)).tolist()
         for batch, side in list(zip(batches, sides, strict=True))[self.start : len(self)]:
             own = batch[self.rank :: self.world_size] or batch[:1]
-            yield [Draw(self.epoch, i, side, self.mix) for i in own]
+            yield [SampleKey(self.epoch, i, side, self.mix) for i in own]
 
 
-class EvalBatchSampler(Sampler[list[Draw]]):
-    """Each image once, images of like shape together: less padding, and few shapes for kernels to prepare.
+class EvalBatchSampler(Sampler[list[SampleKey]]):
+    """Each image once, images of similar shape together: less padding, and fewer shapes that kernels are tuned for.
 
-    Of several ranks each gets every `world_size`-th batch: nothing is padded with duplicates, some ranks have one less.
+    With several ranks, each has every `world_size`-th batch. No image is repeated, so some ranks have one batch less.
     """
 
     def __init__(self, sizes: np.ndarray, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -87,6 +92,6 @@ class EvalBatchSampler(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in self.batches:
-            yield [Draw(0, i) for i in batch]
+            yield [SampleKey(0, i) for i in batch]

@@ -16,7 +16,7 @@ import albumentations as A
 FILL = (124, 116, 104)
 """RGB of padding: ImageNet's mean, about zero after normalisation, like the padding of a batch."""
 
-Piece = tuple[np.ndarray, np.ndarray, np.ndarray]
+AugmentedSample = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image uint8 [H, W, 3] RGB, boxes float32 [n, 4] xyxy in its pixels, labels int64 [n]."""
 
 
@@ -110,19 +110,19 @@ class Augmentation:
         """Whether parts are cut out before resizing, so that an image is wanted in its original size."""
         return self._before is not None
 
-    def __call__(self, piece: Piece, seed: int) -> Piece:
+    def __call__(self, sample: AugmentedSample, seed: int) -> AugmentedSample:
         """(RGB uint8 [H, W, 3], float32 [n, 4] xyxy, int64 [n]) -> the same, resized and augmented."""
-        return self.after(self.first(piece, self.short_side, self.long_side, seed), seed + 1)
+        return self.after(self.first(sample, self.short_side, self.long_side, seed), seed + 1)
 
-    def first(self, piece: Piece, short_side: int, long_side: int, seed: int) -> Piece:
+    def first(self, sample: AugmentedSample, short_side: int, long_side: int, seed: int) -> AugmentedSample:
         """What comes before several images are mixed: cut out a part, resize."""
-        image, boxes, labels = _run(self._before, piece, seed)
+        image, boxes, labels = _run(self._before, sample, seed)
         image, (fx, fy) = resize(image, short_side, long_side)
         return image, boxes * np.array([fx, fy, fx, fy], np.float32), labels
 
-    def after(self, piece: Piece, seed: int) -> Piece:
+    def after(self, sample: AugmentedSample, seed: int) -> AugmentedSample:
         """What comes after: geometry that keeps the size, colour."""
-        return _run(self._after, piece, seed)
+        return _run(self._after, sample, seed)
 
 
 def _compose(transforms: list[A.BasicTransform], config: AugmentConfig) -> A.Compose | None:
@@ -142,10 +142,10 @@ def _compose(transforms: list[A.BasicTransform], config: AugmentConfig) -> A.Com
     )
 
 
-def _run(compose: A.Compose | None, piece: Piece, seed: int) -> Piece:
+def _run(compose: A.Compose | None, sample: AugmentedSample, seed: int) -> AugmentedSample:
     if compose is None:
-        return piece
-    image, boxes, labels = piece
+        return sample
+    image, boxes, labels = sample
     compose.set_random_seed(seed)
     result = compose(image=image, bboxes=boxes, labels=labels)
     return (

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from detection.data.dataset import DetectionDataset, Draw
+from detection.data.dataset import DetectionDataset, SampleKey
 from detection.data.transforms import FILL
 from detection.evaluation.coco_evaluator import Result
 from detection.inference.draw import draw_detections
@@ -46,7 +46,7 @@ def detections_grid(
     label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}
     drawn = []
     for i in chosen:
-        image, target = dataset.load(Draw(0, i))
+        image, target = dataset.load(SampleKey(0, i))
         found = wanted[target["image_id"]]
         boxes = np.array([result["bbox"] for result in found], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

@@ -1,4 +1,4 @@
-"""From detections to pycocotools' numbers, with its traps dealt with in one place."""
+"""`CocoEvaluator`: COCO's metrics of detections, computed by pycocotools or faster-coco-eval."""
 
 import contextlib
 import io
@@ -62,51 +62,78 @@ class Evaluation:
         }
 
 
-def evaluate_results(index: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
-    """Score detections against every image of `index`, those without a detection included.
+class CocoEvaluator:
+    """Computes COCO's metrics of detections on every image of the annotations, those without a detection included.
 
-    No detections but ground truth is AP 0; no ground truth is NaN (pycocotools' -1), which must never be averaged
-    nor win as "best".
+        evaluator = CocoEvaluator(annotations)
+        evaluator.update(results)
+        evaluation = evaluator.compute()
+
+    The ground truth is prepared once; `reset` drops the detections for the next evaluation.
 
     Args:
-        backend: of `EVAL_BACKENDS`.
+        backend: one of `EVAL_BACKENDS`.
 
     Raises:
-        UserError: a result of an image or category that the annotations do not have, or a malformed one; a backend
-            that is not installed.
+        UserError: the backend is unknown or not installed.
     """
-    return summarize(index, run_cocoeval(index, results, backend))
+
+    def __init__(self, annotations: Annotations, backend: str = EVAL_BACKENDS[0]) -> None:
+        self.annotations = annotations
+        self.results: list[Result] = []
+        self._coco_class, self._evaluator_class = _backend(backend)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = self._coco_class()
+            self._truth.dataset = annotations.to_coco()
+            self._truth.createIndex()
+
+    def reset(self) -> None:
+        self.results = []
+
+    def update(self, results: Sequence[Result]) -> None:
+        """Add detections. Raises UserError where one is malformed or of an unknown image or category."""
+        check_results(self.annotations, results)
+        self.results += results
+
+    def compute(self) -> Evaluation:
+        """The metrics of all detections that were added.
+
+        Without detections, AP is 0. Without ground truth it is NaN (pycocotools' -1), which must never be averaged nor
+        count as the best.
+        """
+        return summarize(self.annotations, self.run_cocoeval())
+
+    def run_cocoeval(self) -> Any:
+        """The evaluator (COCOeval, or its faster twin) after `accumulate` and `summarize`.
+
+        Ids of its ground truth are rows of the annotations plus 1, those of its detections places in `results` plus 1.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):
+            if self.results:
+                # loadRes writes into the dicts that it is given.
+                detections = self._truth.loadRes([dict(result) for result in self.results])
+            else:
+                # loadRes([]) raises IndexError.
+                detections = self._coco_class()
+                detections.dataset = {**self._truth.dataset, "annotations": []}
+                detections.createIndex()
+            # The default iouType is segm. Params take every image of the ground truth, also those without detections.
+            coco = self._evaluator_class(self._truth, detections, iouType="bbox")
+            coco.evaluate()
+            coco.accumulate()
+            coco.summarize()
+        return coco
 
 
-def run_cocoeval(index: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Any:
-    """The evaluator (COCOeval, or its faster twin) after `accumulate` and `summarize`; see `evaluate_results`.
-
-    Ids of its ground truth are rows of `index` plus 1, those of its detections places in `results` plus 1.
-    """
-    check_results(index, results)
-    coco_class, evaluator_class = _backend(backend)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_class()
-        truth.dataset = index.to_coco()
-        truth.createIndex()
-        if results:
-            # loadRes writes into the dicts that it is given.
-            found = truth.loadRes([dict(result) for result in results])
-        else:
-            # loadRes([]) raises IndexError.
-            found = coco_class()
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        # The default iouType is segm. Params take every image of the ground truth, also those without detections.
-        coco = evaluator_class(truth, found, iouType="bbox")
-        coco.evaluate()
-        coco.accumulate()
-        coco.summarize()
-    return coco
+def evaluate_results(index: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
+    """One evaluation with a `CocoEvaluator`. Raises UserError, see there."""
+    evaluator = CocoEvaluator(index, backend)
+    evaluator.update(results)
+    return evaluator.compute()
 
 
 def summarize(index: Annotations, coco: Any) -> Evaluation:
-    """The numbers of an evaluator that `run_cocoeval` gave."""
+    """The metrics of an evaluator that `CocoEvaluator.run_cocoeval` returned."""
     numbers = {name: _nan(value) for name, value in zip(METRICS, coco.stats, strict=True)}
     # precision is [IoU, recall, class, area, maxDets]; classes follow the sorted category ids.
     precision = coco.eval["precision"][:, :, :, 0, -1]

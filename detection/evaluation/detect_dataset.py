@@ -7,13 +7,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from detection.core import distributed
-from detection.core.device import autocast
 from detection.core.progress import progress_bar
 from detection.data.dataset import DetectionDataset
 from detection.data.loader import build_loader, iterate
 from detection.data.sampler import EvalBatchSampler
 from detection.data.transforms import to_original
 from detection.evaluation.coco_evaluator import Result
+from detection.runtime.pytorch import predict_batch
 
 
 def eval_loader(
@@ -68,8 +68,7 @@ def detect_batches(
     bar = progress_bar(iterate(loader), "evaluate", len(loader), disable=not distributed.is_main())
     for images, targets in bar:
         results: list[Result] = []
-        with autocast(device, amp):
-            detections = model([image.to(device, non_blocking=True) for image in images])
+        detections = predict_batch(model, images, device, amp)
         for detection, target in zip(detections, targets, strict=True):
             boxes = to_original(detection["boxes"].float().cpu(), target["scale"], target["size"])
             boxes[:, 2:] -= boxes[:, :2]

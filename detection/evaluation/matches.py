@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask
 
 from detection.data.annotations import Annotations
-from detection.evaluation.coco_evaluator import Evaluation, Result, run_cocoeval, summarize
+from detection.evaluation.coco_evaluator import CocoEvaluator, Evaluation, Result, summarize
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """COCO's recall thresholds, at which precision is read and averaged."""
@@ -85,7 +85,9 @@ def match(index: Annotations, results: Sequence[Result]) -> Matches:
     Raises:
         UserError: a result of an image or category that the annotations do not have, or a malformed one.
     """
-    coco = run_cocoeval(index, results)
+    evaluator = CocoEvaluator(index)
+    evaluator.update(results)
+    coco = evaluator.run_cocoeval()
     thresholds = np.asarray(coco.params.iouThrs)
     areas, images = len(coco.params.areaRng), len(coco.params.imgIds)
     parts: list[list[Any]] = [[], [], [], []]

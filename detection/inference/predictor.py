@@ -12,11 +12,11 @@ import numpy as np
 import PIL.Image
 import torch
 
-from detection.core.device import autocast, pick_device
+from detection.core.device import pick_device
 from detection.core.errors import UserError
 from detection.data.image_io import decode_image, read_image
 from detection.data.transforms import resize, to_original, to_tensor
-from detection.runtime.pytorch import load_detector
+from detection.runtime.pytorch import load_detector, predict_batch
 
 Detections = dict[str, Any]
 PLAIN = ("1", "L", "LA", "RGB", "RGBA")
@@ -124,8 +124,8 @@ class Predictor:
         """One pass of the network over prepared images; results are on the host and in pixels of the originals."""
         if not prepared:
             return []
-        with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
-            outputs = self.model([one.image.to(self.device) for one in prepared])
+        amp = self.config.train.amp if self.device.type == "cuda" else "off"
+        outputs = predict_batch(self.model, [one.image for one in prepared], self.device, amp)
         found = []
         for output, one in zip(outputs, prepared, strict=True):
             boxes = to_original(output["boxes"].float().cpu(), one.scale, one.size)

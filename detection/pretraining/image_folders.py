@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from detection.core import distributed
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file
-from detection.data.dataset import Draw
+from detection.data.dataset import SampleKey
 from detection.data.image_headers import too_large
 from detection.data.loader import build_loader
 from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
@@ -72,7 +72,7 @@ Images = FolderImages | CifarImages
 
 
 class ClassificationDataset(Dataset):
-    """Keys are `Draw`s: the augmentation of image i is seeded by (seed, epoch, i), as in detection.
+    """Keys are `SampleKey`s: the augmentation of image i is seeded by (seed, epoch, i), as in detection.
 
     A sample is (image uint8 [3, size, size], {label: int, name: of the image}).
     """
@@ -83,10 +83,10 @@ class ClassificationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, draw: Draw) -> Sample | UserError:
+    def __getitem__(self, key: SampleKey) -> Sample | UserError:
         """A bad image is *returned* as its error: raised in a worker, it would reach the user as a traceback."""
         try:
-            return self.load(draw.epoch, draw.image)
+            return self.load(key.epoch, key.image)
         except UserError as error:
             return error
 

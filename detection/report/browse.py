@@ -14,14 +14,14 @@ from torch import Tensor
 
 from detection.config import DetectionConfig
 from detection.core import html
-from detection.core.device import autocast, pick_device
+from detection.core.device import pick_device
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, write_output
-from detection.data.dataset import DetectionDataset, Draw, build_dataset
+from detection.data.dataset import DetectionDataset, SampleKey, build_dataset
 from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
 from detection.data.transforms import FILL
 from detection.inference.draw import draw_on
-from detection.runtime.pytorch import load_detector
+from detection.runtime.pytorch import load_detector, predict_batch
 
 DIVISOR = 32
 TRUTH = (255, 255, 255)
@@ -48,8 +48,8 @@ class Finder:
     @torch.inference_mode()
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Of each image uint8 [3, H, W]: boxes xyxy in its pixels, labels, names, scores."""
-        with autocast(self.device, self.config.train.amp if self.device.type == "cuda" else "off"):
-            outputs = self.model([image.to(self.device) for image in images])
+        amp = self.config.train.amp if self.device.type == "cuda" else "off"
+        outputs = predict_batch(self.model, images, self.device, amp)
         found = []
         for output in outputs:
             labels = output["labels"].cpu().tolist()
@@ -84,33 +84,33 @@ class Browser:
         else:
             self.batches = EvalBatchSampler(sizes, config.eval.batch_size or data.batch_size)
 
-    def draws(self, number: int) -> list[Draw]:
+    def keys(self, number: int) -> list[SampleKey]:
         """What batch `number` holds, counted from 0 over all epochs; the val set is one epoch, over and over."""
         epoch, within = divmod(number, len(self.batches))
         if isinstance(self.batches, TrainBatchSampler):
-            self.batches.epoch = epoch
+            self.batches.set_epoch(epoch)
         return list(self.batches)[within]
 
     def batch(self, number: int) -> list[Shown]:
         """The images of a batch, each in the frame that all of them share, padded as for the network."""
-        samples = [(draw, self.dataset[draw]) for draw in self.draws(number)]
-        good = [(draw, *sample) for draw, sample in samples if not isinstance(sample, UserError)]
+        samples = [(key, self.dataset[key]) for key in self.keys(number)]
+        good = [(key, *sample) for key, sample in samples if not isinstance(sample, UserError)]
         found = self.finder.find([image for _, image, _ in good]) if self.finder and good else None
         frame = [
             -(-max((image.shape[side] for _, image, _ in good), default=1) // DIVISOR) * DIVISOR for side in (1, 2)
         ]
         names = self.dataset.index.class_names
         shown = []
-        for i, (draw, image, target) in enumerate(good):
+        for i, (key, image, target) in enumerate(good):
             canvas = _framed(image, frame[0], frame[1])
             detections = found[i] if found is not None else None
             _draw(canvas, target, names, detections)
-            file_name = str(self.dataset.index.file_names[draw.image])
+            file_name = str(self.dataset.index.file_names[key.image])
             shown.append(Shown(canvas, file_name, _caption(file_name, image, target, names, detections)))
-        for draw, sample in samples:
+        for key, sample in samples:
             if isinstance(sample, UserError):
                 empty = np.full((DIVISOR, DIVISOR, 3), FILL, np.uint8)
-                shown.append(Shown(empty, str(self.dataset.index.file_names[draw.image]), str(sample)))
+                shown.append(Shown(empty, str(self.dataset.index.file_names[key.image]), str(sample)))
         return shown
 
     def title(self, number: int) -> str:
@@ -148,7 +148,7 @@ def browse(browser: Browser, out: Path, *, first: int, count: int, force: bool =
         return out / f"batch_{number:04d}_{place:02d}.jpg"
 
     numbers = range(first, first + count)
-    outputs = [file_of(number, place) for number in numbers for place in range(len(browser.draws(number)))]
+    outputs = [file_of(number, place) for number in numbers for place in range(len(browser.keys(number)))]
     index = browser.dataset.index
     inputs = [index.source, index.images, browser.finder and browser.finder.path]
     check_outputs([out / "index.html", *outputs], inputs, force=force)

@@ -1,12 +1,14 @@
 """Opens a checkpoint or an exported file as a detector in PyTorch's calling protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from detection.checkpoint import Classes, classes_of, config_of, load_model_state, read_checkpoint, weights_of
 from detection.config import DetectionConfig
+from detection.core.device import autocast
 from detection.models.build import build_model
 from detection.models.fpn import BackboneWithFPN
 from detection.runtime.exported import exported_config, is_exported, load_exported, read_metadata
@@ -45,6 +47,23 @@ def load_detector(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model, config, classes
+
+
+@torch.inference_mode()
+def predict_batch(
+    model: torch.nn.Module, images: Iterable[Tensor], device: torch.device, amp: str = "off"
+) -> list[dict[str, Tensor]]:
+    """Detect in images [3, H, W] with a model in evaluation mode: one forward pass under autocast.
+
+    Args:
+        device: the model's; images are copied there.
+        amp: "off", "bf16" or "fp16".
+
+    Returns:
+        For each image {boxes float [n, 4] xyxy in its pixels, labels int64 [n], scores float [n]}.
+    """
+    with autocast(device, amp):
+        return model([image.to(device, non_blocking=True) for image in images])
 
 
 def detector_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectionConfig:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from detection import UserError
 from detection.config import AugmentConfig
-from detection.data.dataset import DetectionDataset, Draw, build_dataset
+from detection.data.dataset import DetectionDataset, SampleKey, build_dataset
 from detection.data.formats.coco import read_coco
 from detection.data.image_io import read_image
 from detection.data.load_split import check_same_classes
@@ -273,11 +273,11 @@ def test_augmentation_of_an_image_without_boxes():
 def test_samples(tiny_config):
     for split in ("train", "val"):
         dataset = build_dataset(tiny_config, split)
-        image, target = dataset[Draw(0, 0)]
+        image, target = dataset[SampleKey(0, 0)]
         assert image.dtype == torch.uint8 and image.dim() == 3
         assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
         assert target["labels"].shape == (0,) and target["labels"].dtype == torch.int64
-        image, target = dataset[Draw(0, 2)]
+        image, target = dataset[SampleKey(0, 2)]
         assert target["image_id"] == 20 and set(target["labels"].tolist()) <= {1, 2}
     assert target["size"] == (96, 96) and target["scale"] == (1.0, 1.0)
 
@@ -289,7 +289,7 @@ def test_workers_and_epochs_decide_nothing_but_their_part(tiny_config):
     for workers in (0, 2):
         loader = build_loader(dataset, batches, workers=workers, device=torch.device("cpu"))
         for epoch in (0, 1):
-            batches.epoch = epoch
+            batches.set_epoch(epoch)
             seen.append(
                 [[(image.sum().item(), t["image_id"]) for image, t in zip(*b, strict=True)] for b in iterate(loader)]
             )
@@ -305,9 +305,9 @@ def test_train_batches():
     assert len(set(indices)) == 20
     mixed = [b for b in epoch if len({sizes[i][0] for _, i, *_ in b}) > 1]
     assert len(mixed) <= 1
-    batches.start = 3
+    batches.set_epoch(0, start=3)
     assert list(batches) == epoch[3:]
-    batches.start, batches.epoch = 0, 1
+    batches.set_epoch(1)
     assert [i for b in batches for _, i, *_ in b] != indices
     assert len(list(TrainBatchSampler(sizes[:3], 4, seed=0, group_by_aspect=True))) == 1
 
@@ -356,7 +356,7 @@ def test_real_annotations(shared_data, name):
         index = read_coco(path)
         dataset = DetectionDataset(index, shared_data / name / "images", short_side=128, long_side=160)
         for i in range(0, len(index), max(1, len(index) // 8)):
-            image, target = dataset.load(Draw(0, i))
+            image, target = dataset.load(SampleKey(0, i))
             height, width = image.shape[1:]
             boxes = target["boxes"]
             assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()

@@ -12,7 +12,7 @@ from small_sets import save_image, voc_object, voc_xml, write_voc, write_yolo
 from detection import UserError
 from detection.config_io import parse_config
 from detection.data.classes import choose_classes
-from detection.data.dataset import Draw, build_dataset
+from detection.data.dataset import SampleKey, build_dataset
 from detection.data.formats.detect_format import read_annotations
 from detection.data.image_io import image_size, read_image
 from detection.data.load_split import read_split
@@ -222,10 +222,10 @@ def test_training_and_evaluation_in_every_format(coco_set, tmp_path, kind):
     raw["data"]["train"] = raw["data"]["val"] = {"annotations": str(source)}
     raw["train"] |= {"epochs": 1}
     config = parse_config(raw, "test")
-    sample = build_dataset(config, "val")[Draw(0, 5)]
+    sample = build_dataset(config, "val")[SampleKey(0, 5)]
     expected = build_dataset(parse_config(tiny_raw(coco_set, tmp_path), "test"), "val")
     # VOC's and YOLO's classes are in another order or have other ids: what counts is the name.
-    other = expected[Draw(0, expected.index.file_names.tolist().index(Path(sample_name(config, 5)).name))]
+    other = expected[SampleKey(0, expected.index.file_names.tolist().index(Path(sample_name(config, 5)).name))]
     assert np.array_equal(sample[0], other[0])
     np.testing.assert_allclose(sample[1]["boxes"], other[1]["boxes"], atol=1e-3)
     assert run_training(config)

@@ -13,7 +13,7 @@ from conftest import ROOT
 from detection.config import AugmentConfig
 from detection.core.errors import UserError
 from detection.data import image_cache as cache_module
-from detection.data.dataset import DetectionDataset, Draw, build_dataset
+from detection.data.dataset import DetectionDataset, SampleKey, build_dataset
 from detection.data.formats.coco import read_coco
 from detection.data.image_io import read_image
 from detection.data.loader import BadImages, build_loader, iterate
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def samples(dataset, epoch=0, **draw):
-    return [dataset[Draw(epoch, i, **draw)] for i in range(len(dataset))]
+    return [dataset[SampleKey(epoch, i, **draw)] for i in range(len(dataset))]
 
 
 def equal(a, b):
@@ -54,12 +54,12 @@ def test_cached_images_are_the_same_pixels(tiny_config, tmp_path, monkeypatch, w
 def test_the_disk_cache_follows_a_changed_image(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "FOLDER", tmp_path / "cache")
     config = tiny_config.with_overrides(["train.cache=disk"])
-    before = build_dataset(config, "val")[Draw(0, 3)][0]
+    before = build_dataset(config, "val")[SampleKey(0, 3)][0]
     path = build_dataset(config, "val").images / "image 3.jpg"
     height, width = cv2.imread(str(path)).shape[:2]
     cv2.imwrite(str(path), np.full((height, width, 3), 200, np.uint8))
     os.utime(path, (1, 1))
-    after = build_dataset(config, "val")[Draw(0, 3)][0]
+    after = build_dataset(config, "val")[SampleKey(0, 3)][0]
     assert not torch.equal(before, after) and (after > 190).all()
 
 
@@ -161,7 +161,7 @@ def test_multi_scale_batches_have_one_size_each_and_follow_the_seed(tiny_config)
     batches = TrainBatchSampler(dataset.index.sizes, 3, 0, False, short_sides=sides)
     seen = set()
     for epoch in range(6):
-        batches.epoch = epoch
+        batches.set_epoch(epoch)
         for batch in batches:
             assert len({draw.short_side for draw in batch}) == 1
             seen.add(batch[0].short_side)
@@ -183,7 +183,7 @@ def test_ranks_share_the_global_batches():
     ]
     for epoch in (0, 3):
         for batches in (whole, *ranks):
-            batches.epoch = epoch
+            batches.set_epoch(epoch)
         parts = list(zip(*ranks, strict=True))
         assert len(parts) == len(whole) == len(ranks[0])
         for together, one in zip(parts, whole, strict=True):

@@ -161,7 +161,7 @@ def test_a_model_that_cannot_be_built(config):
 @pytest.mark.slow
 def test_everything_that_training_rejects_is_an_error(clean):
     """A dataset without errors must load for training."""
-    from detection.data.dataset import DetectionDataset, Draw
+    from detection.data.dataset import DetectionDataset, SampleKey
     from detection.data.formats.coco import read_coco
     from detection.data.load_split import check_images
 
@@ -171,7 +171,7 @@ def test_everything_that_training_rejects_is_an_error(clean):
             check_images(index, index.images)
             dataset = DetectionDataset(index, index.images, short_side=96, long_side=96)
             for i in range(len(index)):
-                dataset.load(Draw(0, i))
+                dataset.load(SampleKey(0, i))
         except UserError:
             return False
         return True

@@ -11,7 +11,7 @@ import torch
 from detection import UserError
 from detection.checkpoint import read_checkpoint
 from detection.core.outputs import NOTES
-from detection.data.dataset import Draw
+from detection.data.dataset import SampleKey
 from detection.engine import evaluations as validate
 from detection.engine import loop
 from detection.engine.detection_task import Run, build_run
@@ -192,7 +192,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(tiny_config):
     for module in run.model.modules():
         module.training = module is run.model
     # Images of one shape, so that padding is the same in both.
-    samples = [run.train_loader.dataset.load(Draw(0, i)) for i in (0, 3, 6, 9)]
+    samples = [run.train_loader.dataset.load(SampleKey(0, i)) for i in (0, 3, 6, 9)]
     images, targets = [image for image, _ in samples], [target for _, target in samples]
     assert len({image.shape for image in images}) == 1
     train_step(run, images, targets, group=1)

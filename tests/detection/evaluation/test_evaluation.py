@@ -13,9 +13,10 @@ from pycocotools.cocoeval import COCOeval
 
 from detection import UserError
 from detection.checkpoint import Classes
+from detection.config import EVAL_BACKENDS
 from detection.data.formats.coco import read_coco
 from detection.evaluation import score
-from detection.evaluation.coco_evaluator import METRICS, evaluate_results, read_results, write_results
+from detection.evaluation.coco_evaluator import METRICS, CocoEvaluator, evaluate_results, read_results, write_results
 from detection.evaluation.score import category_ids_of, score_checkpoint
 
 SETS = ["bccd", "cards", "coco128", "coco_mini", "person"]
@@ -112,6 +113,21 @@ def test_ground_truth_scores_one(coco_set):
     evaluation = evaluate_results(index, truth_as_results(index))
     assert evaluation.numbers["AP"] == evaluation.numbers["AP50"] == 1.0
     assert [(name, boxes) for name, _, _, boxes in evaluation.per_class] == [("square", 11), ("disc", 10)]
+
+
+@pytest.mark.parametrize("backend", EVAL_BACKENDS)
+def test_one_evaluator_for_several_evaluations(coco_set, backend):
+    if backend != EVAL_BACKENDS[0]:
+        pytest.importorskip("faster_coco_eval")
+    index = read_coco(coco_set / "annotations.json")
+    evaluator = CocoEvaluator(index, backend)
+    for seed in (0, 1):
+        results = random_results(index, np.random.default_rng(seed))
+        evaluator.reset()
+        for half in (results[:50], results[50:]):
+            evaluator.update(half)
+        once = evaluate_results(index, results, backend)
+        assert repr(evaluator.compute()) == repr(once)  # repr, as NaN is not NaN
 
 
 def test_images_without_detections_count_as_missed(coco_set):

@@ -67,7 +67,7 @@ def test_detections_lie_where_the_network_found_them(trained, coco_set, tiny_con
     plain = Browser(config, "val")
     counts = 0
     for number in range(3):
-        images = [browser.dataset[draw][0] for draw in browser.draws(number)]
+        images = [browser.dataset[key][0] for key in browser.keys(number)]
         for one, bare, found, image in zip(
             browser.batch(number), plain.batch(number), finder.find(images), images, strict=True
         ):
