@@ -49,7 +49,7 @@ lint: .venv/.dev  ## ruff (rules and format), mypy, and which package may import
 	$(BIN)/lint-imports setup.cfg --no-logo
 
 tables: .venv/.base  ## update the cost tables in docs/costs.md
-	$(BIN)/python tools/benchmark.py --tables
+	$(BIN)/python tools/dev/cost_tables.py
 
 clean:  ## remove .venv and caches (runs/ and data/ stay)
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -1,59 +1,7 @@
-"""See what the network will see: batches after augmentation with their boxes, and what a checkpoint finds in them."""
+"""Show training batches after augmentation with their boxes, and what a checkpoint detects in them."""
 
-from pathlib import Path
-
-from detection.cli.arguments import ToolParser, existing_path
+from detection.cli.browse import main
 from detection.cli.run_tool import run_tool
-from detection.config_io import load_config
-from detection.core.extras import require_for_file
-from detection.core.outputs import add_force
-from detection.data.source_paths import check_source_paths
-
-EXAMPLE = """\
-examples:
-  python tools/browse.py configs/demo.yaml                                       (browse/index.html, four batches)
-  python tools/browse.py configs/demo.yaml data.augment.mosaic=1 --batches 10 --out mosaics
-  python tools/browse.py configs/demo.yaml --split val --checkpoint runs/demo/best.pt
-  python tools/browse.py configs/demo.yaml --serve                               (http://127.0.0.1:8000, until Ctrl-C)
-"""
-
-
-def main() -> None:
-    parser = ToolParser(__doc__, EXAMPLE)
-    parser.add_config("YAML file, see configs/", "data.augment.mosaic=1")
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
-    parser.add_argument("--batches", type=int, default=4, help="how many are written (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="the first of them, counted from 0 over all epochs")
-    parser.add_argument(
-        "--checkpoint", type=existing_path, metavar="FILE", help="detect with this checkpoint or exported file"
-    )
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (default: %(default)s)")
-    parser.add_argument("--out", default="browse", metavar="DIR", help="for page and images (default: %(default)s)")
-    parser.add_argument(
-        "--serve", nargs="?", type=int, const=8000, metavar="PORT", help="serve pages on this machine (default 8000)"
-    )
-    add_force(parser)
-    args = parser.parse()
-    if args.batches < 1 or args.first < 0:
-        parser.error("--batches must be at least 1, --first at least 0")
-    if not 0 <= args.threshold <= 1:
-        parser.error("--threshold must be between 0 and 1")
-    config = load_config(args.config, args.overrides)
-    check_source_paths(config, (args.split,), weights=False)
-    if args.checkpoint is not None:
-        require_for_file(args.checkpoint)
-
-    from detection.report.browse import Browser, Finder, browse
-    from detection.report.browse_server import serve
-
-    finder = Finder(args.checkpoint, config.device, args.threshold) if args.checkpoint else None
-    browser = Browser(config, args.split, finder)
-    if args.serve is not None:
-        serve(browser, args.serve)
-    else:
-        page = browse(browser, Path(args.out), first=args.first, count=args.batches, force=args.force)
-        print(f"page and images: {page}")
-
 
 if __name__ == "__main__":
     run_tool(main)

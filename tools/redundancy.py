@@ -1,71 +1,7 @@
-"""Find feature maps of a layer that are nearly filtered images of others: what ghost modules live on."""
+"""Find feature maps of a layer that are nearly filtered copies of others, the redundancy that ghost modules use."""
 
-import argparse
-
-from detection.cli.arguments import existing_source, existing_weights
+from detection.cli.redundancy import main
 from detection.cli.run_tool import run_tool
-from detection.core.extras import require_for_backbone
-from detection.core.outputs import add_force
-
-EXAMPLE = """\
-examples:
-  python tools/redundancy.py timm/tf_efficientnet_lite0 --weights efficientnet-lite0.pth --images photo.jpg
-  python tools/redundancy.py resnet50 --list                               (names for --layer)
-  python tools/redundancy.py resnet50 --weights resnet50.pth --layer layer1.1 --images photos/ --count 16
-"""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("network", help="name of a backbone")
-    parser.add_argument("--width", type=float, default=1.0, help="of the backbone (default: %(default)s)")
-    parser.add_argument(
-        "--weights", metavar="FILE", type=existing_weights, help="what model.backbone.weights takes (default: random)"
-    )
-    parser.add_argument("--layer", help="name of a module (default: in the first block at stride 4)")
-    parser.add_argument("--list", action="store_true", help="show the layers there are, and stop")
-    parser.add_argument("--images", nargs="+", metavar="SOURCE", type=existing_source, help="images, folders or globs")
-    parser.add_argument("--count", type=int, default=8, help="at most so many images (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    parser.add_argument(
-        "--kernel-sizes", nargs="+", type=int, default=[1, 3, 5, 7], metavar="D", help="(default: 1 3 5 7)"
-    )
-    parser.add_argument("--rank-by", type=int, metavar="D", help="the d that pairs are ordered by (default: 3)")
-    parser.add_argument("--pairs", type=int, default=6, help="pairs printed and drawn (default: %(default)s)")
-    parser.add_argument("--out", default="redundancy", help="folder for image and CSV (default: %(default)s)")
-    add_force(parser)
-    args = parser.parse_args()
-    require_for_backbone(args.network, args.weights)
-    if min(args.count, args.pairs) < 1 or args.size < 32:
-        parser.error("--count and --pairs must be at least 1, --size at least 32")
-    if not args.list and not args.images:
-        parser.error("--images (or --list) is needed")
-
-    from detection.ghost.redundancy_report import explore, layer_table
-
-    if args.list:
-        print(layer_table(args.network, width=args.width, size=args.size))
-        return 0
-    print(
-        explore(
-            args.network,
-            args.images,
-            width=args.width,
-            weights=args.weights,
-            layer=args.layer,
-            kernel_sizes=args.kernel_sizes,
-            ranked_by=args.rank_by,
-            size=args.size,
-            count=args.count,
-            pairs=args.pairs,
-            out=args.out,
-            force=args.force,
-        )
-    )
-    return 0
-
 
 if __name__ == "__main__":
     run_tool(main)

@@ -3,37 +3,116 @@
 import argparse
 import glob
 import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from detection.cli.find_config import find_config, shipped_names
 from detection.config import PUBLISHED
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
 
+# Help texts name the scripts of a checkout; where the command `ghostdet` shows them, they name that.
+_SCRIPT_TO_COMMAND = (
+    (re.compile(r"(torchrun [^\n]*?)tools/(\w+)\.py"), r"\1-m detection \2"),
+    (re.compile(r"(?:python )?\btools/(\w+)\.py"), r"ghostdet \1"),
+    (re.compile(r"\bconfigs/(?:pretrain/)?(\w+)\.yaml"), r"\1"),
+)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of description and example, and shows the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        hidden = default is None or default is False or default in ([], argparse.SUPPRESS)
+        if hidden or not action.option_strings or "default" in text:
+            return text
+        shown_default = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown_default.replace('%', '%%')})".lstrip()
+
 
 class ToolParser(argparse.ArgumentParser):
-    """A parser of a tool with `example` at the end of its help, which shows it too where an argument is missing."""
+    """The parser of one command: `python tools/NAME.py` or `ghostdet NAME`, whichever was called.
 
-    def __init__(self, description: str | None, example: str) -> None:
-        super().__init__(description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter)
+    Args:
+        name: of the command, as in tools/NAME.py.
+        description: the first lines of the help.
+        example: the end of the help, with commands as `python tools/NAME.py`. An error about a missing argument shows
+            it, too.
+    """
 
-    def add_config(self, config_help: str, example: str) -> None:
-        """The arguments CONFIG, as `config`, and key=value, as `overrides`."""
-        self.add_argument("config", metavar="CONFIG", help=config_help)
+    def __init__(self, name: str, description: str | None, example: str) -> None:
+        self.is_script = os.path.basename(sys.argv[0]) == f"{os.path.basename(name)}.py"
+        self.config_folder = ""
+        super().__init__(
+            prog=f"python tools/{name}.py" if self.is_script else f"ghostdet {name}",
+            description=description,
+            epilog=example if self.is_script else _name_command(example),
+            formatter_class=HelpFormatter,
+        )
+
+    def add_config(self, example: str, folder: str = "") -> None:
+        """Add the arguments CONFIG, as `config`, and key=value, as `overrides`.
+
+        Args:
+            example: of an override.
+            folder: of configs/, where CONFIG is looked up by name.
+        """
+        self.config_folder = folder
+        self.add_argument(
+            "config",
+            metavar="CONFIG",
+            help=f"YAML file, or the name of a config that comes with the toolkit: {', '.join(shipped_names(folder))}",
+        )
         # Without a default, argparse says that key=value is required.
         self.add_argument(
             "overrides", nargs="*", metavar="key=value", default=[], help=f"override a key, like {example}"
         )
 
-    def parse(self) -> argparse.Namespace:
-        """The arguments of the command line, options and others in any order."""
-        args = self.parse_intermixed_args()
-        config = getattr(args, "config", "")
-        if "=" in config and not os.path.exists(config):
-            self.error(f"the following arguments are required: CONFIG ({shown(config)} is an override)")
+    def add_force(self) -> None:
+        """Add the option `--force` of a command that writes files."""
+        self.add_argument("--force", action="store_true", help="overwrite files that this toolkit did not write")
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse `arguments` (default: the command line), options and others in any order.
+
+        Raises:
+            UserError: CONFIG is neither a file nor the name of a config that comes with the toolkit.
+        """
+        args = self.parse_intermixed_args(arguments)
+        if hasattr(args, "config"):
+            if "=" in args.config and not os.path.exists(args.config):
+                self.error(f"the following arguments are required: CONFIG ({shown(args.config)} is an override)")
+            args.config = find_config(args.config, self.config_folder)
         return args
+
+    def format_help(self) -> str:
+        return super().format_help() if self.is_script else _name_command(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         super().error(f"{message}\n{self.epilog}" if "are required" in message else message)
+
+
+def _name_command(text: str) -> str:
+    for pattern, replacement in _SCRIPT_TO_COMMAND:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into names of files and key=value overrides."""
+    words = list(words)
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
+def positive(text: str) -> int:
+    """A number of 1 or more, for argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def existing_file(text: str, hint: str = "") -> str:

@@ -5,7 +5,6 @@ was edited, or that something else put in its place, is the user's again. Of a f
 the noted ones the content is not read.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -38,11 +37,6 @@ _BEGUN = ""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # not on Windows
     _APPEND |= getattr(os, _flag, 0)
-
-
-def add_force(parser: argparse.ArgumentParser) -> None:
-    """The option `--force` of a command that writes files."""
-    parser.add_argument("--force", action="store_true", help="overwrite files that this toolkit did not write")
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[Any] = (), *, force: bool = False) -> None:

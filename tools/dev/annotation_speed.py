@@ -1,13 +1,21 @@
-"""How long annotation files take to read, against pycocotools; each way in a process of its own."""
+"""Measure how long annotation files take to read, against pycocotools; each way in a process of its own."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from detection.cli.arguments import ToolParser, existing_file
+from detection.cli.run_tool import run_tool
 from detection.core.errors import UserError
 from detection.data.formats.index_cache import FROM_BYTES, places_of
 
+EXAMPLE = """\
+example:
+  python tools/make_coco_like.py --out /tmp/coco_like.json
+  python tools/dev/annotation_speed.py /tmp/coco_like.json
+"""
 WAYS = {
     "pycocotools.COCO(file)": "from pycocotools.coco import COCO\ndef read(): return COCO(path)",
     "read, no cache": (
@@ -72,3 +80,14 @@ def _measure(name: str, path: Path) -> tuple[float, float]:
         raise UserError(f"{name} failed on {path}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
     return seconds, peak
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = ToolParser("dev/annotation_speed", __doc__, EXAMPLE)
+    parser.add_argument("annotations", metavar="JSON", type=existing_file, help="COCO file of 16 MB or more")
+    print(compare_reading(parser.parse(arguments).annotations))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)

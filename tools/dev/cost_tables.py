@@ -1,4 +1,4 @@
-"""The tables of docs/costs.md: this toolkit's networks beside the numbers of the papers.
+"""Rewrite the cost tables of docs/costs.md: this toolkit's networks beside the numbers of the papers.
 
 They stand between `<!-- table:NAME -->` and `<!-- /table -->`, and what stands there is replaced (`make tables`).
 """
@@ -17,10 +17,16 @@ from backbones.cost import measure_cost
 from backbones.ghost_resnet import ghost_resnet50, ghost_resnet56
 from backbones.ghost_vgg import ghost_vgg16
 from detection.benchmark.cost import network_costs
+from detection.cli.arguments import ToolParser, existing_file
+from detection.cli.run_tool import run_tool
 from detection.core.errors import UserError
 from detection.core.files import read_file, write_atomically
 from detection.core.text import markdown
 
+EXAMPLE = """\
+example:
+  python tools/dev/cost_tables.py
+"""
 FILES = ("docs/costs.md",)
 CONFIGS = (
     "configs/demo.yaml",
@@ -167,3 +173,16 @@ def _compare(name: str, build: Callable[[], nn.Module], side: int, parameters: s
 
 def _difference(found: float, paper: str) -> str:
     return f"{(found / float(paper) - 1) * 100:+.1f} %" if paper else "–"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = ToolParser("dev/cost_tables", __doc__, EXAMPLE)
+    parser.add_argument(
+        "files", nargs="*", default=[], metavar="FILE", type=existing_file, help=f"default: {' and '.join(FILES)}"
+    )
+    print("\n".join(update_tables(parser.parse(arguments).files or FILES)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)

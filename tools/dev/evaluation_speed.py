@@ -1,13 +1,22 @@
-"""How long the backends of the evaluation (eval.backend) take, by turns on the same random detections."""
+"""Measure how long the backends of the evaluation (eval.backend) take, in turn, on the same random detections."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
+from detection.cli.arguments import ToolParser, positive
+from detection.cli.run_tool import run_tool
 from detection.config import EVAL_BACKENDS
+from detection.core.extras import BACKENDS, require
 from detection.data.annotations import Annotations
 from detection.evaluation.coco_evaluator import METRICS, Result, evaluate_results
 
+EXAMPLE = """\
+examples:
+  python tools/dev/evaluation_speed.py
+  python tools/dev/evaluation_speed.py --images 500 --detections 100 --classes 80
+"""
 OBJECTS = 7
 """Objects of an image on average, as in COCO."""
 
@@ -88,3 +97,19 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     """float64 [count, 4] xywh, sides from 6 to 400 px, evenly by their logarithm."""
     sides = np.exp(rng.uniform(np.log(6), np.log(400), (count, 2)))
     return np.concatenate([rng.uniform(0, 1, (count, 2)) * (640 - sides), sides], axis=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = ToolParser("dev/evaluation_speed", __doc__, EXAMPLE)
+    parser.add_argument("--images", type=positive, default=5000, metavar="N", help="number of images")
+    parser.add_argument("--detections", type=positive, default=100, metavar="N", help="in each image")
+    parser.add_argument("--classes", type=positive, default=80, metavar="N", help="number of classes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data")
+    args = parser.parse(arguments)
+    require("the comparison", *(package for packages in BACKENDS.values() for package in packages))
+    print(compare_evaluations(args.images, args.detections, args.classes, seed=args.seed))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,4 +1,4 @@
-"""What `tools/detect.py` makes of a folder of images, against the plain loop that one would write first."""
+"""Measure tools/detect.py on a folder of images against a plain loop: read, predict, draw, write."""
 
 import json
 import tempfile
@@ -9,7 +9,10 @@ from pathlib import Path
 import cv2
 import torch
 
+from detection.cli.arguments import ToolParser, existing_file, existing_path
+from detection.cli.run_tool import run_tool
 from detection.core.device import pick_device
+from detection.core.extras import require_for_file
 from detection.data.image_io import read_image
 from detection.inference.detect_sources import detect, num_streams_for
 from detection.inference.draw import draw_detections
@@ -19,6 +22,11 @@ from detection.inference.sample_images import sample_image_paths
 from detection.inference.sources import Item
 from detection.inference.timing import Timing, in_turn
 
+EXAMPLE = """\
+examples:
+  python tools/dev/folder_speed.py runs/mine/best.pt photos/
+  python tools/dev/folder_speed.py runs/mine/best.pt photos/ --exported runs/mine/best.onnx
+"""
 CHUNK = 50
 """Images that one way has before it is the other's turn."""
 
@@ -90,3 +98,21 @@ def plain_loop(predictor: Predictor, items: Sequence[Item], out: Path) -> None:
         drawn = cv2.cvtColor(draw_detections(image, found), cv2.COLOR_RGB2BGR)
         cv2.imwrite(str(out / f"{item.name}.jpg"), drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])
         (out / f"{item.name}.json").write_text(json.dumps(to_json(found), indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = ToolParser("dev/folder_speed", __doc__, EXAMPLE)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=existing_file, help="best.pt or last.pt of a run")
+    parser.add_argument("folder", metavar="FOLDER", type=existing_path, help="of images")
+    parser.add_argument(
+        "--exported", metavar="FILE", type=existing_path, help="exported file that detect.py runs (default: CHECKPOINT)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse(arguments)
+    require_for_file(args.exported or args.checkpoint)
+    print(compare_folder(args.checkpoint, args.folder, exported=args.exported, device=args.device))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,4 +1,4 @@
-"""A training step and the loading of images, against torchvision's plain ways, in one run.
+"""Measure a training step and the loading of images against torchvision's plain ways, in one run.
 
 "Plain" is what torchvision's detection references do with the same network, data and batch: PIL decodes, the image
 goes through torchvision's transforms as a float tensor, `GeneralizedRCNNTransform` resizes and normalises it inside
@@ -9,7 +9,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,21 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
 from detection import build_model
+from detection.cli.arguments import ToolParser, positive
+from detection.cli.run_tool import run_tool
 from detection.config import DetectionConfig
+from detection.config_io import load_config
 from detection.core.errors import UserError
 from detection.data.annotations import Annotations
 from detection.data.loader import iterate
 from detection.engine.detection_task import Run, build_run
 from detection.engine.loop import optimizer_step, train_step
 
+EXAMPLE = """\
+example:
+  python tools/dev/training_speed.py configs/retina_ghost_320.yaml data.batch_size=8 \\
+      data.train.annotations=mine/train.json data.val.annotations=mine/val.json
+"""
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
@@ -65,7 +73,7 @@ def compare_training(config: DetectionConfig, steps: int = 20) -> Comparison:
         UserError: not a RetinaNet, or anything wrong with config or data.
     """
     if config.model.detector != "retinanet":
-        raise UserError("--train compares with torchvision's RetinaNet; use a config with model.detector=retinanet")
+        raise UserError("compared is torchvision's RetinaNet; use a config with model.detector=retinanet")
     run = build_run(config)
     plain = PlainTraining(config, run)
     ours = itertools.cycle(list(itertools.islice(iterate(run.train_loader), 8)))
@@ -172,5 +180,18 @@ def _seconds_an_image(batches: Iterable[Batch], normalise: Any) -> float:
         else:
             start = time.perf_counter()
     if not count:
-        raise UserError("--train needs at least two batches of images; lower data.batch_size")
+        raise UserError("at least two batches of images are needed; lower data.batch_size")
     return (time.perf_counter() - start) / count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = ToolParser("dev/training_speed", __doc__, EXAMPLE)
+    parser.add_config("data.batch_size=8")
+    parser.add_argument("--steps", type=positive, default=20, metavar="N", help="each way")
+    args = parser.parse(arguments)
+    print(compare_training(load_config(args.config, args.overrides), args.steps))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
