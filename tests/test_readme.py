@@ -70,6 +70,10 @@ SHRUNK = {
     "ghostify": "--size 64 --count 2",
     "redundancy": "--size 64 --count 1",
     "benchmark": "",
+    "dev/annotation_speed": "",
+    "dev/evaluation_speed": "--images 5 --detections 3 --classes 2",
+    "dev/folder_speed": "",
+    "dev/training_speed": f"{TINY} {NETWORK} {IMAGES} --steps 1",
 }
 COMMANDS = [command for command in commands() if not command.text.startswith(tuple(NOT_RUN))]
 # In `make test`; all others, and these again in the order of the pages, in `make test-all`.
@@ -110,10 +114,6 @@ def shrink(tool: str, words: list[str]) -> list[str]:
         more.append("data.workers=0")
     if tool == "benchmark" and "--peers" in words:
         more += ["--runs", "1", "--size", "64", "--backends", "eager"]
-    if tool == "benchmark" and "--train" in words:
-        more += [*f"{TINY} {NETWORK} {IMAGES}".split(), "--steps", "1"]
-    if tool == "benchmark" and "--evaluation" in words:
-        more += ["5", "3", "2"]
     return more
 
 
@@ -138,7 +138,7 @@ def execute(command: Command, variables: dict[str, str]) -> None:
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return
-    tool = Path(words[1]).stem
+    tool = words[1].removeprefix("tools/").removesuffix(".py")
     outcome = run(tool, *words[2:], *shrink(tool, words))
     # The doctor's 1 is that it found something.
     assert outcome.code in ((0, 1) if tool == "check_data" else (0,)), (

@@ -11,7 +11,7 @@ examples:
   python tools/check_data.py configs/retina_ghost_320.yaml --html report.html   (train and val of a config)
   python tools/check_data.py mine/train.json --val mine/val.json               (COCO; images in mine/images)
   python tools/check_data.py mine/                                             (a folder: COCO, VOC or YOLO)
-  python tools/check_data.py mine/train.json --fix fixed.json                  (a corrected copy, and a list of the changes)
+  python tools/check_data.py mine/train.json --fix fixed.json                  (a corrected copy and its changes)
 
 exit code: 0 where there are no errors (warnings and notes are allowed), 1 where there are, 2 for what cannot be read at
 all and for a mistaken command. docs/doctor.md explains each finding.

@@ -224,4 +224,4 @@ def test_tool_mistakes(tool, tmp_path):
     done = tool("benchmark", "--cost", "ghostnet@0.5", "--out", tmp_path / "no" / "x")
     assert_clear_error(done, "cannot be written")
     done = tool("benchmark", "--size", "320")
-    assert done.returncode == 2 and "name a NETWORK to be timed, or one of --peers --cost --tables" in done.stderr
+    assert done.returncode == 2 and "name a NETWORK to be timed, or one of --peers --cost" in done.stderr

@@ -338,4 +338,4 @@ def test_tool_mistakes(tool, trained, tmp_path):
     done = tool("benchmark", best, "--cost", "ghostnet")
     assert done.returncode == 2 and "not done together with timing" in done.stderr
     done = tool("benchmark", best, "--runs", "0")
-    assert done.returncode == 2 and "'0' is not a number from 1 on" in done.stderr
+    assert done.returncode == 2 and "'0' is not a number of 1 or more" in done.stderr

@@ -316,4 +316,4 @@ def test_the_tool(tool, tmp_path):
     )
     done = tool("make_coco_like", "--out", tmp_path / "like.json", "--images", 30, "--boxes", 100)
     assert done.returncode == 0 and "30 images, 100 boxes" in done.stdout
-    assert_clear_error(tool("benchmark", "--index", tmp_path / "like.json"), "has less than 16 MB")
+    assert_clear_error(tool("dev/annotation_speed", tmp_path / "like.json"), "has less than 16 MB")

@@ -353,6 +353,6 @@ def test_the_tools_take_a_backend(tool, coco_set, tmp_path):
     plain, fast = tool("evaluate", *arguments), tool("evaluate", *arguments, "--backend", "faster-coco-eval")
     assert plain.returncode == fast.returncode == 0, fast.stderr
     assert plain.stdout == fast.stdout
-    done = tool("benchmark", "--evaluation", 20, 10, 3)
+    done = tool("dev/evaluation_speed", "--images", 20, "--detections", 10, "--classes", 3)
     assert done.returncode == 0, done.stderr
     assert "20 images, 200 detections" in done.stdout and "times as fast" in done.stdout
