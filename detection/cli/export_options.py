@@ -1,4 +1,4 @@
-"""Options that tools/export.py and tools/quantize.py share. Imports no torch, so that mistakes are told at once."""
+"""Options that the commands export and quantize share."""
 
 from detection.core.errors import UserError
 from detection.runtime.metadata import MAX_BATCH, MAX_SIDE
