@@ -77,6 +77,7 @@ def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
     """
     from videos import write_video
 
+    from detection.core.outputs import note_output
     from detection.data.prepare.convert import convert_data
 
     place = home / "checkout"
@@ -86,6 +87,8 @@ def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
     for name in ("mine", "bccd", "a", "b", "x"):
         shutil.copytree(trained, place / "runs" / name)
         shutil.copy(best_onnx, place / "runs" / name)
+        # Otherwise tools/export.py refuses to overwrite it.
+        note_output(place / "runs" / name / best_onnx.name)
 
     data = place / "data"
     for folder in (place / "mine", data / "bccd", data / "cards", data / "coco128"):
