@@ -42,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.checkpoint is not None:
         require_for_file(args.checkpoint)
 
-    from detection.report.browse import Browser, Finder, browse
-    from detection.report.browse_server import serve
+    from detection.report.batch_browser import BatchBrowser, BatchDetector, write_batches
+    from detection.report.batch_server import serve
 
-    finder = Finder(args.checkpoint, config.device, args.threshold) if args.checkpoint else None
-    browser = Browser(config, args.split, finder)
+    detector = BatchDetector(args.checkpoint, config.device, args.threshold) if args.checkpoint else None
+    browser = BatchBrowser(config, args.split, detector)
     if args.serve is not None:
         serve(browser, args.serve)
     else:
-        page = browse(browser, Path(args.out), first=args.first, count=args.batches, force=args.force)
+        page = write_batches(browser, Path(args.out), first=args.first, count=args.batches, force=args.force)
         print(f"page and images: {page}")
     return 0

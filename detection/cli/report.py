@@ -59,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run in runs:
         require_for_file(run)
 
-    from detection.report.compare import write_comparison
+    from detection.report.comparison_page import write_comparison
     from detection.report.run_data import read_file, read_run
-    from detection.report.write_report import numbers_path, output_path, write_report
+    from detection.report.write_report import checked_page_path, json_path, write_report
 
     default = Path(named[-1]) if Path(named[-1]).is_dir() else Path(named[-1]).parent
-    out = output_path(args.out or default / ("report.html" if len(named) == 1 else "compare.html"))
-    checked = {"outputs": [out, numbers_path(out)], "force": args.force}
+    out = checked_page_path(args.out or default / ("report.html" if len(named) == 1 else "compare.html"))
+    checked = {"outputs": [out, json_path(out)], "force": args.force}
     if args.predictions:
         sources = [read_file(name, args.data, args.images, **checked) for name in named]
     else:

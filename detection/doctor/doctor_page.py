@@ -66,7 +66,7 @@ def _summary(report: Report) -> list[Markup]:
     blocks.append(html.paragraph(f"Images: {READ_MODES[report.read_images]}."))
     if report.findings:
         rows = [
-            [html.marked(f.severity, COLORS[f.severity]), f.split, f.code, f"{f.count or 'no'} {_title(f)}"]
+            [html.colored(f.severity, COLORS[f.severity]), f.split, f.code, f"{f.count or 'no'} {_title(f)}"]
             for f in report.findings
         ]
         blocks.append(html.table(["severity", "dataset", "code", "finding"], rows, left=4))
@@ -165,7 +165,7 @@ def _boxes(report: Report) -> list[Markup]:
         _histogram(image_sizes, "image size: square root of the area (pixels)"),
     ]
     plots += [_center_heatmap(split, box_centers(entries)) for split, entries in sets if entries.valid.any()]
-    return [html.plots(plots)]
+    return [html.row(plots)]
 
 
 def _histogram(

@@ -23,7 +23,7 @@ FINDING_COLOR = (255, 0, 60)
 GRAY = (150, 150, 150)
 MARGIN_COLOR = (225, 225, 225)
 MAX_CONTEXT_BOXES = 60
-"""Other boxes of an image that are drawn in gray."""
+"""Other boxes of an image that are figure in gray."""
 MAX_IMAGES = 12
 """Images of each finding."""
 CODES_WITHOUT_IMAGES = {"image-missing", "image-unlisted"}
@@ -38,8 +38,8 @@ def add_sample_images(checked: CheckedSet, album: Album, count: int = 12) -> Non
     # Sort by aspect ratio, so that the images of a row on the page have similar heights.
     rows.sort(key=lambda row: entries.sizes[row, 0] / max(1, entries.sizes[row, 1]))
     for row in rows:
-        if album.full:
-            album.left_out += 1
+        if album.is_full:
+            album.num_omitted += 1
             continue
         image = load_image(entries, row)
         if image is None:
@@ -72,8 +72,8 @@ def add_finding_images(report: Report, found: Finding, album: Album) -> bool:
             by_image.setdefault((example.image, example.image_id), []).append(example)
     added = False
     for examples in evenly_spaced(list(by_image.values()), MAX_IMAGES):
-        if album.full:
-            album.left_out += 1
+        if album.is_full:
+            album.num_omitted += 1
             continue
         image = _draw_pair(entries, others, examples[0]) if pairs else _draw_boxes(entries, examples)
         if image is not None:

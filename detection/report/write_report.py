@@ -1,4 +1,4 @@
-"""Write the report on a run, or on a file of detections: one page, and its numbers beside it."""
+"""Write the report of a run, or of a file of detections: an HTML page, and its numbers as JSON."""
 
 import json
 import logging
@@ -6,49 +6,51 @@ import time
 from pathlib import Path
 from typing import Any
 
+from detection.benchmark.latency import measure_latency
 from detection.benchmark.latency_report import LatencyReport
+from detection.benchmark.settings import Settings
 from detection.core.environment import describe_environment
 from detection.core.errors import UserError
 from detection.core.html import write_page
 from detection.core.outputs import write_output
 from detection.evaluation.analyze import clean
-from detection.report.run_data import Source, read_run
+from detection.report.run_data import RunData, read_run
 from detection.report.run_page import run_sections
 
 log = logging.getLogger("detection")
 FORMAT = "ghostnet-detection/report/1"
 MAX_BYTES = 6_000_000
-"""Of the images of a page."""
+"""Limit of the images of a page."""
 LATENCY_RUNS = 10
 
 
 def write_report(
-    source: Source,
+    source: RunData,
     out: str | Path,
     *,
     latency: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Path:
-    """Write the page `out`, and its numbers beside it (.json in the place of .html); returns the latter's path.
+    """Write the page `out`, and its numbers beside it with the suffix .json; returns the path of the JSON file.
 
     Args:
-        latency: time the checkpoint, if there is one, which takes some seconds.
-        max_bytes: of all images together.
+        latency: measure the latency of the checkpoint, if there is one; takes some seconds.
+        max_bytes: limit of all images of the page together.
 
     Raises:
         UserError: a file cannot be written.
     """
-    out = output_path(out)
+    out = checked_page_path(out)
     environment = describe_environment() if source.config is None else describe_environment(source.config.device)
-    measured = measure(source) if latency else None
+    measured = _measure_latency(source) if latency else None
     sections = run_sections(source, environment, measured, max_bytes=max_bytes)
-    title = f"Report on {source.name}"
+    title = f"Report: {source.name}"
     write_page(out, title, sections, subtitle=_subtitle(source), footer=footer(environment))
     content: dict[str, Any] = {
         "format": FORMAT,
         "run": source.name,
         "data": source.index.source,
-        "detections": source.came_from,
+        "detections": source.detections_source,
         **source.analysis.to_json(),
         "history": source.history,
         "latency": None if measured is None else [_latency_json(row) for row in measured.rows],
@@ -60,25 +62,22 @@ def write_report(
 
 
 def report_on_training(folder: Path) -> None:
-    """Write report.html and report.json of a run that has just ended. Whatever goes wrong is a warning, no more."""
+    """Write report.html and report.json at the end of training. Any error becomes a warning."""
     start = time.monotonic()
     try:
         write_report(read_run(folder, detect=False), folder / "report.html")
     except Exception as error:
-        # The run is done and safe, and took hours: nothing that happens here may look like its failure.
-        log.warning("the report could not be written: %s; python tools/report.py %s tries again", error, folder)
+        # The training has succeeded; no error in its report may make it look like a failure.
+        log.warning("the report could not be written: %s; to try again, run python tools/report.py %s", error, folder)
         log.debug("", exc_info=True)
     else:
         log.info("report written in %.0f s: %s", time.monotonic() - start, folder / "report.html")
 
 
-def measure(source: Source) -> LatencyReport | None:
-    """Time the checkpoint as PyTorch runs it; None where there is none, or it cannot be."""
+def _measure_latency(source: RunData) -> LatencyReport | None:
+    """Measure the latency of the checkpoint in PyTorch; None if there is no checkpoint or the measurement fails."""
     if source.checkpoint is None or source.config is None or source.checkpoint.suffix not in (".pt", ".pth"):
         return None
-    from detection.benchmark.latency import measure_latency
-    from detection.benchmark.settings import Settings
-
     try:
         return measure_latency(
             Settings(
@@ -90,40 +89,41 @@ def measure(source: Source) -> LatencyReport | None:
             )
         )
     except UserError as error:
-        log.warning("the speed was not measured: %s", error)
+        log.warning("the latency was not measured: %s", error)
         return None
 
 
 def write_json(page: Path, content: dict[str, Any]) -> Path:
-    """Numbers beside a page."""
-    path = numbers_path(page)
+    """Write the numbers of a page beside it; returns the path."""
+    path = json_path(page)
     text = json.dumps(clean(content), indent=1, allow_nan=False)
     write_output(path, lambda file: file.write(text.encode()))
     return path
 
 
-def numbers_path(page: Path) -> Path:
-    """Where the numbers of a page go."""
+def json_path(page: Path) -> Path:
+    """Path of the numbers of a page."""
     return page.with_suffix(".json")
 
 
-def output_path(out: str | Path) -> Path:
-    """Raises UserError where a page cannot be written there."""
+def checked_page_path(out: str | Path) -> Path:
+    """The path of a page. Raises UserError if the suffix is not .html or the folder does not exist."""
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {out}: the name must end in .html; the numbers are written beside it, in .json")
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist")
     return out
 
 
 def footer(environment: dict[str, str]) -> str:
+    """Date and commit of a page."""
     return f"Written {environment['date']} by tools/report.py, commit {environment['commit']}; see docs/report.md."
 
 
-def _subtitle(source: Source) -> str:
+def _subtitle(source: RunData) -> str:
     if source.config is None:
-        return source.came_from
+        return source.detections_source
     model = source.config.model
     return (
         f"{model.detector} on {model.backbone.name} {model.backbone.width:g}, {source.config.data.short_side} px; "

@@ -14,12 +14,12 @@ HOSTILE = '<script>alert("x")</script> & $\\alpha$'
 
 def drawn_plot():
     with html.plotting() as Figure:
-        drawn = Figure((3, 2))
-        axes = drawn.subplots()
+        figure = Figure((3, 2))
+        axes = figure.subplots()
         axes.plot([1, 2, 3], label=HOSTILE)
         axes.legend()
         axes.set_title(HOSTILE)
-        return html.figure(drawn, "a plot")
+        return html.figure(figure, "a plot")
 
 
 def a_page(path):
@@ -33,13 +33,13 @@ def a_page(path):
         html.note(HOSTILE, "error"),
         html.details("more", html.code("a: 1\n" + "b" * 400), html.paragraph("text")),
         html.heading("small"),
-        html.plots([drawn_plot(), drawn_plot()]),
+        html.row([drawn_plot(), drawn_plot()]),
         album.gallery(),
     ]
     html.write_page(path, f"Page {HOSTILE}", [html.Section("One", blocks, "lead"), html.Section("Two", [])])
 
 
-def test_a_browser_opens_a_page_without_a_word_and_fetches_nothing(tmp_path):
+def test_a_browser_opens_a_page_without_messages_and_requests(tmp_path):
     path = tmp_path / "a päge.html"
     a_page(path)
     for dark in (False, True):
@@ -51,7 +51,7 @@ def test_a_browser_opens_a_page_without_a_word_and_fetches_nothing(tmp_path):
         assert (shot[0, 0].mean() < 60) == dark
 
 
-def test_the_check_of_a_page_can_fail(tmp_path):
+def test_assert_whole_can_fail(tmp_path):
     path = tmp_path / "bad.html"
     path.write_text(
         '<img src="data:image/jpeg;base64,AAAA"><img src="http://127.0.0.1:9/x.png"><a href="#nowhere">x</a>'
@@ -69,11 +69,11 @@ def test_text_is_escaped_everywhere(tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    # Words of a plot are words, in the page's color.
-    assert "currentColor" in text and html.INK not in text
+    # The text of a plot is text, in the color of the page.
+    assert "currentColor" in text and html.TEXT_COLOR not in text
 
 
-def test_an_image_is_a_jpeg_of_at_most_so_many_pixels():
+def test_images_are_jpegs_of_at_most_max_side_pixels():
     rgb = np.zeros((300, 600, 3), np.uint8)
     rgb[..., 0] = 200
     head, data = html.data_uri(rgb, max_side=100).split(",")
@@ -83,15 +83,15 @@ def test_an_image_is_a_jpeg_of_at_most_so_many_pixels():
     assert back[25, 50].tolist() == pytest.approx([0, 0, 200], abs=4)
 
 
-def test_an_album_keeps_within_its_bytes_and_counts_what_is_left_out():
+def test_an_album_is_limited_to_max_bytes_and_counts_omitted_images():
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(6)]
     size = len(html.data_uri(noise[0], 480, 80))
     album = html.Album(max_bytes=int(3.5 * size))
     taken = [album.add(rgb) for rgb in noise]
     assert taken == [True, True, True, False, False, False]
-    assert album.used <= album.max_bytes
-    assert "3 more are left out" in album.gallery()
+    assert album.used_bytes <= album.max_bytes
+    assert "3 more images are omitted" in album.gallery()
     assert "<img" not in album.gallery()
 
 
@@ -106,8 +106,8 @@ def test_an_album_keeps_within_its_bytes_and_counts_what_is_left_out():
         (np.int64(3), "3"),
     ],
 )
-def test_numbers_for_people(value, text):
-    assert html.number(value) == text
+def test_format_number(value, text):
+    assert html.format_number(value) == text
 
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path):

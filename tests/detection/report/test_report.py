@@ -1,4 +1,4 @@
-"""tools/report.py: the pages in a browser, their numbers, and what is said of bad input."""
+"""tools/report.py: pages in a browser, numbers, and errors."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def detections(trained, tmp_path_factory):
 
 @pytest.fixture()
 def run(trained, tmp_path):
-    """A copy of the trained run, the test's own to break."""
+    """A copy of the trained run that a test may change."""
     names = ("best.pt", "config.yaml", "metrics.jsonl", "best_predictions.json", "predictions.json")
     (tmp_path / "run").mkdir()
     for name in names:
@@ -47,20 +47,20 @@ def test_the_report_of_a_run(tool, trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout
     seen = assert_whole(out)
-    for title in ("Numbers", "Training", "What the mistakes cost", "Calibration", "Worst images", "Made with"):
+    for title in ("Metrics", "Training", "Error types", "Calibration", "Images with the lowest F1", "Environment"):
         assert title in seen.text
     assert "best_predictions.json" in seen.text and seen.plots >= 8 and seen.images
     numbers = json.loads((tmp_path / "a report.json").read_text())
-    claimed = read_checkpoint(trained / "best.pt")["numbers"]
-    assert numbers["numbers"]["AP"] == pytest.approx(claimed["AP"], abs=1e-12)
+    expected = read_checkpoint(trained / "best.pt")["numbers"]
+    assert numbers["numbers"]["AP"] == pytest.approx(expected["AP"], abs=1e-12)
     assert [record["epoch"] for record in numbers["history"]] == [6, 12, 18, 24]
     assert numbers["trained_with"] and "torch" in numbers["environment"]["versions"]
-    for name, expected in claimed["per_class"].items():
-        assert expected.items() <= numbers["numbers"]["per_class"][name].items()
+    for name, values in expected["per_class"].items():
+        assert values.items() <= numbers["numbers"]["per_class"][name].items()
 
 
 @pytest.mark.slow
-def test_detections_without_a_model_and_two_of_them(tool, trained, detections, tmp_path):
+def test_predictions_without_a_model_and_their_comparison(tool, trained, detections, tmp_path):
     data = trained.parent / "data" / "annotations.json"
     done = tool("report", "--predictions", detections / "good.json", "--data", data, "--out", tmp_path / "one.html")
     assert done.returncode == 0, done.stderr
@@ -98,28 +98,28 @@ def test_the_latency_of_the_checkpoint_is_in_the_report(run):
     content = json.loads(write_report(read_run(run), run / "report.html").read_text())
     (row,) = content["latency"]
     assert row["backend"] == "eager" and row["median"] > 0 and row["parameters"] > 1e5
-    assert "Cost and speed" in (run / "report.html").read_text()
+    assert "Cost and latency" in (run / "report.html").read_text()
 
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_detections_of_the_last_evaluation_are_not_taken_for_those_of_the_best(run):
-    """predictions.json is of the last evaluation, or of tools/evaluate.py on other data."""
+def test_predictions_of_the_last_evaluation_are_not_used_for_best_pt(run):
+    """predictions.json is from the last evaluation, or from tools/evaluate.py on other data."""
     (run / "best_predictions.json").unlink()
     index = read_run(run).index
     write_results(run / "predictions.json", truth_as_results(index))
     source = read_run(run)
-    assert "run now" in source.came_from
-    claimed = read_checkpoint(run / "best.pt")["numbers"]["AP"]
-    assert source.analysis.matches.evaluation.numbers["AP"] == pytest.approx(claimed, abs=1e-6)
-    with pytest.raises(UserError, match="no detections that give the AP of"):
+    assert "run for this report" in source.detections_source
+    expected = read_checkpoint(run / "best.pt")["numbers"]["AP"]
+    assert source.analysis.matches.evaluation.numbers["AP"] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(UserError, match="no detections with the AP of"):
         read_run(run, detect=False)
     (run / "predictions.json").write_text('[{"image_id": 987, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]')
-    assert "run now" in read_run(run).came_from
+    assert "run for this report" in read_run(run).detections_source
 
 
 @pytest.mark.slow
-def test_images_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
+def test_missing_or_corrupt_images_do_not_prevent_a_report(run, coco_set, tmp_path):
     data = coco_set / "annotations.json"
     write_results(tmp_path / "found.json", random_results(read_coco(data), np.random.default_rng(run_seed())))
     for path in list((coco_set / "images").iterdir())[::2]:
@@ -128,31 +128,31 @@ def test_images_that_are_gone_or_broken_cost_no_report(run, coco_set, tmp_path):
     assert "could not be read" in (tmp_path / "broken.html").read_text()
     shutil.rmtree(coco_set / "images")
     write_report(read_file(tmp_path / "found.json", data, None), tmp_path / "gone.html")
-    assert "name their folder with --images" in (tmp_path / "gone.html").read_text()
+    assert "set their folder with --images" in (tmp_path / "gone.html").read_text()
 
 
 @pytest.mark.slow
-def test_a_page_keeps_within_its_bytes(trained, detections, tmp_path):
+def test_images_are_limited_to_max_bytes(trained, detections, tmp_path):
     source = read_file(detections / "bad.json", trained.parent / "data" / "annotations.json", None)
     write_report(source, tmp_path / "small.html", max_bytes=60_000)
     write_report(source, tmp_path / "large.html")
     small, large = ((tmp_path / f"{name}.html").read_text() for name in ("small", "large"))
     assert len(small) < len(large) - 100_000
-    assert "more are left out" in small and "more are left out" not in large
+    assert "more images are omitted" in small and "more images are omitted" not in large
 
 
 @pytest.mark.slow
-def test_a_run_without_a_history_is_reported_on(run, tmp_path):
+def test_a_run_without_history(run, tmp_path):
     (run / "metrics.jsonl").unlink()
     (run / "best.pt").unlink()
     write_report(read_run(run), run / "report.html")
     assert ">Training</h2>" not in (run / "report.html").read_text()
 
 
-def test_mistakes_are_told_in_one_line(tool, run, coco_set, tmp_path):
+def test_usage_errors(tool, run, coco_set, tmp_path):
     data = coco_set / "annotations.json"
     assert_clear_error(tool("report", tmp_path / "absent"), "absent does not exist", "output_dir")
-    assert_clear_error(tool("report", coco_set), "is no run of tools/train.py")
+    assert_clear_error(tool("report", coco_set), "is not a run of tools/train.py")
     assert_clear_error(tool("report", "--predictions", data), "--predictions needs --data")
     assert_clear_error(tool("report", "--predictions", "x.json", "--data", data), "x.json does not exist")
     assert_clear_error(tool("report", run, "--images", tmp_path / "no", "--data", data), "no does not exist")
@@ -171,20 +171,20 @@ def test_mistakes_are_told_in_one_line(tool, run, coco_set, tmp_path):
         ('{"epoch": 1}\n[1]\n', "line 2 is not the record of an evaluation"),
     ],
 )
-def test_a_broken_history_is_named(run, text, message):
+def test_a_corrupt_history_is_an_error(run, text, message):
     (run / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         read_run(run)
 
 
-def test_a_run_with_nothing_to_report_on_is_named(run):
+def test_a_run_without_checkpoint_and_predictions_is_an_error(run):
     for name in ("best.pt", "best_predictions.json", "predictions.json"):
         (run / name).unlink()
     with pytest.raises(UserError, match=r"neither best\.pt nor detections of .*annotations\.json"):
         read_run(run)
 
 
-def test_a_training_is_not_lost_with_its_report(run, caplog):
+def test_an_error_in_the_report_does_not_fail_the_training(run, caplog):
     (run / "best_predictions.json").write_text("[")
     log = logging.getLogger("detection")
     log.propagate = True
@@ -195,12 +195,12 @@ def test_a_training_is_not_lost_with_its_report(run, caplog):
 
 
 @pytest.mark.slow
-def test_a_training_leaves_its_report(tiny_config):
+def test_training_writes_a_report(tiny_config):
     from detection.engine.train_detector import run_training
 
     config = tiny_config.with_overrides(["train.report=true", "eval.background=true"])
     assert run_training(config)
     folder = Path(config.output_dir)
     seen = assert_whole(folder / "report.html")
-    assert "Cost and speed" in seen.text and "learning rate" in (folder / "report.html").read_text()
+    assert "Cost and latency" in seen.text and "learning rate" in (folder / "report.html").read_text()
     assert "report written in" in (folder / "train.log").read_text()

@@ -1,4 +1,4 @@
-"""What the network will see: batches after augmentation with their boxes, and what a checkpoint finds in them."""
+"""Show batches as the network gets them: augmented and padded, with ground truth and optionally detections."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,21 +24,21 @@ from detection.inference.draw import draw_on
 from detection.runtime.pytorch import load_detector, predict_batch
 
 DIVISOR = 32
-TRUTH = (255, 255, 255)
+GROUND_TRUTH_COLOR = (255, 255, 255)
 JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image of a batch as it goes into the network, RGB uint8 [H, W, 3] with its boxes, and what to say of it."""
+class BatchImage:
+    """An image of a batch as the network gets it: RGB uint8 [H, W, 3] with drawn boxes, and its caption."""
 
     pixels: np.ndarray
     name: str
     caption: str
 
 
-class Finder:
-    """A checkpoint or an exported file that detects in images that are resized already."""
+class BatchDetector:
+    """A detector from a checkpoint or an exported file, for images that are already resized."""
 
     def __init__(self, path: str, device: str, threshold: float) -> None:
         self.device = pick_device(device)
@@ -46,8 +46,8 @@ class Finder:
         self.path = path
 
     @torch.inference_mode()
-    def find(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Of each image uint8 [3, H, W]: boxes xyxy in its pixels, labels, names, scores."""
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Detect in images uint8 [3, H, W]: for each a dict of boxes (xyxy, pixels), labels, names and scores."""
         amp = self.config.train.amp if self.device.type == "cuda" else "off"
         outputs = predict_batch(self.model, images, self.device, amp)
         found = []
@@ -64,17 +64,17 @@ class Finder:
         return found
 
 
-class Browser:
-    """The batches of a split, in the order and with the chances that a training would meet them.
+class BatchBrowser:
+    """The batches of a split, in the same order and with the same augmentation as in training.
 
     Args:
         split: "train" (augmented) or "val".
-        finder: what detects in them, or None.
+        detector: draws detections on the images, or None.
     """
 
-    def __init__(self, config: DetectionConfig, split: str, finder: Finder | None = None) -> None:
+    def __init__(self, config: DetectionConfig, split: str, detector: BatchDetector | None = None) -> None:
         self.dataset: DetectionDataset = build_dataset(config, split)
-        self.split, self.finder = split, finder
+        self.split, self.detector = split, detector
         sizes, data = self.dataset.index.sizes, config.data
         self.batches: TrainBatchSampler | EvalBatchSampler
         if split == "train":
@@ -84,95 +84,99 @@ class Browser:
         else:
             self.batches = EvalBatchSampler(sizes, config.eval.batch_size or data.batch_size)
 
-    def keys(self, number: int) -> list[SampleKey]:
-        """What batch `number` holds, counted from 0 over all epochs; the val set is one epoch, over and over."""
+    def sample_keys(self, number: int) -> list[SampleKey]:
+        """Sampler keys of batch `number`, counted from 0 over all epochs; for val, every epoch is the same."""
         epoch, within = divmod(number, len(self.batches))
         if isinstance(self.batches, TrainBatchSampler):
             self.batches.set_epoch(epoch)
         return list(self.batches)[within]
 
-    def batch(self, number: int) -> list[Shown]:
-        """The images of a batch, each in the frame that all of them share, padded as for the network."""
-        samples = [(key, self.dataset[key]) for key in self.keys(number)]
+    def batch(self, number: int) -> list[BatchImage]:
+        """The images of a batch, padded to a common canvas as for the network."""
+        samples = [(key, self.dataset[key]) for key in self.sample_keys(number)]
         good = [(key, *sample) for key, sample in samples if not isinstance(sample, UserError)]
-        found = self.finder.find([image for _, image, _ in good]) if self.finder and good else None
-        frame = [
+        found = self.detector.detect([image for _, image, _ in good]) if self.detector and good else None
+        canvas_size = [
             -(-max((image.shape[side] for _, image, _ in good), default=1) // DIVISOR) * DIVISOR for side in (1, 2)
         ]
         names = self.dataset.index.class_names
         shown = []
         for i, (key, image, target) in enumerate(good):
-            canvas = _framed(image, frame[0], frame[1])
+            canvas = _pad(image, canvas_size[0], canvas_size[1])
             detections = found[i] if found is not None else None
             _draw(canvas, target, names, detections)
             file_name = str(self.dataset.index.file_names[key.image])
-            shown.append(Shown(canvas, file_name, _caption(file_name, image, target, names, detections)))
+            shown.append(BatchImage(canvas, file_name, _caption(file_name, image, target, names, detections)))
         for key, sample in samples:
             if isinstance(sample, UserError):
                 empty = np.full((DIVISOR, DIVISOR, 3), FILL, np.uint8)
-                shown.append(Shown(empty, str(self.dataset.index.file_names[key.image]), str(sample)))
+                shown.append(BatchImage(empty, str(self.dataset.index.file_names[key.image]), str(sample)))
         return shown
 
     def title(self, number: int) -> str:
+        """For example "epoch 1, batch 2 of 30"."""
         epoch, within = divmod(number, len(self.batches))
         of_epoch = f"epoch {epoch + 1}, " if self.split == "train" else ""
         return f"{of_epoch}batch {within + 1} of {len(self.batches)}"
 
-    def section(self, number: int, album: html.Album) -> tuple[html.Section, list[Shown]]:
-        """The part of a page for a batch."""
+    def section(self, number: int, album: html.Album) -> tuple[html.Section, list[BatchImage]]:
+        """The section of a page for one batch, and its images."""
         shown = self.batch(number)
-        for one in shown:
-            album.add(one.pixels, one.caption, max_side=640)
+        for shown_image in shown:
+            album.add(shown_image.pixels, shown_image.caption, max_side=640)
         height, width = shown[0].pixels.shape[:2]
-        lead = f"{len(shown)} images in a frame of {width}x{height} pixels."
+        lead = f"{len(shown)} images on a canvas of {width}x{height} pixels."
         return html.Section(self.title(number), [album.gallery(300)], lead), shown
 
     def subtitle(self) -> str:
+        """Dataset and meaning of the colors."""
         source = self.dataset.index.source
-        if self.finder is None:
-            return f"{self.split}: {source}; grey is padding"
-        return f"{self.split}: {source}; white: annotated, colored: detected by {self.finder.path}; grey is padding"
+        if self.detector is None:
+            return f"{self.split}: {source}; gray: padding"
+        return (
+            f"{self.split}: {source}; white: ground truth, colored: detections of {self.detector.path}, gray: padding"
+        )
 
 
-def browse(browser: Browser, out: Path, *, first: int, count: int, force: bool = False) -> Path:
-    """Write out/index.html and a JPEG of each image of `count` batches; returns the page.
+def write_batches(browser: BatchBrowser, out: Path, *, first: int, count: int, force: bool = False) -> Path:
+    """Write out/index.html and a JPEG file for each image of `count` batches; returns the path of the page.
 
     Args:
         force: overwrite files that this toolkit did not write.
 
     Raises:
-        UserError: the folder cannot be written to, or a file must not be overwritten.
+        UserError: the folder cannot be written to, or a file exists that this toolkit did not write.
     """
 
-    def file_of(number: int, place: int) -> Path:
+    def jpeg_path(number: int, place: int) -> Path:
         return out / f"batch_{number:04d}_{place:02d}.jpg"
 
     numbers = range(first, first + count)
-    outputs = [file_of(number, place) for number in numbers for place in range(len(browser.keys(number)))]
+    outputs = [jpeg_path(number, place) for number in numbers for place in range(len(browser.sample_keys(number)))]
     index = browser.dataset.index
-    inputs = [index.source, index.images, browser.finder and browser.finder.path]
+    inputs = [index.source, index.images, browser.detector and browser.detector.path]
     check_outputs([out / "index.html", *outputs], inputs, force=force)
     album = html.Album(max_bytes=20_000_000)
     sections = []
     for number in numbers:
         section, shown = browser.section(number, album)
         sections.append(section)
-        for place, one in enumerate(shown):
-            _, data = cv2.imencode(".jpg", one.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            write_output(file_of(number, place), lambda file, data=data: file.write(data.tobytes()))
-    html.write_page(out / "index.html", "What the network sees", sections, subtitle=browser.subtitle())
+        for place, shown_image in enumerate(shown):
+            _, data = cv2.imencode(".jpg", shown_image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            write_output(jpeg_path(number, place), lambda file, data=data: file.write(data.tobytes()))
+    html.write_page(out / "index.html", "Network input", sections, subtitle=browser.subtitle())
     return out / "index.html"
 
 
-def serve_links(number: int) -> Markup:
-    """To the batches before and after, for a page that is served."""
+def navigation_links(number: int) -> Markup:
+    """Links to the previous and the next batch, for the pages of `BatchServer`."""
     link = Markup('<a href="/{}" accesskey="{}">{}</a>')
-    before = link.format(number - 1, "p", "← previous batch") + Markup(" &nbsp; ") if number > 0 else Markup("")
-    return Markup("<p>{}{}</p>").format(before, link.format(number + 1, "n", "next batch →"))
+    previous = link.format(number - 1, "p", "← previous batch") + Markup(" &nbsp; ") if number > 0 else Markup("")
+    return Markup("<p>{}{}</p>").format(previous, link.format(number + 1, "n", "next batch →"))
 
 
-def _framed(image: Tensor, height: int, width: int) -> np.ndarray:
-    """uint8 [3, h, w] -> [height, width, 3] with the padding's colour to the right and below."""
+def _pad(image: Tensor, height: int, width: int) -> np.ndarray:
+    """uint8 [3, h, w] -> [height, width, 3], padded at the right and at the bottom."""
     canvas = np.empty((height, width, 3), np.uint8)
     canvas[:] = FILL
     canvas[: image.shape[1], : image.shape[2]] = image.numpy().transpose(1, 2, 0)
@@ -188,7 +192,7 @@ def _draw(
         draw_on(pixels, {"boxes": boxes, "labels": labels, "names": [names[label - 1] for label in labels]})
         return
     for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
-        cv2.rectangle(pixels, (x1, y1), (x2, y2), TRUTH, 1)
+        cv2.rectangle(pixels, (x1, y1), (x2, y2), GROUND_TRUTH_COLOR, 1)
     draw_on(pixels, detections)
 
 
@@ -203,5 +207,5 @@ def _caption(
     boxes = ", ".join(f"{count} {name}" for name, count in counts.most_common(6)) or "no boxes"
     more = ", …" if len(counts) > 6 else ""
     found = f"; {len(detections['labels'])} detections" if detections is not None else ""
-    passed = f"; in place of a bad image: {target['skipped'][0]}" if target.get("skipped") else ""
-    return f"{file_name}, {image.shape[2]}x{image.shape[1]}: {boxes}{more}{found}{passed}"
+    replaced = f"; replaces an unreadable image: {target['skipped'][0]}" if target.get("skipped") else ""
+    return f"{file_name}, {image.shape[2]}x{image.shape[1]}: {boxes}{more}{found}{replaced}"

@@ -1,4 +1,4 @@
-"""Batches as the network sees them: written, served, and with detections."""
+"""tools/browse.py: the batches of training, as files, from a server, and with detections."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ from processes import ToolProcess
 from detection.data.loader import build_loader, iterate
 from detection.data.sampler import TrainBatchSampler
 from detection.models.transform import NormalizeAndBatch
-from detection.report.browse import Browser, Finder, browse
+from detection.report.batch_browser import BatchBrowser, BatchDetector, write_batches
 
 
 @pytest.fixture()
@@ -30,9 +30,9 @@ def config_file(coco_set, tmp_path):
     return path
 
 
-def test_batches_are_those_of_the_training(tiny_config):
+def test_batches_match_training(tiny_config):
     config = tiny_config.with_overrides(["data.augment.mosaic=0.5", "data.augment.horizontal_flip=0.5"])
-    browser = Browser(config, "train")
+    browser = BatchBrowser(config, "train")
     batches = TrainBatchSampler(browser.dataset.index.sizes, 4, config.seed, config.data.group_by_aspect)
     batches.epoch = 1
     loader = build_loader(browser.dataset, batches, workers=0, device=torch.device("cpu"))
@@ -40,19 +40,19 @@ def test_batches_are_those_of_the_training(tiny_config):
     for number, (images, targets) in enumerate(iterate(loader), len(batches)):
         shown = browser.batch(number)
         frame, _ = norm(images)
-        for one, image, target in zip(shown, images, targets, strict=True):
-            assert one.pixels.shape[:2] == frame.tensors.shape[2:]
-            assert f"{image.shape[2]}x{image.shape[1]}" in one.caption
-            # Boxes are drawn on it; most of it is untouched.
-            inside = one.pixels[: image.shape[1], : image.shape[2]]
+        for shown_image, image, target in zip(shown, images, targets, strict=True):
+            assert shown_image.pixels.shape[:2] == frame.tensors.shape[2:]
+            assert f"{image.shape[2]}x{image.shape[1]}" in shown_image.caption
+            # Boxes are drawn on the image; most pixels are unchanged.
+            inside = shown_image.pixels[: image.shape[1], : image.shape[2]]
             assert (inside == image.numpy().transpose(1, 2, 0)).all(axis=2).mean() > 0.5
             names = [browser.dataset.index.class_names[label - 1] for label in target["labels"].tolist()]
-            assert all(f"{names.count(name)} {name}" in one.caption for name in set(names))
+            assert all(f"{names.count(name)} {name}" in shown_image.caption for name in set(names))
     assert browser.title(len(batches)) == f"epoch 2, batch 1 of {len(batches)}"
 
 
 def test_the_page_and_its_images(tiny_config, tmp_path):
-    page = browse(Browser(tiny_config, "train"), tmp_path / "out", first=0, count=2)
+    page = write_batches(BatchBrowser(tiny_config, "train"), tmp_path / "out", first=0, count=2)
     seen = assert_whole(page)
     assert len(seen.images) == 8 and "epoch 1, batch 2 of 3" in seen.text
     images = sorted((tmp_path / "out").glob("*.jpg"))
@@ -60,33 +60,33 @@ def test_the_page_and_its_images(tiny_config, tmp_path):
     assert cv2.imread(str(images[0])).shape == (96, 96, 3)
 
 
-def test_detections_lie_where_the_network_found_them(trained, coco_set, tiny_config):
-    finder = Finder(str(trained / "best.pt"), "cpu", 0.05)
+def test_detections_are_drawn(trained, coco_set, tiny_config):
+    detector = BatchDetector(str(trained / "best.pt"), "cpu", 0.05)
     config = tiny_config
-    browser = Browser(config, "val", finder)
-    plain = Browser(config, "val")
+    browser = BatchBrowser(config, "val", detector)
+    undetected = BatchBrowser(config, "val")
     counts = 0
     for number in range(3):
-        images = [browser.dataset[key][0] for key in browser.keys(number)]
-        for one, bare, found, image in zip(
-            browser.batch(number), plain.batch(number), finder.find(images), images, strict=True
+        images = [browser.dataset[key][0] for key in browser.sample_keys(number)]
+        for shown_image, without, found, image in zip(
+            browser.batch(number), undetected.batch(number), detector.detect(images), images, strict=True
         ):
             counts += len(found["labels"])
-            assert f"; {len(found['labels'])} detections" in one.caption and "detections" not in bare.caption
+            assert f"; {len(found['labels'])} detections" in shown_image.caption and "detections" not in without.caption
             if len(found["labels"]):
-                assert not np.array_equal(one.pixels, bare.pixels)
+                assert not np.array_equal(shown_image.pixels, without.pixels)
             assert found["boxes"].max(initial=0) <= max(image.shape)
     assert counts > 0
 
 
-def test_a_bad_image_is_told(coco_set, tiny_config):
+def test_an_unreadable_image_is_reported(coco_set, tiny_config):
     (coco_set / "images" / "image 3.jpg").write_bytes(b"nothing")
-    browser = Browser(tiny_config, "val")
-    captions = [one.caption for number in range(3) for one in browser.batch(number)]
+    browser = BatchBrowser(tiny_config, "val")
+    captions = [shown_image.caption for number in range(3) for shown_image in browser.batch(number)]
     assert len(captions) == 12 and sum("not an image" in caption for caption in captions) == 1
-    browser = Browser(tiny_config, "train")
-    captions = [one.caption for number in range(3) for one in browser.batch(number)]
-    assert any("in place of a bad image" in caption and "image 3.jpg" in caption for caption in captions)
+    browser = BatchBrowser(tiny_config, "train")
+    captions = [shown_image.caption for number in range(3) for shown_image in browser.batch(number)]
+    assert any("replaces an unreadable image" in caption and "image 3.jpg" in caption for caption in captions)
 
 
 def test_the_tool_writes(tool, config_file, trained, tmp_path):
@@ -99,7 +99,7 @@ def test_the_tool_writes(tool, config_file, trained, tmp_path):
     assert done.returncode == 0 and "detections" in (out / "index.html").read_text(), done.stderr
 
 
-def test_mistakes(tool, config_file, tmp_path):
+def test_usage_errors(tool, config_file, tmp_path):
     assert_clear_error(tool("browse", tmp_path / "no.yaml"), "no.yaml does not exist")
     assert_clear_error(tool("browse", config_file, "--checkpoint", tmp_path / "no.pt"), "no.pt does not exist")
     (tmp_path / "file").write_text("")
