@@ -223,7 +223,7 @@ def _anchors(report: Report) -> list[Markup]:
     )
     cards = [
         ("matched", f"{coverage.matched:.1%}", f"of {coverage.boxes} boxes"),
-        ("small", f"{coverage.small:.1%}", f"a side below {MIN_SIDE:g} pixels at the input"),
+        (f"below {MIN_SIDE:g} pixels", f"{coverage.small:.1%}", "shorter side of the box at the network input"),
     ]
     if coverage.better_anchors:
         sizes = ", ".join(map(str, coverage.better_anchors))
@@ -239,7 +239,8 @@ def _anchors(report: Report) -> list[Markup]:
         ),
         html.heading("Other input sizes"),
         html.table(
-            ["input size", "matched", "small", "relative cost"], [list(row) for row in input_size_rows(coverage)]
+            ["input size", "matched", f"below {MIN_SIDE:g} pixels", "relative cost"],
+            [list(row) for row in input_size_rows(coverage)],
         ),
     ]
     if report.memory is not None:

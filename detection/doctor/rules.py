@@ -215,7 +215,7 @@ RULES: dict[str, Rule] = {
     "class-id-gaps": Rule(
         "note",
         "unused ids between the smallest and the largest category id",
-        "nothing to do: ids are mapped to the labels 1, 2, 3, … in ascending order",
+        "no action needed: ids are mapped to the labels 1, 2, 3, … in ascending order",
     ),
     "classes-differ": Rule("error", "categories that differ between train and val", "use the same categories in both"),
     "image-without-boxes": Rule(

@@ -12,6 +12,7 @@ from detection.core.errors import UserError
 from detection.data.classes import ClassSelection
 from detection.doctor.anchor_checks import (
     DEFAULT_ANCHOR_CONFIG,
+    FINEST_STRIDE,
     AnchorCoverage,
     anchor_config_of,
     check_anchor_coverage,
@@ -52,6 +53,7 @@ class Report:
     """one, or train and val"""
     findings: list[Finding] = field(default_factory=list)
     anchor_coverage: AnchorCoverage | None = None
+    """None without boxes, and for detectors without anchors"""
     memory: dict[str, float] | None = None
     """see `predict_training_memory`"""
     config_name: str | None = None
@@ -112,7 +114,8 @@ def run_checks(
         report.findings += check_train_and_val(selections[0], selections[1])
     report.findings += _check_unlisted_images(normalized)
     anchor_config = anchor_config_of(config, config_name or "config") if config is not None else DEFAULT_ANCHOR_CONFIG
-    report.anchor_coverage = measure_anchor_coverage(selections[0], anchor_config)
+    if anchor_config.detector in FINEST_STRIDE:  # ghostdet has no anchors
+        report.anchor_coverage = measure_anchor_coverage(selections[0], anchor_config)
     if report.anchor_coverage is not None and config is not None:
         report.findings += check_anchor_coverage(report.anchor_coverage, normalized[0].split)
     if config is not None and memory is not None:

@@ -52,6 +52,12 @@ def test_a_config_adds_anchors_and_memory(config):
     assert report.memory is not None and report.memory["total"] > 1e13
 
 
+def test_a_detector_without_anchors(config):
+    sets, loaded = read_sets(str(config), overrides=["model.detector=ghostdet"])
+    report = run_checks(sets, loaded)
+    assert report.anchor_coverage is None and report.memory is not None
+
+
 def test_anchors_and_input_sizes_that_do_not_fit(clean):
     entries = read_set(clean, "data")
     found = measure_anchor_coverage(entries, replace(DEFAULT_ANCHOR_CONFIG, anchor_sizes=(300, 301, 302, 303, 304)))
