@@ -135,6 +135,14 @@ def execute(command: Command, variables: dict[str, str]) -> None:
     words = shlex.split(text)
     while words[0] != "python" and ("=" in words[0] or words[0] == "taskset"):
         words = words[3:] if words[0] == "taskset" else words[1:]
+    if words[0] == "ghostdet":
+        if words[1] == "--help":
+            done = subprocess.run(
+                [sys.executable, "-m", "detection", "--help"], capture_output=True, text=True, cwd=ROOT
+            )
+            assert done.returncode == 0, done.stderr
+            return
+        words = ["python", f"tools/{words[1]}.py", *words[2:]]
     if words[0] == "mkdir":
         Path(words[1]).mkdir()
         return
