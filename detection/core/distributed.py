@@ -1,6 +1,7 @@
-"""Several processes that train one network, as torchrun starts them. All of it is trivial in a process of its own."""
+"""Communication of the processes that torchrun starts. In a single process each function returns its own value."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -14,17 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 from detection.core.device import pick_device
 from detection.core.errors import UserError
 
+TIMEOUT = timedelta(minutes=30)
+"""After which processes notice a dead one; the first batches of a large data set take minutes."""
+
 
 @contextlib.contextmanager
 def session(device: str) -> Iterator[torch.device]:
-    """Join the other processes, where torchrun has started some, and leave them at the end; gives this one's device.
+    """Join the process group if torchrun started several processes, and leave it at the end; yields the device.
 
     Args:
-        device: of the config: auto, cpu, cuda, or cuda:N (for a single process alone). Process r of a machine takes
-            the GPU number r; gloo carries what CPUs say to each other, nccl what GPUs do.
+        device: of the config: auto, cpu, cuda, or cuda:N (for a single process only). Process r of a machine takes
+            GPU r. The backend is gloo on CPUs, nccl on GPUs.
 
     Raises:
-        UserError: a device that is not there, or more processes on a machine than GPUs.
+        UserError: no such device, or more processes on a machine than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield pick_device(device)
@@ -32,11 +36,11 @@ def session(device: str) -> Iterator[torch.device]:
     place = _device_of_rank(device, int(os.environ.get("LOCAL_RANK", "0")))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    # A process that has died shows as a time-out of the others; the first batches of a large set take their time.
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield place
     finally:
+        _cpu_group.cache_clear()
         dist.destroy_process_group()
 
 
@@ -66,7 +70,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Of the one process that writes files, and shows progress."""
+    """Whether this is the process that writes files and shows progress."""
     return rank() == 0
 
 
@@ -76,27 +80,62 @@ def barrier() -> None:
         dist.barrier()
 
 
+@functools.cache
+def _cpu_group() -> Any:
+    """A group for tensors on the CPU: a gloo one if GPUs communicate over nccl; None is the default group."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
 def reduce_sum(values: Sequence[float]) -> list[float]:
     """Sum of each number over all processes, the same in each."""
     return _reduce(values, dist.ReduceOp.SUM)
 
 
 def reduce_max(values: Sequence[float]) -> list[float]:
-    """Largest of each number over all processes, the same in each."""
+    """Maximum of each number over all processes, the same in each."""
     return _reduce(values, dist.ReduceOp.MAX)
 
 
 def _reduce(values: Sequence[float], operation: Any) -> list[float]:
     if world_size() == 1:
         return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total, operation)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total, operation, group=_cpu_group())
     return total.tolist()
 
 
+class DelayedMax:
+    """Maximum of each number over all processes, known one call later: no process waits for another or for its GPU."""
+
+    def __init__(self) -> None:
+        self._started: tuple[Any, torch.Tensor] | None = None
+
+    def start(self, values: Sequence[float]) -> list[float] | None:
+        """Start to reduce `values`; returns the result of the previous call, None if there is none."""
+        result = self.finish()
+        total = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(total, dist.ReduceOp.MAX, group=_cpu_group(), async_op=True)
+        self._started = work, total
+        return result
+
+    def finish(self) -> list[float] | None:
+        """Wait for the result of the last `start`; None if it was taken already."""
+        if self._started is None:
+            return None
+        work, total = self._started
+        self._started = None
+        work.wait()
+        return total.tolist()
+
+
+def reduce_max_on_device(value: torch.Tensor) -> None:
+    """Maximum of a tensor over all processes, in place and without waiting for the GPU that it is on."""
+    if world_size() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+
+
 def broadcast_buffers(module: nn.Module) -> None:
-    """Take over the main process's buffers: each has seen other images, so that batch norms have other averages."""
+    """Copy the buffers of the main process: batch norms of each process have averages over other images."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
@@ -107,12 +146,12 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_cpu_group())
     return values
 
 
 def parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module`, wrapped so that gradients are means over all processes; itself where there is only one."""
+    """`module` in DistributedDataParallel, which averages gradients over all processes; itself in a single process."""
     if world_size() == 1:
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)

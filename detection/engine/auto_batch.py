@@ -48,15 +48,15 @@ def with_largest_batch(config: DetectionConfig, share: float = 0.85) -> Detectio
             torch.cuda.empty_cache()
         return torch.cuda.max_memory_reserved(device) <= share * free
 
-    batch = largest(fits, most=1024)
+    batch = largest_fitting(fits, most=1024)
     if batch == 0:
         raise UserError("--auto-batch: not even one image fits; lower data.short_side or use train.amp=bf16")
     log.info("--auto-batch: %d images fit (%.0f %% of %.1f GiB)", batch, 100 * share, free / 2**30)
     return config.with_overrides([f"data.batch_size={batch}"])
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number in 1…`most` that fits, 0 if none does, where all below one that fits do, too."""
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` that fits; 0 if none does. All numbers below one that fits must fit, too."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, high * 2

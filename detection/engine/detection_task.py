@@ -1,134 +1,158 @@
-"""A detector's training run, built from a config."""
+"""Training of a detector: its losses, its predictions on val and their score, and how to build its trainer."""
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from detection.checkpoint import Classes
+from detection.checkpoint import Classes, read_checkpoint
 from detection.config import DetectionConfig
 from detection.core import distributed
-from detection.core.device import pick_device
+from detection.core.device import memory_in_use, pick_device
 from detection.core.files import second_name
 from detection.data.annotations import Annotations
-from detection.data.dataset import build_dataset
+from detection.data.dataset import DetectionDataset, build_dataset
 from detection.data.load_split import check_same_classes
 from detection.data.loader import BadImages, build_loader
 from detection.data.sampler import TrainBatchSampler
-from detection.engine.deferred_evaluation import Pending, remove_pending
-from detection.engine.image_grids import training_grid
-from detection.engine.run_logger import Monitor
-from detection.engine.trainer import TrainingRun, part_ways, seed_everything
-from detection.evaluation.coco_evaluator import Evaluation
-from detection.evaluation.detect_dataset import eval_loader
+from detection.engine.image_grids import detections_grid, training_grid
+from detection.engine.seeding import seed_everything, seed_rank
+from detection.engine.task import Task
+from detection.engine.trainer import Trainer
+from detection.engine.training_progress import TrainingProgress
+from detection.evaluation.background_scoring import BackgroundScoring
+from detection.evaluation.coco_evaluator import Result, check_results, evaluate_results, write_results
+from detection.evaluation.detect_dataset import detect_dataset, eval_loader
 from detection.models.build import build_model
+from detection.runtime.pytorch import predict_batch
 
 log = logging.getLogger("detection")
 
 
-@dataclass(kw_only=True)
-class Run(TrainingRun):
-    """A detector's training in progress."""
+@dataclass
+class DetectionTask(Task):
+    """Trains a detector, scored by COCO's AP. Its predictions are COCO results (`Result`)."""
 
     config: DetectionConfig
-    val_index: Annotations
-    pending: Pending | None = None
-    """The last evaluation, while it is scored in the background."""
+    device: torch.device
+    classes: Classes
+    val_loader: DataLoader
+    val_annotations: Annotations
 
-    def losses(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+    metric = "AP"
+    zero_score_advice = (
+        "AP is still 0: do images and boxes belong together? Look at train_batch.jpg, and check that ground truth, "
+        "scored as detections, has AP 1.0"
+    )
+
+    def __post_init__(self) -> None:
+        self.background = self.config.eval.background
+
+    # ---- Training
+
+    def losses(self, objective: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         device = self.device
         images = [image.to(device, non_blocking=True) for image in images]
         on_device = [{k: t[k].to(device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
-        return self.parallel(images, on_device)
+        return objective(images, on_device)
 
-    def compile(self) -> None:
-        # Losses, box decoding and NMS depend on the data at every step: compiling them would be for nothing.
-        model: Any = self.model
+    def compile(self, model: Any) -> None:
+        # Losses, box decoding and NMS depend on the data at every step: compiled code would be of no use.
         model.backbone.compile()
         if hasattr(model, "head"):
             model.head.compile()
 
-    def begin_epoch(self) -> None:
-        super().begin_epoch()
-        train, progress = self.config.train, self.progress
-        # As it stood at the start of the epoch, also for a run that is resumed within it.
-        done = self.share_done() if train.minutes is not None else progress.epoch / train.epochs
-        self.batches.mix = done < 1 - self.config.data.augment.no_mixing_last
-        self.batches.short_side = self.config.data.side_at(done)
+    def epoch_options(self, done: float) -> dict[str, Any]:
+        data = self.config.data
+        return {"mix": done < 1 - data.augment.no_mixing_last, "short_side": data.side_at(done)}
 
-    def show(self, monitor: Monitor, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
-        monitor.image("train_batch", training_grid(images[:16], targets[:16], self.classes.names), self.progress.step)
-
-    def save_best(self, numbers: Mapping[str, Any]) -> None:
-        """Write best.pt, and let best_predictions.json be predictions.json as it is now."""
-        super().save_best(numbers)
-        second_name(self.folder / "predictions.json", self.folder / "best_predictions.json")
-
-    def settle(self, monitor: Monitor) -> None:
-        super().settle(monitor)
-        if distributed.is_main():
-            remove_pending(self.folder)
-
-    def take_score(self, monitor: Monitor) -> None:
-        start, epoch = time.monotonic(), self.progress.evaluated
-        pending = self.pending or Pending.resume(self.folder, epoch, self.val_index, self.config.eval.backend)
-        if pending is None:
-            # The user went back to previous.pt after a run's end: its score was taken in then.
-            log.warning("the evaluation after epoch %d is not there any more: its line in metrics.jsonl counts", epoch)
-            self.is_best(monitor.recorded(epoch, "AP"), epoch)
-            return
-        evaluation = pending.wait()
-        self.pending = None
-        self.conclude(monitor, evaluation, pending.record, pending.save_best, time.monotonic() - start)
-
-    def conclude(
-        self,
-        monitor: Monitor,
-        evaluation: Evaluation,
-        record: Mapping[str, Any],
-        save_best: Callable[[Mapping[str, Any]], None],
-        seconds: float,
-    ) -> None:
-        """What follows from a score: the line in metrics.jsonl, and best.pt.
-
-        Args:
-            record: that line, without the numbers.
-            save_best: writes best.pt with these numbers.
-            seconds: that the training stood still for it.
-        """
-        numbers = evaluation.to_json()
-        ap = evaluation.numbers["AP"]
-        better = self.is_best(ap, record["epoch"])
-        if math.isnan(ap):
-            log.warning("val has no ground truth: AP is undefined; the latest weights are kept as best.pt")
-        if better or math.isnan(ap):
-            save_best(numbers)
-        line = {"epoch": record["epoch"], "step": record["step"], **numbers, **record}
-        line["per_class"] = line.pop("per_class")
-        monitor.evaluation(line)
-        log.info(
-            "epoch %d  loss %.3f  AP %.3f  AP50 %.3f  AP75 %.3f%s  (%.0f s training, %.1f s evaluation)",
-            record["epoch"], math.nan if record["loss"] is None else record["loss"], ap,
-            evaluation.numbers["AP50"], evaluation.numbers["AP75"],
-            "  best so far" if better else "", record["seconds"], seconds,
-        )  # fmt: skip
-        if ap == 0 and self.share_done() > 0.3:
-            log.warning(
-                "AP is still 0: are images and boxes of one piece? Look at them with their boxes, and see that "
-                "ground truth scored as its own detections gives AP 1.0"
-            )
+    def draw_batch(self, images: list[Tensor], targets: list[dict[str, Any]]) -> np.ndarray:
+        return training_grid(images[:16], targets[:16], self.classes.names)
 
     def name_images(self, targets: list[dict[str, Any]]) -> str:
         return f"images with ids {', '.join(str(target['image_id']) for target in targets)} (look at their boxes)"
 
+    # ---- Evaluation
 
-def build_run(config: DetectionConfig, device: torch.device | None = None) -> Run:
-    """Build data, model and optimizer; `device` is that of the config where it is not given.
+    def predict(self, model: nn.Module) -> list[Result]:
+        own = detect_dataset(model, self.val_loader, self.classes.ids, self.device, amp=self.config.train.amp)
+        return [result for results in distributed.gather(own) for result in results]
+
+    def score(self, predictions: list[Result]) -> dict[str, Any]:
+        return evaluate_results(self.val_annotations, predictions, self.config.eval.backend).to_json()
+
+    def start_scoring(self, predictions: list[Result]) -> Callable[[], dict[str, Any]]:
+        scoring = BackgroundScoring(self.val_annotations, predictions, self.config.eval.backend)
+        return lambda: scoring.wait().to_json()
+
+    def check_predictions(self, predictions: Any, source: str) -> None:
+        check_results(self.val_annotations, predictions, source)
+
+    def score_text(self, numbers: Mapping[str, Any]) -> str:
+        values = {key: math.nan if numbers[key] is None else numbers[key] for key in ("AP", "AP50", "AP75")}
+        return "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+
+    def resource_usage(self) -> dict[str, Any]:
+        return {"memory_mb": memory_in_use()}
+
+    def save_predictions(self, predictions: list[Result], folder: Path) -> None:
+        write_results(folder / "predictions.json", predictions)
+
+    def draw_predictions(self, predictions: list[Result]) -> np.ndarray:
+        dataset = self.val_loader.dataset
+        assert isinstance(dataset, DetectionDataset)
+        return detections_grid(dataset, predictions, self.classes.ids, self.classes.names)
+
+    def save_best_extras(self, model: nn.Module, folder: Path) -> None:
+        """Let best_predictions.json be a second name of predictions.json."""
+        second_name(folder / "predictions.json", folder / "best_predictions.json")
+
+    # ---- Descriptions
+
+    def describe(self, model: nn.Module) -> str:
+        spec = self.config.model
+        sizes = {"backbone": 0, "rest": 0}
+        for name, parameter in model.named_parameters():
+            sizes["backbone" if name.startswith("backbone.body.") else "rest"] += parameter.numel()
+        return (
+            f"{spec.detector} on {spec.backbone.name} {spec.backbone.width:g}, {len(self.classes.names)} classes: "
+            f"{sizes['backbone'] / 1e6:.2f} M parameters in the backbone, {sizes['rest'] / 1e6:.2f} M in neck and head"
+        )
+
+    def summarize(self, progress: TrainingProgress, folder: Path) -> str:
+        best = "undefined" if progress.best is None else f"{progress.best:.3f} after epoch {progress.best_epoch}"
+        numbers = read_checkpoint(folder / "best.pt").get("numbers", {}) if (folder / "best.pt").exists() else {}
+        ap50 = "" if numbers.get("AP50") is None else f", AP50 {numbers['AP50']:.3f}"
+        return (
+            f"best AP {best}{ap50}\n"
+            f"  weights      {folder / 'best.pt'}\n"
+            f"  all numbers  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder})\n"
+            f"  detections   {folder / 'predictions.json'}\n"
+            f"  next         python tools/detect.py {folder / 'best.pt'} IMAGES --out {folder / 'detections'}"
+        )
+
+    def describe_batch(self, images: list[Tensor], targets: list[dict[str, Any]] | None = None) -> str:
+        shapes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
+        boxes = "" if targets is None else f", {sum(len(target['boxes']) for target in targets)} boxes"
+        return f"{len(images)} images of {', '.join(shapes[:3])}{', …' if len(shapes) > 3 else ''}{boxes}"
+
+    def try_prediction(self, model: nn.Module, images: list[Tensor]) -> str:
+        detections = predict_batch(model, images, self.device, self.config.train.amp)
+        return f"{sum(len(d['boxes']) for d in detections)} detections"
+
+
+def build_trainer(config: DetectionConfig, device: torch.device | None = None) -> Trainer:
+    """Build data, model and optimizer.
+
+    Args:
+        device: None takes that of the config.
 
     Raises:
         UserError: anything wrong with config or data.
@@ -142,34 +166,33 @@ def build_run(config: DetectionConfig, device: torch.device | None = None) -> Ru
     classes = Classes(train_set.index.class_names, tuple(train_set.index.category_ids.tolist()))
 
     model = build_model(config, len(classes.names))
-    _say_how_it_starts(config)
-    batch_size = config.data.batch_size
-    batches = TrainBatchSampler(
+    _warn_of_random_weights(config)
+    data = config.data
+    sampler = TrainBatchSampler(
         train_set.index.sizes,
-        batch_size,
+        data.batch_size,
         config.seed,
-        config.data.group_by_aspect,
-        short_sides=config.data.multi_scale,
+        data.group_by_aspect,
+        short_sides=data.multi_scale,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    run = Run(
+    val_loader = eval_loader(val_set, config.eval.batch_size or data.batch_size, data.workers, device)
+    trainer = Trainer(
         config=config,
         device=device,
-        classes=classes,
+        task=DetectionTask(config, device, classes, val_loader, val_set.index),
         model=model,
         objective=model,
-        batches=batches,
-        train_loader=build_loader(train_set, batches, workers=config.data.workers, device=device),
-        val_loader=eval_loader(val_set, config.eval.batch_size or batch_size, config.data.workers, device),
-        val_index=val_set.index,
-        bad_images=BadImages(config.data.max_bad_images),
+        sampler=sampler,
+        train_loader=build_loader(train_set, sampler, workers=data.workers, device=device),
+        bad_images=BadImages(data.max_bad_images),
     )
-    part_ways(config.seed)
-    return run
+    seed_rank(config.seed)
+    return trainer
 
 
-def _say_how_it_starts(config: DetectionConfig) -> None:
+def _warn_of_random_weights(config: DetectionConfig) -> None:
     spec = config.model.backbone
     if spec.weights is not None:
         return

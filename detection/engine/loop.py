@@ -1,7 +1,5 @@
-"""The training loop, top to bottom."""
+"""The training loop."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,139 +7,103 @@ import torch
 from detection.core import distributed
 from detection.core.device import autocast
 from detection.data.loader import iterate
-from detection.engine.evaluations import evaluate as evaluate_detector
-from detection.engine.run_logger import Bar, Monitor
+from detection.engine.evaluations import Evaluations
+from detection.engine.run_logger import RunLogger
 from detection.engine.schedule import lr_factor
 from detection.engine.signals import StopSignal
-from detection.engine.trainer import TrainingRun
-
-# (run, monitor, mean training loss of the epoch, stop): scores the weights, records the numbers, keeps the best.
-Evaluate = Callable[[Any, Monitor, float, StopSignal], None]
+from detection.engine.trainer import Trainer
 
 
-def train(run: TrainingRun, monitor: Monitor, evaluate: Evaluate = evaluate_detector) -> bool:
-    """Train to the end of the budget, evaluating and saving on the way. Returns False if stopped by a signal."""
-    progress = run.progress
-    run.started = time.monotonic()
-    bar = Bar(run.share_done())
-    try:
-        with StopSignal() as stop:
-            while True:
-                run.agree(stop)
-                if _evaluation_due(run):
-                    run.align()
-                    evaluate(run, monitor, progress.loss, stop)
-                    progress.evaluated = progress.epoch
-                    run.share_score()
-                    run.save()
-                elif _finished(run):
-                    run.settle(monitor)
-                    return True
-                else:
-                    train_epoch(run, monitor, bar, stop)
-                    run.save()
-                run.agree(stop)
-                if stop.requested:
-                    return False
-    finally:
-        bar.close()
+def train(trainer: Trainer, logger: RunLogger) -> bool:
+    """Train to the end of the budget; evaluate and save on the way. Returns False if a signal stopped the training."""
+    evaluations = Evaluations(trainer, logger)
+    trainer.start_clock()
+    with logger.training_bar(trainer.progress_fraction()), StopSignal() as stop:
+        while not trainer.sync_clock_and_stop(stop):
+            if evaluations.due():
+                evaluations.evaluate(stop)
+                trainer.save()
+            elif evaluations.training_over():
+                evaluations.finish()
+                return True
+            else:
+                train_epoch(trainer, logger, stop)
+                trainer.save()
+    return False
 
 
-def train_epoch(run: TrainingRun, monitor: Monitor, bar: Bar, stop: StopSignal) -> None:
-    """Train one epoch, or the rest of one, until its end, the end of the budget or a stop."""
-    config, progress = run.config, run.progress
-    accumulate = config.train.accumulate
-    run.begin_epoch()
-    run.objective.train()
-    out_of_time = False
+def train_epoch(trainer: Trainer, logger: RunLogger, stop: StopSignal) -> None:
+    """Train one epoch, or the rest of one, until its end, the end of train.minutes or a stop request."""
+    config, progress, sampler = trainer.config.train, trainer.progress, trainer.sampler
+    trainer.begin_epoch()
+    trainer.objective.train()
     if progress.batch == 0:
         progress.loss_sum, progress.loss_count = 0.0, 0
-    for images, targets in iterate(run.train_loader, run.bad_images):
-        if progress.batch == run.batches.start:
-            run.show(monitor, images, targets)
-        losses = train_step(run, images, targets, group=_group(run, accumulate))
+    out_of_time = False
+    for images, targets in iterate(trainer.train_loader, trainer.bad_images):
+        if progress.batch == sampler.start and distributed.is_main():
+            logger.image("train_batch", trainer.task.draw_batch(images, targets), progress.step)
+        # The last step of an epoch may have fewer batches.
+        first_of_step = progress.batch // config.accumulate * config.accumulate
+        losses = train_step(trainer, images, targets, group=min(config.accumulate, len(sampler) - first_of_step))
         progress.batch += 1
-        run.agree(stop)
-        whole_group = progress.batch % accumulate == 0 or progress.batch == len(run.batches)
-        if whole_group:
-            optimizer_step(run)
-        if losses:
-            value = sum(losses.values())
-            progress.loss_sum, progress.loss_count = progress.loss_sum + value, progress.loss_count + 1
-            bar.show(run.share_done(), progress.epoch, value, run.current_lr)
-            if progress.loss_count % 10 == 1:
-                parts = {f"train/{name}": part for name, part in losses.items()}
-                monitor.scalars({"train/loss": value, "train/lr": run.current_lr, **parts}, progress.step)
-        # Not within a group: gradients gathered so far are in no checkpoint.
-        out_of_time = config.train.minutes is not None and run.share_done() >= 1
-        if whole_group and (stop.requested or out_of_time):
-            break
-    if rest := run.watch.flush():
-        progress.loss_sum, progress.loss_count = progress.loss_sum + sum(rest.values()), progress.loss_count + 1
-    if progress.batch == len(run.batches) or out_of_time:
+        step_done = progress.batch % config.accumulate == 0 or progress.batch == len(sampler)
+        if step_done:
+            optimizer_step(trainer)
+        progress.add_losses(losses)
+        logger.losses(losses, progress, trainer.progress_fraction(), trainer.current_lr)
+        # Not within a step: accumulated gradients are in no checkpoint.
+        if step_done:
+            stop_now = trainer.sync_clock_and_stop(stop, wait=False)
+            out_of_time = config.minutes is not None and trainer.budget_spent()
+            if stop_now or out_of_time:
+                break
+    progress.add_losses(trainer.guard.flush())
+    if progress.batch == len(sampler) or out_of_time:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         total, count = distributed.reduce_sum([progress.loss_sum, progress.loss_count])
         progress.loss_sum, progress.loss_count = total, round(count)
 
 
-def train_step(run: TrainingRun, images: Any, targets: Any, group: int) -> dict[str, float]:
-    """Forward, check, backward. Gradients of `group` batches add up to those of their mean.
+def train_step(trainer: Trainer, images: Any, targets: Any, group: int) -> dict[str, float]:
+    """Forward, check, backward of one batch. The gradients of `group` batches add up to those of their mean loss.
 
     Returns:
-        The parts of the loss; on a GPU those of the batch before ({} for the first), see `NonFiniteGuard`.
+        The parts of the loss; on a GPU those of the previous batch ({} for the first), see `NonFiniteGuard`.
     """
-    done = run.progress.batch % run.config.train.accumulate
-    if done == 0:
-        run.watch.begin_step()
-    # Processes exchange gradients once a step, not once a batch.
-    with run.gradients(last=done == group - 1):
-        with autocast(run.device, run.config.train.amp):
-            losses = run.losses(images, targets)
+    progress, guard = trainer.progress, trainer.guard
+    number = progress.batch % trainer.config.train.accumulate
+    last = number == group - 1
+    if number == 0:
+        guard.begin_step()
+    with trainer.gradient_sync(last):
+        with autocast(trainer.device, trainer.config.train.amp):
+            losses = trainer.task.losses(trainer.parallel, images, targets)
         stacked = torch.stack(list(losses.values()))
-        values = run.watch.look(losses, stacked, targets)
-        if not run.watch.spoiled:
-            run.scaler.scale(stacked.sum() / group).backward()
+        where = f"epoch {progress.epoch + 1}, step {progress.step}"
+        values = guard.check(losses, stacked, targets, where, last=last)
+        if not guard.skip_step:
+            trainer.scaler.scale(stacked.sum() / group).backward()
     return values
 
 
-def optimizer_step(run: TrainingRun) -> None:
-    """Set the learning rate, clip, step, average."""
-    spec = run.config.optim
-    if run.watch.spoiled:
-        run.watch.leave_out()
+def optimizer_step(trainer: Trainer) -> None:
+    """Set the learning rate, clip gradients, update the weights and their average."""
+    spec, optimizer, scaler = trainer.config.optim, trainer.optimizer, trainer.scaler
+    if trainer.guard.skip_step:
+        trainer.guard.discard_step(optimizer)
         return
-    run.current_lr = run.lr * lr_factor(spec, run.progress.step, run.share_done())
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.current_lr * group.get("lr_scale", 1.0)
+    trainer.current_lr = trainer.lr * lr_factor(spec, trainer.progress.step, trainer.progress_fraction())
+    for group in optimizer.param_groups:
+        group["lr"] = trainer.current_lr * group.get("lr_scale", 1.0)
     if spec.clip_grad_norm is not None:
-        run.scaler.unscale_(run.optimizer)
-        parameters = [p for g in run.optimizer.param_groups for p in g["params"]]
+        scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_grad_norm)
-    run.watch.guard(run.optimizer)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.progress.step += 1
-    if run.ema is not None:
-        run.ema.update_parameters(run.model)
-
-
-def _group(run: TrainingRun, accumulate: int) -> int:
-    """How many batches the accumulation group of the next batch has; the last of an epoch may be smaller."""
-    start = run.progress.batch // accumulate * accumulate
-    return min(accumulate, len(run.batches) - start)
-
-
-def _evaluation_due(run: TrainingRun) -> bool:
-    progress = run.progress
-    regular = progress.epoch % run.config.train.eval_every == 0
-    return progress.evaluated < progress.epoch and progress.batch == 0 and (regular or _finished(run))
-
-
-def _finished(run: TrainingRun) -> bool:
-    train, progress = run.config.train, run.progress
-    if train.patience is not None and progress.scored - progress.best_epoch >= train.patience * train.eval_every:
-        return True
-    if train.minutes is not None:
-        return run.share_done() >= 1
-    return progress.epoch >= train.epochs
+    trainer.guard.mask_update(optimizer, scaler)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    trainer.progress.step += 1
+    if trainer.ema is not None:
+        trainer.ema.update_parameters(trainer.model)

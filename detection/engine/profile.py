@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Profile of the training step (--profile)."""
 
 import itertools
 import logging
@@ -14,7 +14,7 @@ from detection.core.files import make_folder
 from detection.core.memory import memory_advice
 from detection.core.outputs import is_own, note_output
 from detection.data.loader import iterate
-from detection.engine.detection_task import build_run
+from detection.engine.detection_task import build_trainer
 from detection.engine.loop import optimizer_step, train_step
 from detection.engine.run_logger import start_logging
 
@@ -43,19 +43,19 @@ def profile_training(config: DetectionConfig, steps: int = 10) -> str:
 
 
 def _profile(config: DetectionConfig, steps: int) -> str:
-    run = build_run(config)
+    trainer = build_trainer(config)
     make_folder(Path(config.output_dir), "output_dir")
-    run.objective.train()
-    batches = itertools.cycle(iterate(run.train_loader))
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.device.type == "cuda" else [])]
+    trainer.objective.train()
+    batches = itertools.cycle(iterate(trainer.train_loader))
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
 
     def step() -> None:
         with record_function(PARTS[0]):
             images, targets = next(batches)
         with record_function(PARTS[1]):
-            train_step(run, images, targets, group=1)
+            train_step(trainer, images, targets, group=1)
         with record_function(PARTS[2]):
-            optimizer_step(run)
+            optimizer_step(trainer)
 
     for _ in range(3):
         step()
@@ -65,7 +65,7 @@ def _profile(config: DetectionConfig, steps: int) -> str:
     trace = Path(config.output_dir) / TRACE
     profiler.export_chrome_trace(str(trace))
     note_output(trace)
-    by = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+    by = "self_cuda_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
     averages = profiler.key_averages()
     totals = {event.key: event.cpu_time_total for event in averages if event.key in (*PARTS, *WITHIN)}
     step_time = sum(totals[part] for part in PARTS)
@@ -73,6 +73,6 @@ def _profile(config: DetectionConfig, steps: int) -> str:
     for part in (part for part in WITHIN if part in totals):
         shares += f"; {part}, in the forward pass, {totals[part] / step_time:.1%}"
     table = averages.table(sort_by=by, row_limit=25, max_name_column_width=50)
-    threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
-    what = f"{steps} steps of {config.data.batch_size} images on {run.device}{threads}"
+    threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    what = f"{steps} steps of {config.data.batch_size} images on {trainer.device}{threads}"
     return f"{table}\n{what}: {shares}\nall of it: {trace}"

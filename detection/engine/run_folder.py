@@ -7,13 +7,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from detection.config import BaseConfig
 from detection.core.errors import UserError
-from detection.core.files import UNFINISHED, make_folder, read_file
+from detection.core.files import UNFINISHED, make_folder, read_file, write_atomically
 from detection.core.outputs import NOTES, is_own
 
 try:
@@ -112,6 +112,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}, line {number} is not {wrong}; mend or remove that line")
         records.append(record)
     return records
+
+
+def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
+    """Append the record of an evaluation to metrics.jsonl. It replaces lines of the same and of later epochs, which a
+    training that was killed and resumed repeats."""
+    kept = [earlier for earlier in read_metrics(folder) if earlier["epoch"] < record["epoch"]]
+    text = "".join(f"{json.dumps(line)}\n" for line in (*kept, record))
+    write_atomically(folder / "metrics.jsonl", lambda file: file.write(text.encode()))
 
 
 def check_output_dir(config: BaseConfig, resume: bool = False) -> None:

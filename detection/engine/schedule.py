@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of where the training stands, so that nothing needs saving."""
+"""Learning-rate schedules as pure functions of the training progress, so that a checkpoint needs no state of them."""
 
 import math
 
@@ -6,18 +6,18 @@ from detection.config import OptimConfig
 
 
 def base_lr(config: OptimConfig, images_per_step: int) -> float:
-    """`lr`, scaled linearly from `lr_reference_batch` images a step to the real number (arXiv 1706.02677)."""
+    """`lr`, scaled linearly from `lr_reference_batch` images per step to `images_per_step` (arXiv 1706.02677)."""
     if config.lr_reference_batch is None:
         return config.lr
     return config.lr * images_per_step / config.lr_reference_batch
 
 
 def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
-    """What the base learning rate is multiplied by.
+    """Factor of the base learning rate.
 
     Args:
         step: optimizer steps done.
-        progress: share of the training done, in [0, 1], by epochs or by time.
+        progress: finished part of the training, in [0, 1], by epochs or by time.
     """
     if config.schedule == "onecycle":
         return _one_cycle(min(1.0, progress))
@@ -32,14 +32,9 @@ def lr_factor(config: OptimConfig, step: int, progress: float) -> float:
 
 
 def _one_cycle(progress: float, rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> float:
-    """Up, then down, both along a cosine (arXiv 1708.07120; the shares are those of torch's OneCycleLR)."""
+    """Up, then down, both along a cosine (arXiv 1708.07120), with the defaults of torch's OneCycleLR."""
     if progress < rise:
         low, share = start, progress / rise
         return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * share))
     low, share = start * end, (progress - rise) / (1 - rise)
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def ema_decay(target: float, step: int) -> float:
-    """Decay of the averaged weights, small at first so that the random start is soon forgotten."""
-    return min(target, (1 + step) / (10 + step))

@@ -86,7 +86,7 @@ class StopSignal:
         log.warning("the terminal has gone; the training goes on, see train.log")
 
     def _handle(self, number: int, frame: object) -> None:
-        # Not `requested`: another process of the same training may have been signalled first (TrainingRun.agree).
+        # Not `requested`: that may come from another process of the same training (Trainer.sync_clock_and_stop).
         if self._received or self._at_once:
             raise KeyboardInterrupt
         self._received = self.requested = True

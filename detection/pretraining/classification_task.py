@@ -1,8 +1,7 @@
-"""`run_pretraining`: from a config to a backbone's weights in its folder; and the dry run."""
+"""Training of a classifier, whose backbone a detector then starts from; `run_pretraining` and the dry run."""
 
 import logging
-import math
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,16 @@ from detection.core.device import autocast, pick_device
 from detection.core.errors import UserError
 from detection.core.files import write_atomically
 from detection.core.limits import parameter_limit
-from detection.core.memory import memory_advice
 from detection.core.progress import progress_bar
 from detection.data.loader import iterate
-from detection.engine.run_logger import Monitor, start_logging
-from detection.engine.session import describe_machine, dry_run_report, duration, launch, try_steps
-from detection.engine.signals import StopSignal
-from detection.engine.trainer import TrainingRun, part_ways, seed_everything
+from detection.engine import dry_run as dry_runs
+from detection.engine.seeding import seed_everything, seed_rank
+from detection.engine.session import run_session
+from detection.engine.task import Task
+from detection.engine.trainer import Trainer
+from detection.engine.training_progress import TrainingProgress
 from detection.pretraining.classification_config import ClassificationConfig
-from detection.pretraining.distillation import Objective
+from detection.pretraining.distillation import DistillationObjective
 from detection.pretraining.image_folders import batch_mixing, build_datasets, build_loaders, labels_of
 from detection.pretraining.teacher import Teacher, build_teacher
 
@@ -38,49 +38,112 @@ log = logging.getLogger("detection")
 FORMAT = "ghostnet-classification/1"
 
 
-@dataclass(kw_only=True)
-class ClassificationRun(TrainingRun):
-    """A classifier's training in progress."""
+@dataclass
+class ClassificationTask(Task):
+    """Trains a classifier, scored by its top-1 accuracy. Its predictions are the numbers of `measure_accuracy`."""
 
     config: ClassificationConfig
+    device: torch.device
+    classes: Classes
+    val_loader: DataLoader
     mixing: v2.Transform | None
     teacher: Teacher | None
 
     format = FORMAT
+    metric = "top1"
 
-    def losses(self, images: Tensor, targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+    # ---- Training
+
+    def losses(self, objective: nn.Module, images: Tensor, targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = to_unit(images, self.device, self.config.train.channels_last)
         labels = labels_of(targets, self.device)
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
-        # The teacher sees the very same image, mixed and cut as it is (arXiv 2106.05237).
-        lesson = None if self.teacher is None else self.teacher(images)
-        return self.parallel(images, labels, lesson)
+        # The teacher gets the same images, cropped and mixed (arXiv 2106.05237).
+        teacher_output = None if self.teacher is None else self.teacher(images)
+        return objective(images, labels, teacher_output)
 
     def name_images(self, targets: list[dict[str, Any]]) -> str:
         names = [target["name"] for target in targets]
         return f"images {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
-    def save_best(self, numbers: Any) -> None:
-        """Write best.pt, and backbone.pth: what model.backbone.weights of a detector takes."""
-        super().save_best(numbers)
-        state = backbone_state(self.eval_model)
-        write_atomically(self.folder / "backbone.pth", lambda file: torch.save(state, file))
+    # ---- Evaluation
+
+    def predict(self, model: nn.Module) -> dict[str, float]:
+        train = self.config.train
+        return measure_accuracy(model, self.val_loader, self.device, amp=train.amp, channels_last=train.channels_last)
+
+    def score(self, predictions: dict[str, float]) -> dict[str, Any]:
+        return predictions
+
+    def score_text(self, numbers: Mapping[str, Any]) -> str:
+        return (
+            f"val loss {numbers['val_loss']:.3f}  top-1 {100 * numbers['top1']:.2f} %  "
+            f"top-5 {100 * numbers['top5']:.2f} %"
+        )
+
+    def save_best_extras(self, model: nn.Module, folder: Path) -> None:
+        """Write backbone.pth, for model.backbone.weights of a detector."""
+        state = backbone_state(model)
+        write_atomically(folder / "backbone.pth", lambda file: torch.save(state, file))
+
+    # ---- Descriptions
+
+    def describe(self, model: nn.Module) -> str:
+        spec = self.config.model
+        sizes = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
+        whole = sum(sizes.values())
+        kept = sum(sizes.get(tensor.data_ptr(), 0) for tensor in backbone_state(model).values())
+        taught = f", taught by {self.config.teacher.name}" if self.config.teacher else ""
+        return (
+            f"classifier {spec.name} {spec.width:g}, {len(self.classes.names)} classes{taught}: {whole / 1e6:.2f} M "
+            f"parameters, {kept / 1e6:.2f} M of them in the backbone"
+        )
+
+    def summarize(self, progress: TrainingProgress, folder: Path) -> str:
+        best = "none" if progress.best is None else f"{100 * progress.best:.2f} % after epoch {progress.best_epoch}"
+        return (
+            f"best top-1 {best}\n"
+            f"  backbone     {folder / 'backbone.pth'}\n"
+            f"  classifier   {folder / 'best.pt'}\n"
+            f"  all numbers  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder})\n"
+            f"  next         {_next_command(self.config, folder)}"
+        )
+
+    def describe_batch(self, images: Tensor, targets: list[dict[str, Any]] | None = None) -> str:
+        return f"{list(images.shape)}"
+
+    def try_prediction(self, model: nn.Module, images: Tensor) -> str:
+        with torch.inference_mode(), autocast(self.device, self.config.train.amp):
+            inputs = to_unit(images, self.device, self.config.train.channels_last)
+            model(normalize(inputs, model)).sum().item()
+        return ""
 
 
 def run_pretraining(config: ClassificationConfig, *, resume: bool = False) -> bool:
-    """Train; results are in `config.output_dir`. Returns False where a signal stopped it (resume goes on).
+    """Train a classifier; the results are in `config.output_dir`. Returns False if a signal stopped the training.
 
     An earlier run in the same folder is moved aside, never overwritten.
 
+    Args:
+        resume: continue from the folder's last.pt.
+
     Raises:
-        UserError: anything the user can mend, see its message.
+        UserError: anything that the user can correct; see its message.
     """
-    return launch(config, build=build_run, evaluate=evaluate, describe=describe, summarize=_summarize, resume=resume)
+    return run_session(config, build_trainer, resume=resume)
 
 
-def build_run(config: ClassificationConfig, device: torch.device | None = None) -> ClassificationRun:
-    """Build data, network, teacher and optimizer; `device` is that of the config where it is not given.
+def dry_run(config: ClassificationConfig) -> str:
+    """Build everything, run one batch of training and one of evaluation; write nothing. Returns a report."""
+    return dry_runs.dry_run(config, build_trainer)
+
+
+def build_trainer(config: ClassificationConfig, device: torch.device | None = None) -> Trainer:
+    """Build data, network, teacher and optimizer.
+
+    Args:
+        device: None takes that of the config.
 
     Raises:
         UserError: anything wrong with config or data.
@@ -94,22 +157,21 @@ def build_run(config: ClassificationConfig, device: torch.device | None = None) 
     model = _build_network(config, len(names))
     spec = config.teacher
     teacher = None if spec is None else build_teacher(spec, names, config.data.size, device)
-    objective = Objective(model, config.train.label_smoothing, spec, teacher.taps if teacher else None)
-    batches, train_loader, val_loader = build_loaders(config, train_set, val_set, device)
-    run = ClassificationRun(
+    objective = DistillationObjective(model, config.train.label_smoothing, spec, teacher.taps if teacher else None)
+    sampler, train_loader, val_loader = build_loaders(config, train_set, val_set, device)
+    classes = Classes(names, tuple(range(len(names))))
+    mixing = batch_mixing(config.data.augment, len(names))
+    trainer = Trainer(
         config=config,
         device=device,
-        classes=Classes(names, tuple(range(len(names)))),
+        task=ClassificationTask(config, device, classes, val_loader, mixing, teacher),
         model=model,
         objective=objective,
-        batches=batches,
+        sampler=sampler,
         train_loader=train_loader,
-        val_loader=val_loader,
-        mixing=batch_mixing(config.data.augment, len(names)),
-        teacher=teacher,
     )
-    part_ways(config.seed)
-    return run
+    seed_rank(config.seed)
+    return trainer
 
 
 def _build_network(config: ClassificationConfig, num_classes: int) -> nn.Module:
@@ -131,7 +193,7 @@ def _build_network(config: ClassificationConfig, num_classes: int) -> nn.Module:
 
 
 def to_unit(images: Tensor, device: torch.device, channels_last: bool) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 in [0, 1] on the device; a quarter of the bytes travels."""
+    """uint8 [N, 3, H, W] -> float32 in [0, 1] on the device. It copies uint8 there, a quarter of the bytes."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return images.to(device, non_blocking=True).to(torch.float32, memory_format=layout) / 255
 
@@ -140,8 +202,12 @@ def to_unit(images: Tensor, device: torch.device, channels_last: bool) -> Tensor
 def measure_accuracy(
     model: nn.Module, loader: DataLoader, device: torch.device, *, amp: str = "off", channels_last: bool = False
 ) -> dict[str, float]:
-    """Share of the images whose class is the network's first guess (top1), one of its first five (top5), and the
-    mean cross-entropy (val_loss); of several processes, over the shares of all. The model stays in its mode."""
+    """Accuracy and loss on all images, the same in each process; each measures its part of the images.
+
+    Returns:
+        top1, top5: share of the images with the right class as the first, or among the first five, of the network.
+        val_loss: mean cross-entropy.
+    """
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
@@ -156,80 +222,6 @@ def measure_accuracy(
     model.train(training)
     top1, top5, loss_sum, count = distributed.reduce_sum(sums.tolist())
     return {"top1": top1 / count, "top5": top5 / count, "val_loss": loss_sum / count}
-
-
-def evaluate(run: ClassificationRun, monitor: Monitor, loss: float, stop: StopSignal) -> None:
-    """Measure the evaluated weights on val; write metrics and, when they are the best so far, best.pt."""
-    progress, train = run.progress, run.config.train
-    start = time.monotonic()
-    with stop.interruptible():
-        numbers = measure_accuracy(
-            run.eval_model, run.val_loader, run.device, amp=train.amp, channels_last=train.channels_last
-        )
-    if not distributed.is_main():
-        return
-    better = run.keep_if_best(numbers["top1"], numbers)
-    record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **numbers}
-    record |= {"loss": None if math.isnan(loss) else loss, "seconds": run.seconds()}
-    monitor.evaluation(record)
-    log.info(
-        "epoch %d  loss %.3f  val loss %.3f  top-1 %.2f %%  top-5 %.2f %%%s  (%.0f s training, %.1f s evaluation)",
-        progress.epoch, loss, numbers["val_loss"], 100 * numbers["top1"], 100 * numbers["top5"],
-        "  best so far" if better else "", run.seconds(), time.monotonic() - start,
-    )  # fmt: skip
-
-
-def dry_run(config: ClassificationConfig) -> str:
-    """Build everything, run one batch of training and one of evaluation, write nothing; returns what was seen."""
-    start_logging()
-    with memory_advice(config):
-        return _dry_run(config)
-
-
-def _dry_run(config: ClassificationConfig) -> str:
-    run = build_run(config)
-    images, _, losses, seconds = try_steps(run)
-    val_images, _ = next(iterate(run.val_loader))
-    run.model.eval()
-    start = time.perf_counter()
-    with torch.inference_mode(), autocast(run.device, config.train.amp):
-        inputs = to_unit(val_images, run.device, config.train.channels_last)
-        run.model(normalize(inputs, run.model)).sum().item()
-    val_seconds = time.perf_counter() - start
-    return dry_run_report(
-        run,
-        describe(run),
-        train_batch=f"{list(images.shape)}",
-        seconds=seconds,
-        losses=losses,
-        val_batch=f"{list(val_images.shape)}",
-        val_seconds=val_seconds,
-    )
-
-
-def describe(run: ClassificationRun) -> str:
-    """What is about to be trained, in two lines."""
-    spec = run.config.model
-    sizes = {parameter.data_ptr(): parameter.numel() for parameter in run.model.parameters()}
-    whole = sum(sizes.values())
-    kept = sum(sizes.get(tensor.data_ptr(), 0) for tensor in backbone_state(run.model).values())
-    taught = f", taught by {run.config.teacher.name}" if run.config.teacher else ""
-    return (
-        f"classifier {spec.name} {spec.width:g}, {len(run.classes.names)} classes{taught}: {whole / 1e6:.2f} M "
-        f"parameters, {kept / 1e6:.2f} M of them in the backbone\n{describe_machine(run)}"
-    )
-
-
-def _summarize(run: ClassificationRun) -> str:
-    progress, folder = run.progress, run.folder
-    best = "none" if progress.best is None else f"{100 * progress.best:.2f} % after epoch {progress.best_epoch}"
-    return (
-        f"\ndone: {progress.epoch} epochs, {progress.step} steps in {duration(run.seconds())}; best top-1 {best}\n"
-        f"  backbone     {folder / 'backbone.pth'}\n"
-        f"  classifier   {folder / 'best.pt'}\n"
-        f"  all numbers  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder})\n"
-        f"  next         {_next_command(run.config, folder)}"
-    )
 
 
 def _next_command(config: ClassificationConfig, folder: Path) -> str:

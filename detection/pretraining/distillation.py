@@ -1,4 +1,4 @@
-"""What a classifier is trained for: its labels, and what a teacher says."""
+"""Losses of a classifier: from its labels, and from a teacher's logits and feature maps."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ from detection.pretraining.classification_config import TeacherConfig
 from detection.pretraining.teacher import FeatureTap, TeacherOutput, find_taps, logits_and_maps
 
 
-class Objective(nn.Module):
-    """The network with, for a teacher's maps, a 1x1 convolution a level that translates its own maps to the teacher's.
+class DistillationObjective(nn.Module):
+    """A classifier with its losses; to learn a teacher's maps, also a 1x1 convolution per level from its maps to those.
 
-    forward: images float32 [N, 3, H, W] in [0, 1]; labels int64 [N] or float32 [N, num_classes]; the teacher's lesson
-    -> losses, scalars: label, and with a teacher logits and features.
+    forward: images float32 [N, 3, H, W] in [0, 1]; labels int64 [N] or float32 [N, num_classes]; the teacher's output
+    -> losses, scalars: label; with a teacher also logits and features.
     """
 
     def __init__(
@@ -45,28 +45,32 @@ class Objective(nn.Module):
             }
         )
 
-    def forward(self, images: Tensor, labels: Tensor, lesson: TeacherOutput | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, teacher_output: TeacherOutput | None = None) -> dict[str, Tensor]:
         logits, maps = logits_and_maps(self.network, normalize(images, self.network), self.taps)
         losses = {"label": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
-        if self.teacher is None or lesson is None:
+        if self.teacher is None or teacher_output is None:
             return losses
         if self.teacher.logits:
-            losses["logits"] = self.teacher.logits * soft_answer_loss(logits, lesson.logits, self.teacher.temperature)
+            losses["logits"] = self.teacher.logits * distillation_loss(
+                logits, teacher_output.logits, self.teacher.temperature
+            )
         if self.teacher.features:
-            errors = [unexplained(self.regressors[level](maps[level]), lesson.maps[level]) for level in self.taps]
+            errors = [
+                relative_mse(self.regressors[level](maps[level]), teacher_output.maps[level]) for level in self.taps
+            ]
             losses["features"] = self.teacher.features * torch.stack(errors).mean()
         return losses
 
 
-def soft_answer_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Divergence of the softened answers, times temperature², which keeps its gradients' size (arXiv 1503.02531)."""
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened logits, times temperature², which keeps the size of gradients (arXiv 1503.02531)."""
     own = F.log_softmax(logits.float() / temperature, dim=1)
     target = F.log_softmax(teacher.float() / temperature, dim=1)
     return F.kl_div(own, target, reduction="batchmean", log_target=True) * temperature**2
 
 
-def unexplained(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over the target's mean square: 1 is what predicting nothing gives, whatever the scale."""
+def relative_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the mean square of the target, at any scale: 1 for a prediction of zeros."""
     prediction, target = prediction.float(), target.float()
     if prediction.shape[2:] != target.shape[2:]:  # networks round odd sizes up or down
         height, width = prediction.shape[2:]

@@ -12,8 +12,9 @@ from conftest import ROOT, tiny_raw, write_coco
 
 from detection.checkpoint import read_checkpoint
 from detection.config_io import parse_config
-from detection.engine.detection_task import build_run
+from detection.engine.detection_task import build_trainer
 from detection.engine.loop import optimizer_step, train_step
+from detection.engine.resume import load_checkpoint
 from detection.engine.train_detector import run_training
 
 pytestmark = [
@@ -30,14 +31,14 @@ def config(tmp_path):
 
 
 def losses_of(config, steps=6):
-    run = build_run(config)
-    run.objective.train()
+    trainer = build_trainer(config)
+    trainer.objective.train()
     found = []
-    batches = list(run.train_loader)
+    batches = list(trainer.train_loader)
     for i in range(steps):
-        found.append(train_step(run, *batches[i % len(batches)], group=1))
-        optimizer_step(run)
-    return [*found[1:], run.watch.flush()], run
+        found.append(train_step(trainer, *batches[i % len(batches)], group=1))
+        optimizer_step(trainer)
+    return [*found[1:], trainer.guard.flush()], trainer
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -56,23 +57,23 @@ def test_the_gradient_scaler_survives_a_resume(config, tmp_path):
     assert run_training(config)
     saved = read_checkpoint(tmp_path / "run" / "last.pt")["scaler"]
     assert saved["scale"] > 0
-    run = build_run(config)
-    run.load(tmp_path / "run" / "last.pt")
-    assert run.scaler.state_dict() == saved
+    trainer = build_trainer(config)
+    load_checkpoint(trainer, tmp_path / "run" / "last.pt")
+    assert trainer.scaler.state_dict() == saved
 
 
 def test_a_retinanet_step_never_makes_the_host_wait(config):
-    run = build_run(config.with_overrides(["model.head_norm=group", "optim.clip_grad_norm=10"]))
-    run.objective.train()
-    batches = [batch for _ in range(2) for batch in run.train_loader]
+    trainer = build_trainer(config.with_overrides(["model.head_norm=group", "optim.clip_grad_norm=10"]))
+    trainer.objective.train()
+    batches = [batch for _ in range(2) for batch in trainer.train_loader]
     for images, targets in batches[:3]:
-        train_step(run, images, targets, group=1)
-        optimizer_step(run)
+        train_step(trainer, images, targets, group=1)
+        optimizer_step(trainer)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for images, targets in batches[3:6]:
-            train_step(run, images, targets, group=1)
-            optimizer_step(run)
+            train_step(trainer, images, targets, group=1)
+            optimizer_step(trainer)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -86,15 +87,15 @@ def test_layout_and_compiler_change_no_loss(config, setting):
 
 
 def test_a_nan_leaves_the_weights_alone(config):
-    run = build_run(config.with_overrides(["train.ema=0"]))
-    run.objective.train()
-    images, targets = next(iter(run.train_loader))
-    before = {name: p.clone() for name, p in run.model.named_parameters()}
-    plain = run.losses
-    run.losses = lambda i, t: {name: value * math.nan for name, value in plain(i, t).items()}
-    train_step(run, images, targets, group=1)
-    optimizer_step(run)
-    assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+    trainer = build_trainer(config.with_overrides(["train.ema=0"]))
+    trainer.objective.train()
+    images, targets = next(iter(trainer.train_loader))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    plain = trainer.task.losses
+    trainer.task.losses = lambda o, i, t: {name: value * math.nan for name, value in plain(o, i, t).items()}
+    train_step(trainer, images, targets, group=1)
+    optimizer_step(trainer)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
@@ -118,15 +119,15 @@ def test_memory_and_speed_of_the_papers_recipes(config, name, capsys):
     raw["data"] |= {"batch_size": 8, "workers": 4}
     raw["model"]["backbone"] |= {"weights": None}
     raw |= {"device": "cuda", "output_dir": config.output_dir}
-    run = build_run(parse_config(raw, "test").with_overrides(["train.amp=bf16"]))
-    run.objective.train()
-    images, targets = next(iter(run.train_loader))
+    trainer = build_trainer(parse_config(raw, "test").with_overrides(["train.amp=bf16"]))
+    trainer.objective.train()
+    images, targets = next(iter(trainer.train_loader))
     for step in range(13):
         if step == 3:
             torch.cuda.synchronize()
             start = time.perf_counter()
-        train_step(run, images, targets, group=1)
-        optimizer_step(run)
+        train_step(trainer, images, targets, group=1)
+        optimizer_step(trainer)
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / 10
     with capsys.disabled():

@@ -13,9 +13,10 @@ from detection.checkpoint import save_checkpoint
 from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.data.loader import iterate
-from detection.engine.deferred_evaluation import Pending
-from detection.engine.detection_task import build_run
+from detection.engine.deferred_evaluation import DeferredEvaluation
+from detection.engine.detection_task import build_trainer
 from detection.engine.loop import optimizer_step, train_step
+from detection.engine.resume import load_checkpoint
 from detection.engine.run_folder import read_metrics
 
 
@@ -26,15 +27,15 @@ def begun(tmp_path_factory):
     write_coco(root / "set")
     raw = tiny_raw(root / "set", root / "run")
     (root / "config.yaml").write_text(yaml.safe_dump(raw))
-    run = build_run(parse_config(raw, "test"))
-    run.folder.mkdir()
-    run.objective.train()
-    train_step(run, *next(iterate(run.train_loader)), group=1)
-    optimizer_step(run)
-    run.save()
-    run.load(run.folder / "last.pt")
-    run.content = checkpoint.read_checkpoint(run.folder / "last.pt")
-    return run
+    trainer = build_trainer(parse_config(raw, "test"))
+    trainer.folder.mkdir()
+    trainer.objective.train()
+    train_step(trainer, *next(iterate(trainer.train_loader)), group=1)
+    optimizer_step(trainer)
+    trainer.save()
+    load_checkpoint(trainer, trainer.folder / "last.pt")
+    trainer.content = checkpoint.read_checkpoint(trainer.folder / "last.pt")
+    return trainer
 
 
 def first_state(content):
@@ -113,7 +114,7 @@ def test_a_damaged_last_pt(begun, monkeypatch, name):
     # Not written and read again, which takes a second.
     monkeypatch.setattr(checkpoint, "read_torch_file", lambda path: content)
     with pytest.raises(UserError) as error:
-        begun.load(path)
+        load_checkpoint(begun, path)
     begun.optimizer.load_state_dict(begun.content["optimizer"])
     assert str(path) in str(error.value) and words in str(error.value) and "\n" not in str(error.value)
 
@@ -161,4 +162,4 @@ def test_a_damaged_pending_evaluation(begun, tmp_path, change, words):
     record = {"epoch": 1, "step": 1, "seconds": 1.0}
     save_checkpoint(tmp_path / "pending-1.pt", {"record": record, "results": "[]", **change})
     with pytest.raises(UserError, match=words):
-        Pending.resume(tmp_path, 1, begun.val_index, "pycocotools")
+        DeferredEvaluation.resume(tmp_path, 1, begun.task)

@@ -31,8 +31,9 @@ from detection.config_io import load_config
 from detection.core.errors import UserError
 from detection.data.annotations import Annotations
 from detection.data.loader import iterate
-from detection.engine.detection_task import Run, build_run
+from detection.engine.detection_task import build_trainer
 from detection.engine.loop import optimizer_step, train_step
+from detection.engine.trainer import Trainer
 
 EXAMPLE = """\
 example:
@@ -74,30 +75,30 @@ def compare_training(config: DetectionConfig, steps: int = 20) -> Comparison:
     """
     if config.model.detector != "retinanet":
         raise UserError("compared is torchvision's RetinaNet; use a config with model.detector=retinanet")
-    run = build_run(config)
-    plain = PlainTraining(config, run)
-    ours = itertools.cycle(list(itertools.islice(iterate(run.train_loader), 8)))
+    trainer = build_trainer(config)
+    plain = PlainTraining(config, trainer)
+    ours = itertools.cycle(list(itertools.islice(iterate(trainer.train_loader), 8)))
     theirs = itertools.cycle(list(itertools.islice(plain.loader, 8)))
-    run.model.train()
+    trainer.model.train()
 
     def our_step() -> None:
         images, targets = next(ours)
-        train_step(run, images, targets, group=1)
-        optimizer_step(run)
+        train_step(trainer, images, targets, group=1)
+        optimizer_step(trainer)
 
     ways: list[tuple[Callable[[], None], list[float]]] = [(our_step, []), (lambda: plain.step(*next(theirs)), [])]
     for number in range(steps + 3):
         for step, seconds in ways:
             start = time.perf_counter()
             step()
-            if run.device.type == "cuda":
+            if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             if number >= 3:  # the first ones prepare kernels
                 seconds.append(time.perf_counter() - start)
 
     our_loading, plain_loading = [], []
     for _ in range(3):
-        our_loading.append(_seconds_an_image(iterate(run.train_loader), run.model.transform))
+        our_loading.append(_seconds_an_image(iterate(trainer.train_loader), trainer.model.transform))
         plain_loading.append(_seconds_an_image(plain.loader, plain.model.transform))
     return Comparison(
         step=statistics.median(ways[0][1]),
@@ -112,21 +113,21 @@ def compare_training(config: DetectionConfig, steps: int = 20) -> Comparison:
 class PlainTraining:
     """torchvision's reference loop with the network of `config`."""
 
-    def __init__(self, config: DetectionConfig, run: Run) -> None:
-        self.device = run.device
-        model: Any = build_model(config, len(run.classes.names))
+    def __init__(self, config: DetectionConfig, trainer: Trainer) -> None:
+        self.device = trainer.device
+        model: Any = build_model(config, len(trainer.task.classes.names))
         mean, std = model.backbone.body.mean, model.backbone.body.std
         model.transform = GeneralizedRCNNTransform(config.data.short_side, config.data.long_side, mean, std)
-        self.model: Any = model.to(run.device).train()
+        self.model: Any = model.to(trainer.device).train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer: torch.optim.Optimizer
         if optim.name == "sgd":
-            self.optimizer = torch.optim.SGD(parameters, run.lr, optim.momentum, weight_decay=optim.weight_decay)
+            self.optimizer = torch.optim.SGD(parameters, trainer.lr, optim.momentum, weight_decay=optim.weight_decay)
         else:
-            self.optimizer = torch.optim.AdamW(parameters, run.lr, weight_decay=optim.weight_decay)
+            self.optimizer = torch.optim.AdamW(parameters, trainer.lr, weight_decay=optim.weight_decay)
         self.loader = DataLoader(
-            PlainDataset(run.train_loader.dataset.index),  # type: ignore[attr-defined]
+            PlainDataset(trainer.train_loader.dataset.index),  # type: ignore[attr-defined]
             batch_size=config.data.batch_size,
             shuffle=True,
             drop_last=True,

@@ -79,7 +79,7 @@ def test_dry_run_profile_and_training_give_the_same_advice(tiny_config, tmp_path
     def build(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
 
-    monkeypatch.setattr(module, "build_run", build)
+    monkeypatch.setattr(module, "build_trainer", build)
     with pytest.raises(UserError, match=r"out of memory on cpu with 4 images a batch .*data\.batch_size=2"):
         call(tiny_config)
     assert not (tmp_path / "run").exists()

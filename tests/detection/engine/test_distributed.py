@@ -20,7 +20,7 @@ from detection.checkpoint import read_checkpoint
 from detection.config_io import load_config
 from detection.core import distributed
 from detection.core.outputs import is_own
-from detection.engine.detection_task import build_run
+from detection.engine.detection_task import build_trainer
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
@@ -123,7 +123,7 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     )
     one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     assert one["progress"]["step"] == two["progress"]["step"] == 20
-    begin = build_run(load_config(tmp_path / "config.yaml")).model.state_dict()
+    begin = build_trainer(load_config(tmp_path / "config.yaml")).model.state_dict()
     way, apart = (
         sum(float((a[key] - b[key]).square().sum()) for key in begin if begin[key].is_floating_point()) ** 0.5
         for a, b in ((one["ema"], begin), (one["ema"], two["ema"]))
@@ -136,6 +136,102 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     for first, second in zip(*records, strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=3e-3)
         assert second["AP"] == pytest.approx(first["AP"], abs=0.01)
+
+
+COUNT_COLLECTIVES = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from detection.config_io import load_config
+from detection.core import distributed
+from detection.engine.detection_task import build_trainer
+from detection.engine.loop import train_epoch
+from detection.engine.run_logger import RunLogger
+from detection.engine.signals import StopSignal
+
+calls, all_reduce = [], dist.all_reduce
+
+def counted(*args, async_op=False, **options):
+    calls.append("async" if async_op else "wait")
+    return all_reduce(*args, async_op=async_op, **options)
+
+def at_batch(trainer, number, rank, change):
+    # Let `change` have the losses of one batch of one rank.
+    batches, losses = [], trainer.task.losses
+
+    def changed(*args):
+        batches.append(1)
+        found = losses(*args)
+        return change(found) if len(batches) == number and distributed.rank() == rank else found
+
+    trainer.task.losses = changed
+
+def request_stop(losses):
+    stop.requested = True
+    return losses
+
+with distributed.session("cpu") as device:
+    config, dist.all_reduce = load_config(sys.argv[1]), counted
+    logger = RunLogger(Path(config.output_dir), 0)
+
+    # One all-reduce a step, which nobody waits for; the request of one rank stops both, one step later.
+    trainer, stop = build_trainer(config, device), StopSignal()
+    trainer.sync_clock_and_stop(stop)
+    calls.clear()
+    at_batch(trainer, 3, 1, request_stop)
+    train_epoch(trainer, logger, stop)
+    progress = trainer.progress
+    assert calls == ["async"] * 3 and (progress.step, progress.batch) == (3, 6), (calls, progress)
+    assert trainer.sync_clock_and_stop(stop)
+    assert len(set(distributed.gather(trainer.seconds()))) == 1
+    stop.requested = False
+    calls.clear()
+    train_epoch(trainer, logger, stop)
+    assert calls == ["async", "wait"] and trainer.progress.epoch == 1, "at the end of the epoch also the sum of losses"
+
+    # With non_finite=skip ranks also share, once a step, whether to skip it.
+    trainer = build_trainer(config.with_overrides(["train.non_finite=skip"]), device)
+    calls.clear()
+    at_batch(trainer, 3, 0, lambda losses: {name: loss * torch.nan for name, loss in losses.items()})
+    train_epoch(trainer, logger, stop)
+    assert calls == ["wait", "async"] * 4 + ["wait"] and trainer.progress.step == 3, (calls, trainer.progress)
+    sums = distributed.gather([float(p.double().sum()) for p in trainer.model.parameters()])
+    assert sums[0] == sums[1] and all(torch.isfinite(p).all() for p in trainer.model.parameters())
+"""
+
+
+@pytest.mark.numeric
+def test_processes_wait_for_each_other_once_a_step_at_most(tmp_path):
+    """On the CPU, with gloo, which carries the same numbers between processes with GPUs (tests/gpu)."""
+    write_coco(tmp_path / "data", images=14)
+    raw = tiny_raw(tmp_path / "data", tmp_path / "run")
+    raw["data"] |= {"batch_size": 1, "workers": 0}
+    raw["train"]["accumulate"] = 2
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "worker.py").write_text(COUNT_COLLECTIVES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "config.yaml")],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [worker.communicate(timeout=240)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
 
 
 @pytest.mark.numeric

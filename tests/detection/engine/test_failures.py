@@ -18,9 +18,9 @@ from detection.config_io import load_config
 from detection.core.errors import UserError
 from detection.core.files import write_atomically
 from detection.data.loader import _pass_over_lost_connections
-from detection.engine import trainer as base
-from detection.engine.detection_task import Run
-from detection.engine.run_logger import Monitor
+from detection.engine import evaluations, trainer
+from detection.engine.detection_task import DetectionTask
+from detection.engine.run_logger import RunLogger
 from detection.engine.train_detector import run_training
 
 
@@ -59,7 +59,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tool, tiny_file, smal
 
 
 def test_tensorboard_that_cannot_write_does_not_end_a_run(tiny_config, tmp_path, monkeypatch, capfd):
-    monitor = Monitor(tmp_path, 0)
+    monitor = RunLogger(tmp_path, 0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -73,7 +73,7 @@ def test_tensorboard_that_cannot_write_does_not_end_a_run(tiny_config, tmp_path,
 
 def test_workers_that_are_killed_while_a_file_is_written(tiny_config, monkeypatch, tmp_path):
     """Both loaders' workers die inside the second save: the file is written to the end, and the next batch tells."""
-    write, saves = base.save_checkpoint, []
+    write, saves = evaluations.save_checkpoint, []
 
     def kill_and_write(path, content):
         saves.append(path)
@@ -85,7 +85,8 @@ def test_workers_that_are_killed_while_a_file_is_written(tiny_config, monkeypatc
         write(path, content)
 
     before = set(map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()))
-    monkeypatch.setattr(base, "save_checkpoint", kill_and_write)
+    for module in (trainer, evaluations):
+        monkeypatch.setattr(module, "save_checkpoint", kill_and_write)
     config = tiny_config.with_overrides(["data.workers=1", "train.epochs=2"])
     with pytest.raises(UserError, match=r"a process that reads images died \(process \d+ was killed by SIGKILL\)"):
         run_training(config)
@@ -165,16 +166,16 @@ def test_an_unforeseen_fault_says_what_to_go_on_from(tiny_config, monkeypatch, c
 
     step = loop.optimizer_step
 
-    def fail(run):
-        if run.progress.epoch == 1:
+    def fail(trainer):
+        if trainer.progress.epoch == 1:
             raise ZeroDivisionError("a fault of the toolkit")
-        step(run)
+        step(trainer)
 
     monkeypatch.setattr(loop, "optimizer_step", fail)
     with pytest.raises(ZeroDivisionError):
         run_training(tiny_config)
     last = tmp_path / "run" / "last.pt"
-    assert f"go on from {last} by --resume" in capsys.readouterr().out
+    assert f"continue from {last} with --resume" in capsys.readouterr().out
     assert read_checkpoint(last)["progress"]["epoch"] == 1
     monkeypatch.setattr(loop, "optimizer_step", step)
     assert run_training(tiny_config, resume=True)
@@ -183,13 +184,13 @@ def test_an_unforeseen_fault_says_what_to_go_on_from(tiny_config, monkeypatch, c
 @pytest.mark.numeric
 def test_detect_anomaly_names_the_operation(tiny_file, monkeypatch, capsys):
     """A loss that is finite, and whose gradient is not."""
-    losses = Run.losses
+    losses = DetectionTask.losses
 
-    def bad(run, images, targets):
-        found = losses(run, images, targets)
+    def bad(task, objective, images, targets):
+        found = losses(task, objective, images, targets)
         return {**found, "bad": torch.sqrt(0 * found["classification"])}
 
-    monkeypatch.setattr(Run, "losses", bad)
+    monkeypatch.setattr(DetectionTask, "losses", bad)
     monkeypatch.setattr(sys, "argv", ["train.py", str(tiny_file), "--detect-anomaly"])
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -18,30 +18,29 @@ from detection.core.errors import UserError
 from detection.data.dataset import build_dataset
 from detection.data.loader import iterate
 from detection.engine import loop
-from detection.engine.auto_batch import largest, with_largest_batch
-from detection.engine.detection_task import Run, build_run
+from detection.engine.auto_batch import largest_fitting, with_largest_batch
+from detection.engine.detection_task import DetectionTask, build_trainer
 from detection.engine.image_grids import detections_grid
 from detection.engine.loop import optimizer_step, train_step
-from detection.engine.nan_guard import NonFiniteGuard
 from detection.engine.optimizer import parameter_groups
 from detection.engine.resume import compare_configs
-from detection.engine.run_logger import Monitor
+from detection.engine.run_logger import RunLogger
 from detection.engine.schedule import lr_factor
 from detection.engine.train_detector import run_training
 
 # ---- losses that are not finite
 
 
-def poisoned(run, batch, value=math.nan):
-    """Let the losses of the `batch`th batch from now on be `value`, with a way back to the weights."""
-    plain, seen = run.losses, []
+def poisoned(trainer, batch, value=math.nan):
+    """Make the losses of the `batch`th batch from now on `value`, as the result of a computation on the weights."""
+    plain, seen = trainer.task.losses, []
 
-    def losses(images, targets):
+    def losses(objective, images, targets):
         seen.append([target["image_id"] for target in targets])
-        found = plain(images, targets)
+        found = plain(objective, images, targets)
         return {k: v * value for k, v in found.items()} if len(seen) == batch else found
 
-    run.losses = losses
+    trainer.task.losses = losses
     return seen
 
 
@@ -50,71 +49,71 @@ def poisoned(run, batch, value=math.nan):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_gpu_is_not_asked_and_its_weights_stay_as_they_were(tiny_config, value, optimizer):
     """The way of a GPU, on the CPU: the loss is looked at one step late, the optimizer itself leaves out the update."""
-    run = build_run(tiny_config.with_overrides([f"optim.name={optimizer}", "train.ema=0"]))
-    run.watch = NonFiniteGuard(run, late=True)
-    seen = poisoned(run, 2, value)
-    batches = list(run.train_loader)
-    run.model.train()
-    assert train_step(run, *batches[0], group=1) == {}
-    optimizer_step(run)
-    before = {k: p.clone() for k, p in run.model.named_parameters()}
-    first = train_step(run, *batches[1], group=1)
+    trainer = build_trainer(tiny_config.with_overrides([f"optim.name={optimizer}", "train.ema=0"]))
+    trainer.guard.late = True
+    seen = poisoned(trainer, 2, value)
+    batches = list(trainer.train_loader)
+    trainer.model.train()
+    assert train_step(trainer, *batches[0], group=1) == {}
+    optimizer_step(trainer)
+    before = {k: p.clone() for k, p in trainer.model.named_parameters()}
+    first = train_step(trainer, *batches[1], group=1)
     assert set(first) == {"classification", "bbox_regression"} and all(math.isfinite(v) for v in first.values())
-    optimizer_step(run)
-    assert all(torch.equal(p, before[k]) for k, p in run.model.named_parameters())
+    optimizer_step(trainer)
+    assert all(torch.equal(p, before[k]) for k, p in trainer.model.named_parameters())
     with pytest.raises(UserError) as error:
-        train_step(run, *batches[2], group=1)
+        train_step(trainer, *batches[2], group=1)
     assert str(seen[1][0]) in str(error.value) and "step 1 " in str(error.value)
 
 
 def test_the_last_batch_of_an_epoch_is_looked_at_too(tiny_config):
-    run = build_run(tiny_config)
-    run.watch = NonFiniteGuard(run, late=True)
-    poisoned(run, 1)
-    run.model.train()
-    train_step(run, *next(iter(run.train_loader)), group=1)
+    trainer = build_trainer(tiny_config)
+    trainer.guard.late = True
+    poisoned(trainer, 1)
+    trainer.model.train()
+    train_step(trainer, *next(iter(trainer.train_loader)), group=1)
     with pytest.raises(UserError, match="not finite"):
-        run.watch.flush()
+        trainer.guard.flush()
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_bad_step_is_left_out_whole(tiny_config, caplog, late, accumulate):
-    run = build_run(
+    trainer = build_trainer(
         tiny_config.with_overrides(["train.non_finite=skip", f"train.accumulate={accumulate}", "train.ema=0"])
     )
-    run.watch = NonFiniteGuard(run, late=late)
-    poisoned(run, 2 if accumulate > 1 else 1)
-    run.model.train()
-    before = {k: v.clone() for k, v in run.model.state_dict().items() if v.is_floating_point()}
-    for images, targets in list(run.train_loader)[:accumulate]:
-        train_step(run, images, targets, group=accumulate)
-        run.progress.batch += 1
-    optimizer_step(run)
-    run.watch.flush()
-    after = run.model.state_dict()
+    trainer.guard.late = late
+    poisoned(trainer, 2 if accumulate > 1 else 1)
+    trainer.model.train()
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items() if v.is_floating_point()}
+    for images, targets in list(trainer.train_loader)[:accumulate]:
+        train_step(trainer, images, targets, group=accumulate)
+        trainer.progress.batch += 1
+    optimizer_step(trainer)
+    trainer.guard.flush()
+    after = trainer.model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items()), "weights and the averages of batch norms"
-    assert run.watch.skipped == 1
+    assert trainer.guard.skipped == 1
 
 
 @pytest.mark.numeric
 def test_skipping_goes_on_to_the_end_and_has_a_limit(tiny_config, tmp_path, monkeypatch):
-    plain = Run.losses
+    plain = DetectionTask.losses
     count = [0]
 
-    def sometimes(run, images, targets):
+    def sometimes(task, objective, images, targets):
         count[0] += 1
-        losses = plain(run, images, targets)
+        losses = plain(task, objective, images, targets)
         return {k: v * math.nan for k, v in losses.items()} if count[0] % 3 == 2 else losses
 
-    monkeypatch.setattr(Run, "losses", sometimes)
+    monkeypatch.setattr(DetectionTask, "losses", sometimes)
     config = tiny_config.with_overrides(["train.non_finite=skip", "train.max_skipped_steps=2"])
     assert run_training(config)
     content = read_checkpoint(tmp_path / "run" / "last.pt")
     assert content["progress"]["step"] == 4  # of six, two left out
     assert all(torch.isfinite(v).all() for v in content["model"].values())
-    with pytest.raises(UserError, match=r"It was so 3 times \(train\.max_skipped_steps\)"):
+    with pytest.raises(UserError, match=r"It happened 3 times \(train\.max_skipped_steps\)"):
         run_training(config.with_overrides(["train.epochs=4"]))
 
 
@@ -122,13 +121,13 @@ def test_skipping_goes_on_to_the_end_and_has_a_limit(tiny_config, tmp_path, monk
 
 
 def test_parameter_groups(tiny_config):
-    run = build_run(tiny_config)
-    assert len(parameter_groups(OptimConfig(), run.model)) == 1
+    trainer = build_trainer(tiny_config)
+    assert len(parameter_groups(OptimConfig(), trainer.model)) == 1
     spec = OptimConfig(backbone_lr=0.5, layer_decay=0.8, decay_norms=False, weight_decay=0.1)
-    groups = parameter_groups(spec, run.model)
-    names = {id(p): name for name, p in run.model.named_parameters()}
+    groups = parameter_groups(spec, trainer.model)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert len(found) == len(list(run.model.parameters())) == sum(len(g["params"]) for g in groups)
+    assert len(found) == len(list(trainer.model.parameters())) == sum(len(g["params"]) for g in groups)
     assert found["head.classification_head.cls_logits.weight"] == (1.0, 0.1)
     assert found["head.classification_head.cls_logits.bias"] == (1.0, 0.0)
     body = "backbone.body."
@@ -139,12 +138,12 @@ def test_parameter_groups(tiny_config):
 
 
 def test_the_step_uses_the_scales(tiny_config):
-    run = build_run(tiny_config.with_overrides(["optim.backbone_lr=0.1", "optim.warmup_steps=0"]))
-    run.model.train()
-    train_step(run, *next(iter(run.train_loader)), group=1)
-    optimizer_step(run)
-    rates = [group["lr"] for group in run.optimizer.param_groups]
-    assert rates == pytest.approx([0.1 * run.current_lr, run.current_lr])
+    trainer = build_trainer(tiny_config.with_overrides(["optim.backbone_lr=0.1", "optim.warmup_steps=0"]))
+    trainer.model.train()
+    train_step(trainer, *next(iter(trainer.train_loader)), group=1)
+    optimizer_step(trainer)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([0.1 * trainer.current_lr, trainer.current_lr])
 
 
 @pytest.mark.numeric
@@ -166,32 +165,33 @@ def test_one_cycle_is_torchs():
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(tiny_config, tmp_path, monkeypatch):
-    def evaluate(run, monitor, loss, stop):
-        run.is_best(0.5 if run.progress.epoch == 2 else 0.1, run.progress.epoch)
+    def score(task, predictions):
+        return {"AP": 0.5 if trainer.progress.epoch == 2 else 0.1, "AP50": 0.6, "AP75": None}
 
-    run = build_run(tiny_config.with_overrides(["train.epochs=20", "train.patience=3"]))
-    run.folder.mkdir()
-    assert loop.train(run, Monitor(run.folder, 0), evaluate)
-    assert run.progress.epoch == 5
+    monkeypatch.setattr(DetectionTask, "score", score)
+    trainer = build_trainer(tiny_config.with_overrides(["train.epochs=20", "train.patience=3"]))
+    trainer.folder.mkdir()
+    assert loop.train(trainer, RunLogger(trainer.folder, 0))
+    assert trainer.progress.epoch == 5
 
 
 def test_the_closing_phase_starts_where_the_config_says(tiny_config):
-    run = build_run(tiny_config.with_overrides(["train.epochs=10", "data.augment.no_mixing_last=0.3"]))
+    trainer = build_trainer(tiny_config.with_overrides(["train.epochs=10", "data.augment.no_mixing_last=0.3"]))
     mixes = []
     for epoch in range(10):
-        run.progress.epoch, run.progress.batch = epoch, 2  # resumed inside the epoch: the same
-        run.begin_epoch()
-        mixes.append(run.batches.mix)
+        trainer.progress.epoch, trainer.progress.batch = epoch, 2  # resumed inside the epoch: the same
+        trainer.begin_epoch()
+        mixes.append(trainer.sampler.mix)
     assert mixes == [True] * 7 + [False] * 3
 
 
 def test_images_grow_as_the_config_says(tiny_config):
-    run = build_run(tiny_config.with_overrides(["train.epochs=10", "data.progressive=[[0.3, 64], [0.6, 80]]"]))
+    trainer = build_trainer(tiny_config.with_overrides(["train.epochs=10", "data.progressive=[[0.3, 64], [0.6, 80]]"]))
     sides = []
     for epoch in range(10):
-        run.progress.epoch, run.progress.batch = epoch, 2  # resumed inside the epoch: the same
-        run.begin_epoch()
-        images, _ = next(iterate(run.train_loader))
+        trainer.progress.epoch, trainer.progress.batch = epoch, 2  # resumed inside the epoch: the same
+        trainer.begin_epoch()
+        images, _ = next(iterate(trainer.train_loader))
         sides.append({max(image.shape[1:]) for image in images})
     assert sides == [{64}] * 3 + [{80}] * 3 + [{96}] * 4
 
@@ -200,7 +200,7 @@ def test_deterministic_and_compiled_runs_are_accepted(tiny_config, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *a, **k: compiled.append(type(self).__name__))
     try:
-        build_run(tiny_config.with_overrides(["train.compile=true", "train.deterministic=true"]))
+        build_trainer(tiny_config.with_overrides(["train.compile=true", "train.deterministic=true"]))
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
@@ -308,7 +308,9 @@ def test_profile(tool, tiny_file):
 def test_the_largest_batch_is_found_with_few_trials():
     for limit in range(0, 40):
         trials = []
-        assert largest(lambda n, limit=limit, trials=trials: trials.append(n) or n <= limit, most=32) == min(limit, 32)
+        assert largest_fitting(lambda n, limit=limit, trials=trials: trials.append(n) or n <= limit, most=32) == min(
+            limit, 32
+        )
         assert len(trials) <= 13 and len(set(trials)) == len(trials)
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from detection.config import OptimConfig
-from detection.engine.schedule import base_lr, ema_decay, lr_factor
+from detection.engine.ema import ema_decay
+from detection.engine.schedule import base_lr, lr_factor
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ from detection import UserError
 from detection.checkpoint import read_checkpoint
 from detection.core.outputs import NOTES
 from detection.data.dataset import SampleKey
-from detection.engine import evaluations as validate
-from detection.engine import loop
-from detection.engine.detection_task import Run, build_run
+from detection.engine import detection_task, loop
+from detection.engine.detection_task import build_trainer
 from detection.engine.loop import train, train_step
-from detection.engine.run_folder import foreign_entries
-from detection.engine.run_logger import Monitor, start_logging
+from detection.engine.run_folder import append_metrics, foreign_entries
+from detection.engine.run_logger import RunLogger, start_logging
 from detection.engine.signals import StopSignal
 from detection.engine.train_detector import dry_run, run_training
+from detection.engine.trainer import Trainer
 
 
 def lines(folder):
@@ -82,11 +82,11 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkey
     if when == "mid-epoch":
         step = train_step
 
-        def counted(run, *args, **kwargs):
+        def counted(trainer, *args, **kwargs):
             steps.append(1)
             if len(steps) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(run, *args, **kwargs)
+            return step(trainer, *args, **kwargs)
 
         monkeypatch.setattr(loop, "train_step", counted)
         assert not run_training(config)
@@ -96,7 +96,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_config, tmp_path, monkey
         def interrupted(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(validate, "detect_dataset", interrupted)
+        monkeypatch.setattr(detection_task, "detect_dataset", interrupted)
         assert not run_training(config)
     monkeypatch.undo()
     assert run_training(config, resume=True)
@@ -123,10 +123,8 @@ def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(tiny_conf
 
 
 def test_a_killed_run_leaves_no_line_twice(tmp_path):
-    monitor = Monitor(tmp_path, 0)
     for epoch, ap in ((1, 0.1), (2, 0.2), (2, 0.25)):
-        monitor.evaluation({"epoch": epoch, "step": epoch, "AP": ap})
-    monitor.close()
+        append_metrics(tmp_path, {"epoch": epoch, "step": epoch, "AP": ap})
     assert [(r["epoch"], r["AP"]) for r in lines(tmp_path)] == [(1, 0.1), (2, 0.25)]
 
 
@@ -148,13 +146,13 @@ def test_a_failing_start_leaves_the_earlier_run_in_place(tiny_config, tmp_path):
 
 def test_a_time_budget_that_ends_while_saving_still_ends_with_an_evaluation(tiny_config, tmp_path, monkeypatch):
     """Seen once: the epoch ended just inside the budget, the save went past it, and nothing was evaluated."""
-    save = Run.save
+    save = Trainer.save
 
     def slow(self):
         save(self)
         self.progress.seconds += 100
 
-    monkeypatch.setattr(Run, "save", slow)
+    monkeypatch.setattr(Trainer, "save", slow)
     assert run_training(tiny_config.with_overrides(["train.minutes=1", "train.eval_every=100"]))
     assert len(lines(tmp_path / "run")) == 1 and (tmp_path / "run" / "best.pt").exists()
 
@@ -172,10 +170,10 @@ def test_a_signal_in_the_very_step_that_ends_the_budget(tiny_config, tmp_path, m
     """The resumed run was over, but not at the end of an epoch: its last evaluation was left out."""
     step = loop.train_step
 
-    def last(run, *args, **kwargs):
-        run.progress.seconds += 100
+    def last(trainer, *args, **kwargs):
+        trainer.progress.seconds += 100
         os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, *args, **kwargs)
+        return step(trainer, *args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", last)
     config = tiny_config.with_overrides(["train.minutes=1", "train.eval_every=100"])
@@ -188,19 +186,19 @@ def test_a_signal_in_the_very_step_that_ends_the_budget(tiny_config, tmp_path, m
 @pytest.mark.numeric
 def test_accumulated_gradients_equal_those_of_one_batch(tiny_config):
     """With batch norm out of play, two batches of 2 add up to the mean of their losses."""
-    run = build_run(tiny_config)
-    for module in run.model.modules():
-        module.training = module is run.model
+    trainer = build_trainer(tiny_config)
+    for module in trainer.model.modules():
+        module.training = module is trainer.model
     # Images of one shape, so that padding is the same in both.
-    samples = [run.train_loader.dataset.load(SampleKey(0, i)) for i in (0, 3, 6, 9)]
+    samples = [trainer.train_loader.dataset.load(SampleKey(0, i)) for i in (0, 3, 6, 9)]
     images, targets = [image for image, _ in samples], [target for _, target in samples]
     assert len({image.shape for image in images}) == 1
-    train_step(run, images, targets, group=1)
-    whole = {n: p.grad.clone() for n, p in run.model.named_parameters()}
-    run.optimizer.zero_grad()
+    train_step(trainer, images, targets, group=1)
+    whole = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+    trainer.optimizer.zero_grad()
     for half in (slice(0, 2), slice(2, 4)):
-        train_step(run, images[half], targets[half], group=2)
-    for name, parameter in run.model.named_parameters():
+        train_step(trainer, images[half], targets[half], group=2)
+    for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-3, atol=1e-5)
 
 
@@ -226,7 +224,7 @@ def test_accumulation_steps_also_at_the_end_of_an_epoch(tiny_config, tmp_path):
 def test_options_run(tiny_config, overrides):
     config = tiny_config.with_overrides(["train.epochs=1", *overrides])
     assert run_training(config)
-    assert math.isfinite(lines(build_run(config).folder)[0]["loss"])
+    assert math.isfinite(lines(build_trainer(config).folder)[0]["loss"])
 
 
 @pytest.mark.numeric
@@ -245,10 +243,10 @@ def test_dry_run_shows_and_writes_nothing(tiny_config, tmp_path):
 
 def test_from_scratch_is_said_once_and_frozen_stages_are_ignored_aloud(tiny_config, capsys):
     start_logging()
-    run = build_run(tiny_config.with_overrides(["model.backbone.frozen_stages=1"]))
+    trainer = build_trainer(tiny_config.with_overrides(["model.backbone.frozen_stages=1"]))
     out = capsys.readouterr().out
     assert out.count("TRAINING FROM SCRATCH") == 1 and "frozen_stages is ignored" in out
-    assert all(p.requires_grad for p in run.model.parameters())
+    assert all(p.requires_grad for p in trainer.model.parameters())
 
 
 @pytest.mark.numeric
@@ -275,17 +273,17 @@ def test_pretrained_backbone_is_loaded_and_frozen_in_a_run(tiny_config, tmp_path
 
 @pytest.mark.numeric
 def test_non_finite_loss_stops_before_the_weights_and_names_the_images(tiny_config):
-    run = build_run(tiny_config)
-    images, targets = next(iter(run.train_loader))
-    before = {k: v.clone() for k, v in run.model.state_dict().items() if "running" not in k and "num_b" not in k}
+    trainer = build_trainer(tiny_config)
+    images, targets = next(iter(trainer.train_loader))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "running" not in k and "num_b" not in k}
     targets[2]["boxes"] = torch.tensor([[1.0, 1.0, float("nan"), 20.0]])
     targets[2]["labels"] = torch.tensor([1])
     with pytest.raises(UserError) as error:
-        train_step(run, images, targets, group=1)
+        train_step(trainer, images, targets, group=1)
     for word in ("not finite", "bbox_regression nan", str(targets[2]["image_id"]), "optim.lr"):
         assert word in str(error.value)
-    assert all(p.grad is None for p in run.model.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items() if k in before)
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items() if k in before)
 
 
 def test_no_ground_truth_in_val_never_wins_best(tiny_config, tmp_path, coco_set):
@@ -321,7 +319,7 @@ def test_cuda_where_there_is_none(tiny_config):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(UserError, match="no CUDA; use device=auto or cpu"):
-        build_run(tiny_config.with_overrides(["device=cuda"]))
+        build_trainer(tiny_config.with_overrides(["device=cuda"]))
 
 
 def test_a_second_signal_acts_at_once():
@@ -341,9 +339,9 @@ def test_a_second_signal_acts_at_once():
 
 def test_train_is_what_the_run_calls(tiny_config, tmp_path):
     """The loop alone, on a run built by hand, as in the README's Python example."""
-    run = build_run(tiny_config.with_overrides(["train.epochs=1"]))
-    run.folder.mkdir()
-    monitor = Monitor(run.folder, 0)
-    assert train(run, monitor)
-    monitor.close()
-    assert run.progress.epoch == 1 and run.progress.step == 3
+    trainer = build_trainer(tiny_config.with_overrides(["train.epochs=1"]))
+    trainer.folder.mkdir()
+    logger = RunLogger(trainer.folder, 0)
+    assert train(trainer, logger)
+    logger.close()
+    assert trainer.progress.epoch == 1 and trainer.progress.step == 3

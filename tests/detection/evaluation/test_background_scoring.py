@@ -8,10 +8,10 @@ import torch
 
 from detection.checkpoint import read_checkpoint
 from detection.core.outputs import NOTES
-from detection.engine import deferred_evaluation as pending
-from detection.engine import loop
-from detection.engine.detection_task import build_run
-from detection.engine.run_logger import Monitor
+from detection.engine import detection_task, loop
+from detection.engine.detection_task import build_trainer
+from detection.engine.resume import load_checkpoint
+from detection.engine.run_logger import RunLogger
 from detection.engine.train_detector import run_training
 from detection.evaluation import background_scoring as background
 from detection.evaluation.background_scoring import BackgroundScoring
@@ -102,15 +102,15 @@ class Scored:
     ],
 )
 def test_a_kill_loses_nothing(config, front, tmp_path, monkeypatch, moment):
-    monkeypatch.setattr(pending, "BackgroundScoring", Scored)
+    monkeypatch.setattr(detection_task, "BackgroundScoring", Scored)
     config = config.with_overrides(["eval.background=true", f"output_dir={tmp_path / 'back'}"])
-    run = build_run(config)
-    run.folder.mkdir()
-    plain, saves = run.save, []
+    trainer = build_trainer(config)
+    trainer.folder.mkdir()
+    plain, saves = trainer.save, []
 
     def save():
         # Two saves an epoch: after its training, and after its evaluation.
-        saves.append(run.progress.evaluated)
+        saves.append(trainer.progress.evaluated)
         number = {"before the save": 4, "after the save": 4, "at the end": 5}[moment]
         if len(saves) == number and moment != "after the save":
             raise Killed
@@ -118,16 +118,16 @@ def test_a_kill_loses_nothing(config, front, tmp_path, monkeypatch, moment):
         if len(saves) == number:
             raise Killed
 
-    monkeypatch.setattr(run, "save", save)
+    monkeypatch.setattr(trainer, "save", save)
     with pytest.raises(Killed):
-        loop.train(run, Monitor(run.folder, 0))
-    assert len(records(run.folder)) == {"before the save": 1, "after the save": 1, "at the end": 2}[moment]
-    assert list(run.folder.glob("pending-*"))
+        loop.train(trainer, RunLogger(trainer.folder, 0))
+    assert len(records(trainer.folder)) == {"before the save": 1, "after the save": 1, "at the end": 2}[moment]
+    assert list(trainer.folder.glob("pending-*"))
 
-    resumed = build_run(config)
-    resumed.load(run.folder / "last.pt")
-    assert loop.train(resumed, Monitor(run.folder, resumed.progress.step))
-    assert_same_run(front, run.folder)
+    resumed = build_trainer(config)
+    load_checkpoint(resumed, trainer.folder / "last.pt")
+    assert loop.train(resumed, RunLogger(trainer.folder, resumed.progress.step))
+    assert_same_run(front, trainer.folder)
 
 
 @pytest.mark.slow
@@ -141,30 +141,30 @@ def test_best_is_the_network_that_had_the_score_not_the_one_of_later(config, tmp
         def wait(self):
             return Evaluation(dict.fromkeys(METRICS, self.ap) | {"AP": self.ap}, [])
 
-    monkeypatch.setattr(pending, "BackgroundScoring", Fixed)
+    monkeypatch.setattr(detection_task, "BackgroundScoring", Fixed)
     config = config.with_overrides(["eval.background=true", f"output_dir={tmp_path / 'back'}", "train.patience=2"])
-    run = build_run(config.with_overrides(["train.epochs=9"]))
-    run.folder.mkdir()
+    trainer = build_trainer(config.with_overrides(["train.epochs=9"]))
+    trainer.folder.mkdir()
     weights = {}
-    plain = run.begin_epoch
+    plain = trainer.begin_epoch
 
     def begin_epoch():
-        weights[run.progress.epoch] = {k: v.clone() for k, v in run.eval_model.state_dict().items()}
+        weights[trainer.progress.epoch] = {k: v.clone() for k, v in trainer.eval_model.state_dict().items()}
         plain()
 
-    monkeypatch.setattr(run, "begin_epoch", begin_epoch)
-    assert loop.train(run, Monitor(run.folder, 0))
-    assert [record["AP"] for record in records(run.folder)] == [0.5, 0.9, 0.3, 0.2, 0.1]
+    monkeypatch.setattr(trainer, "begin_epoch", begin_epoch)
+    assert loop.train(trainer, RunLogger(trainer.folder, 0))
+    assert [record["AP"] for record in records(trainer.folder)] == [0.5, 0.9, 0.3, 0.2, 0.1]
     # Two without a new best are known after the evaluation that follows them.
-    assert run.progress.epoch == 5 and run.progress.best_epoch == 2
-    best = read_checkpoint(run.folder / "best.pt")
+    assert trainer.progress.epoch == 5 and trainer.progress.best_epoch == 2
+    best = read_checkpoint(trainer.folder / "best.pt")
     assert best["numbers"]["AP"] == 0.9
     assert all(torch.equal(best["model"][key], weights[2][key]) for key in weights[2])
     assert any(not torch.equal(best["model"][key], weights[3][key]) for key in weights[3])
 
 
 def test_a_process_that_dies_is_made_good(config, monkeypatch, caplog):
-    index = build_run(config).val_index
+    index = build_trainer(config).task.val_annotations
     scoring = BackgroundScoring(index, [], "pycocotools")
     scoring._process.kill()
     with caplog.at_level("WARNING", logger="detection"):
@@ -175,7 +175,7 @@ def test_a_process_that_dies_is_made_good(config, monkeypatch, caplog):
 
 
 def test_the_process_gives_what_is_given_here(config):
-    index = build_run(config).val_index
+    index = build_trainer(config).task.val_annotations
     results = [{"image_id": 15, "category_id": 3, "bbox": [1.0, 2.0, 30.0, 30.0], "score": 0.5}]
     found, expected = BackgroundScoring(index, results, "pycocotools").wait(), evaluate_results(index, results)
     assert found.numbers == pytest.approx(expected.numbers, nan_ok=True)

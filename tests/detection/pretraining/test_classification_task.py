@@ -21,10 +21,11 @@ from detection.checkpoint import read_checkpoint, save_checkpoint
 from detection.config_io import parse_config, read_config
 from detection.engine import loop
 from detection.engine.loop import train_step
+from detection.engine.resume import load_checkpoint
 from detection.engine.run_folder import foreign_entries
 from detection.models.build import build_model
 from detection.pretraining.classification_config import ClassificationConfig
-from detection.pretraining.classification_task import FORMAT, build_run, dry_run, measure_accuracy, run_pretraining
+from detection.pretraining.classification_task import FORMAT, build_trainer, dry_run, measure_accuracy, run_pretraining
 
 # ---- whole runs, and what they are for
 
@@ -133,13 +134,13 @@ def test_a_stopped_run_resumes_to_the_same_weights(folders, tmp_path, monkeypatc
     steps = []
     step = train_step
 
-    def disturbed(run, *args, **kwargs):
+    def disturbed(trainer, *args, **kwargs):
         steps.append(1)
         if how == "crash" and len(steps) == 6:  # in the second epoch, after which nothing was saved
             raise MemoryError
         if how != "crash" and len(steps) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, *args, **kwargs)
+        return step(trainer, *args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", disturbed)
     if how == "crash":
@@ -206,10 +207,10 @@ def test_options_run(folders, tmp_path, options):
 
 
 def test_norms_and_biases_are_spared_weight_decay(folders, tmp_path):
-    run = build_run(tiny(folders, tmp_path / "run", "optim.decay_norms=false", "optim.weight_decay=0.3"))
-    decays = {p.ndim > 1: group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    trainer = build_trainer(tiny(folders, tmp_path / "run", "optim.decay_norms=false", "optim.weight_decay=0.3"))
+    decays = {p.ndim > 1: group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
     assert decays == {True: 0.3, False: 0.0}
-    assert sum(len(g["params"]) for g in run.optimizer.param_groups) == len(list(run.model.parameters()))
+    assert sum(len(g["params"]) for g in trainer.optimizer.param_groups) == len(list(trainer.model.parameters()))
 
 
 def test_dry_run_shows_and_writes_nothing(folders, tmp_path):
@@ -226,15 +227,15 @@ def test_dry_run_shows_and_writes_nothing(folders, tmp_path):
 
 @pytest.mark.numeric
 def test_accuracy_is_the_share_of_right_guesses(folders, tmp_path):
-    run = build_run(tiny(folders, tmp_path / "run", "data.batch_size=5"))
-    data = run.val_loader.dataset
+    trainer = build_trainer(tiny(folders, tmp_path / "run", "data.batch_size=5"))
+    data = trainer.task.val_loader.dataset
     samples = [data.load(0, i) for i in range(len(data))]
     images = torch.stack([image for image, _ in samples]) / 255
     labels = torch.tensor([target["label"] for _, target in samples])
-    run.model.eval()
+    trainer.model.eval()
     with torch.no_grad():
-        logits = run.model(normalize(images, run.model))
-    numbers = measure_accuracy(run.model, run.val_loader, run.device)
+        logits = trainer.model(normalize(images, trainer.model))
+    numbers = measure_accuracy(trainer.model, trainer.task.val_loader, trainer.device)
     assert numbers["top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert numbers["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
 
@@ -294,19 +295,19 @@ import sys, torch
 from detection.core import distributed
 from detection.config_io import read_config
 from detection.pretraining.classification_config import ClassificationConfig
-from detection.pretraining.classification_task import build_run, evaluate, run_pretraining
+from detection.pretraining.classification_task import build_trainer, run_pretraining
 from detection.engine.loop import train, train_step
-from detection.engine.run_logger import Monitor
+from detection.engine.run_logger import RunLogger
 
 path, out = sys.argv[1:]
 config = read_config(ClassificationConfig, path)
 with distributed.session("cpu") as device:
     # Gradients of two half batches are those of the whole one. Batch norm, which sees its half alone, is out of play.
-    run = build_run(config.with_overrides(["model.dropout=0"]), device)
-    run.model.eval()
-    images, targets = next(iter(run.train_loader))
-    train_step(run, images, targets, group=1)
-    grads = {n: p.grad for n, p in run.model.named_parameters()}
+    trainer = build_trainer(config.with_overrides(["model.dropout=0"]), device)
+    trainer.model.eval()
+    images, targets = next(iter(trainer.train_loader))
+    train_step(trainer, images, targets, group=1)
+    grads = {n: p.grad for n, p in trainer.model.named_parameters()}
     assert distributed.gather(distributed.rank()) == [0, 1]
     assert distributed.reduce_max([distributed.rank() + 0.5]) == [1.5] and distributed.reduce_sum([1, 2]) == [2, 4]
     if distributed.is_main():
@@ -314,13 +315,13 @@ with distributed.session("cpu") as device:
     assert run_pretraining(config)
     assert run_pretraining(config.with_overrides(["train.epochs=3"]), resume=True)
     # All processes hold the same weights after a training, and saw other images.
-    run = build_run(config.with_overrides(["train.epochs=1", f"output_dir={out}/again"]), device)
-    run.folder.mkdir(exist_ok=True)
-    assert train(run, Monitor(run.folder, 0), evaluate)
-    for state in (run.model.state_dict(), run.eval_model.state_dict()):
+    trainer = build_trainer(config.with_overrides(["train.epochs=1", f"output_dir={out}/again"]), device)
+    trainer.folder.mkdir(exist_ok=True)
+    assert train(trainer, RunLogger(trainer.folder, 0))
+    for state in (trainer.model.state_dict(), trainer.eval_model.state_dict()):
         states = distributed.gather({k: v.double().sum().item() for k, v in state.items()})
         assert states[0] == states[1]
-    names = distributed.gather([target["name"] for _, targets in run.train_loader for target in targets])
+    names = distributed.gather([target["name"] for _, targets in trainer.train_loader for target in targets])
     assert len(set(names[0] + names[1])) == 24 == 2 * len(names[0])
 """
 
@@ -344,7 +345,7 @@ def test_two_processes(folders, tmp_path):
     assert done.stdout.count("best top-1") == 2  # two runs, one process that talks
     assert len(last(tmp_path / "run")["rng"]) == 2
 
-    whole = build_run(config.with_overrides(["data.batch_size=8", "model.dropout=0"]))
+    whole = build_trainer(config.with_overrides(["data.batch_size=8", "model.dropout=0"]))
     whole.model.eval()
     images, targets = next(iter(whole.train_loader))
     train_step(whole, images, targets, group=1)
@@ -353,8 +354,8 @@ def test_two_processes(folders, tmp_path):
         torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
     # The evaluation of two processes is that of one.
-    run = build_run(config)
-    run.load(tmp_path / "run" / "last.pt")
-    numbers = measure_accuracy(run.eval_model, run.val_loader, run.device, channels_last=True)
+    trainer = build_trainer(config)
+    load_checkpoint(trainer, tmp_path / "run" / "last.pt")
+    numbers = measure_accuracy(trainer.eval_model, trainer.task.val_loader, trainer.device, channels_last=True)
     record = lines(tmp_path / "run")[-1]
     assert {k: record[k] for k in numbers} == pytest.approx(numbers, rel=1e-4)

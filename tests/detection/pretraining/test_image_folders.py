@@ -25,8 +25,8 @@ from detection.data.prepare.crops import make_crops, square_around
 from detection.engine import loop
 from detection.engine.loop import train_step
 from detection.pretraining.classification_config import ClassificationConfig, TeacherConfig
-from detection.pretraining.classification_task import build_run, run_pretraining
-from detection.pretraining.distillation import Objective, soft_answer_loss, unexplained
+from detection.pretraining.classification_task import build_trainer, run_pretraining
+from detection.pretraining.distillation import DistillationObjective, distillation_loss, relative_mse
 from detection.pretraining.image_folders import batch_mixing, build_datasets
 from detection.pretraining.teacher import Teacher, build_teacher, find_taps, logits_and_maps
 
@@ -128,12 +128,12 @@ def test_data_mistakes_are_named(folders, tmp_path, damage, message):
 
 
 def test_a_loss_that_is_not_finite_names_the_images(folders, tmp_path):
-    run = build_run(tiny(folders, tmp_path / "run"))
+    trainer = build_trainer(tiny(folders, tmp_path / "run"))
     with torch.no_grad():
-        run.model.classifier.bias.fill_(float("nan"))
-    images, targets = next(iter(run.train_loader))
+        trainer.model.classifier.bias.fill_(float("nan"))
+    images, targets = next(iter(trainer.train_loader))
     with pytest.raises(UserError, match=r"not finite at epoch 1.*label nan.*images .*\.jpg, … *\."):
-        train_step(run, images, targets, group=1)
+        train_step(trainer, images, targets, group=1)
 
 
 # ---- teachers
@@ -150,12 +150,12 @@ def test_a_teacher_is_frozen_and_sees_its_own_mean_and_std(tmp_path):
     teacher = Teacher(network.train(), find_taps(network))
     images = torch.rand(2, 3, 64, 64)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    lesson = teacher(images)
-    assert not network.training and not lesson.logits.requires_grad
+    output = teacher(images)
+    assert not network.training and not output.logits.requires_grad
     assert_same(before, dict(network.state_dict()))
     x = (images - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.6, 0.7])[:, None, None]
     with torch.no_grad():
-        torch.testing.assert_close(lesson.logits, network(x))
+        torch.testing.assert_close(output.logits, network(x))
 
 
 @pytest.mark.numeric
@@ -181,16 +181,16 @@ def test_taps_are_the_last_maps_of_their_strides():
 @pytest.mark.numeric
 def test_what_is_learned_from_a_teacher():
     logits = torch.randn(4, 5)
-    assert soft_answer_loss(logits, logits, 3.0).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(logits, logits, 3.0).item() == pytest.approx(0, abs=1e-6)
     # By hand: KL divergence of softened answers, times T².
     other = torch.randn(4, 5)
     p, q = (F.softmax(x / 2, 1) for x in (other, logits))
-    assert soft_answer_loss(logits, other, 2.0).item() == pytest.approx(
+    assert distillation_loss(logits, other, 2.0).item() == pytest.approx(
         4 * (p * (p / q).log()).sum(1).mean().item(), rel=1e-4
     )
     maps = torch.randn(2, 3, 4, 4)
-    assert unexplained(maps, maps).item() == 0 and unexplained(0 * maps, 7 * maps).item() == pytest.approx(1)
-    assert unexplained(torch.zeros(2, 3, 3, 3), maps).item() == pytest.approx(1)
+    assert relative_mse(maps, maps).item() == 0 and relative_mse(0 * maps, 7 * maps).item() == pytest.approx(1)
+    assert relative_mse(torch.zeros(2, 3, 3, 3), maps).item() == pytest.approx(1)
 
 
 @pytest.mark.numeric
@@ -200,16 +200,16 @@ def test_a_student_comes_near_its_teacher(folders, tmp_path):
     teacher_network = GhostNet(0.5, num_classes=3)
     torch.save(teacher_network.state_dict(), tmp_path / "t.pth")
     option = f"teacher={{name: ghostnet, width: 0.5, weights: {tmp_path / 't.pth'}, logits: 1, features: 1}}"
-    run = build_run(tiny(folders, tmp_path / "run", option))
-    images, targets = next(iter(run.train_loader))
-    found = [train_step(run, images, targets, group=1)]
-    assert all(p.grad is not None for p in run.objective.parameters())
+    trainer = build_trainer(tiny(folders, tmp_path / "run", option))
+    images, targets = next(iter(trainer.train_loader))
+    found = [train_step(trainer, images, targets, group=1)]
+    assert all(p.grad is not None for p in trainer.objective.parameters())
     for _ in range(12):
-        loop.optimizer_step(run)
-        found.append(train_step(run, images, targets, group=1))
+        loop.optimizer_step(trainer)
+        found.append(train_step(trainer, images, targets, group=1))
     assert set(found[0]) == {"label", "logits", "features"}
     assert found[-1]["features"] < 0.8 * found[0]["features"]
-    assert_same(dict(run.teacher.network.state_dict()), dict(teacher_network.state_dict()))
+    assert_same(dict(trainer.task.teacher.network.state_dict()), dict(teacher_network.state_dict()))
 
 
 def test_teacher_mistakes(tmp_path, pretrained):
@@ -241,7 +241,9 @@ def test_teacher_mistakes(tmp_path, pretrained):
     with pytest.raises(UserError, match="cannot take images of 8 px"):
         build(name="torchvision/squeezenet1_1", weights=str(tmp_path / "squeezenet.pth"), size=8)
     with pytest.raises(UserError, match="no maps of the strides that the teacher has"):
-        Objective(build_classifier("ghost_resnet56", num_classes=3), 0, teacher_config(), find_taps(GhostNet(0.5)))
+        DistillationObjective(
+            build_classifier("ghost_resnet56", num_classes=3), 0, teacher_config(), find_taps(GhostNet(0.5))
+        )
 
 
 @pytest.mark.numeric
@@ -276,7 +278,9 @@ def test_recipes_build_and_learn(path):
     spec = config.model
     network = build_classifier(spec.name, num_classes=10, **spec.model_dump(exclude={"name"}))
     size = min(64, config.data.size)
-    losses = Objective(network, config.train.label_smoothing)(torch.rand(2, 3, size, size), torch.tensor([3, 9]))
+    losses = DistillationObjective(network, config.train.label_smoothing)(
+        torch.rand(2, 3, size, size), torch.tensor([3, 9])
+    )
     assert torch.isfinite(losses["label"])
     assert yaml.safe_load(path.read_text())["train"]["amp"] in ("off", "bf16", "fp16")
     assert "not yet measured" in path.read_text() or "measured" in path.read_text()
