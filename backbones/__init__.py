@@ -1,4 +1,4 @@
-"""Networks that turn images into features. Knows nothing of detection."""
+"""Networks that turn images into feature maps. This package does not import `detection`."""
 
 from backbones.base import Backbone
 from backbones.classifier import build_classifier

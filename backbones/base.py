@@ -1,4 +1,4 @@
-"""What every backbone is: an image batch in, an ordered dict of feature levels out, freezable by stage."""
+"""The base class of all backbones: images in, an ordered dict of feature levels out; stages can be frozen."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,22 +9,22 @@ from torch import Tensor, nn
 LEVELS = ("c1", "c2", "c3", "c4", "c5")
 """Level cK has stride 2**K. Detectors use c2 to c5."""
 
-SAFE_SIZE = 64
-"""Pixels that the shorter side of an image needs for any network: two places in c5."""
+MIN_IMAGE_SIZE = 64
+"""Shorter side of an image, in pixels, that is large enough for any network: two positions in c5."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Base of all feature extractors.
+    """Base class of all feature extractors.
 
     Attributes:
         out_levels: names of the levels that `forward` returns, e.g. ("c2", "c3", "c4", "c5").
-        channels, strides: level -> int, measured by `measure` on a real forward pass, not declared.
-        mean, std: what the network's weights expect of RGB in [0, 1]; normalisation belongs to the backbone.
-        pretrained: whether weights were loaded. Only then may layers be frozen.
-        classifier_prefixes: how the state-dict keys begin that a published classifier has beyond this network.
+        channels, strides: level -> int, measured by `set_out_levels` with a forward pass.
+        mean, std: normalization of RGB in [0, 1] that the weights expect.
+        pretrained: whether weights were loaded. Only then can layers be frozen.
+        classifier_prefixes: prefixes of the state-dict keys of a published classifier that this network does not have.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -41,26 +41,26 @@ class Backbone(nn.Module):
         self._freeze_bn = False
 
     def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
-        """Yield (level, the modules computed to get from the level before to this one), from c1/c2 up to c5."""
+        """Yield (level, the modules between the previous level and this one), from c1/c2 up to c5."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         """Extract features.
 
         Args:
-            images: [N, 3, H, W] float32, normalised.
+            images: [N, 3, H, W] float32, normalized.
 
         Returns:
-            level -> [N, C, H/stride, W/stride], sides rounded up, or down in a network whose pooling or patches do
+            level -> [N, C, H/stride, W/stride]. Sides are rounded up, or down in a network whose pooling or patches do
             not pad (VGG, ConvNeXt).
 
         Raises:
-            ValueError: the images are smaller than the network can shrink.
+            ValueError: the images are too small for the strides of the network.
         """
         return self.extract(images)
 
     def extract(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """The features, also of a subclass whose `forward` goes on to classify."""
+        """As `forward`, also in a subclass whose `forward` returns logits."""
         features: OrderedDict[str, Tensor] = OrderedDict()
         x = images
         try:
@@ -71,16 +71,16 @@ class Backbone(nn.Module):
                     features[level] = x
         except (RuntimeError, ValueError) as error:
             height, width = images.shape[-2:]
-            if min(height, width) >= SAFE_SIZE:
+            if min(height, width) >= MIN_IMAGE_SIZE:
                 raise
             raise ValueError(
-                f"images of {height}x{width} pixels are too small for this network, which shrinks them up to 32 "
-                f"times ({str(error).splitlines()[0]}); enlarge them to {SAFE_SIZE} pixels or more"
+                f"images of {height}x{width} pixels are too small for this network, whose strides go up to 32 "
+                f"({str(error).splitlines()[0]}); enlarge them to {MIN_IMAGE_SIZE} pixels or more"
             ) from error
         return features
 
-    def measure(self, out_levels: Sequence[str]) -> None:
-        """Set `out_levels`, and `channels` and `strides` from what a small image really gives."""
+    def set_out_levels(self, out_levels: Sequence[str]) -> None:
+        """Set `out_levels`, and measure `channels` and `strides` with a small image."""
         known = [level for level, _ in self.stage_modules()]
         for level in out_levels:
             if level not in known:
@@ -89,34 +89,35 @@ class Backbone(nn.Module):
         training = self.training
         self.eval()
         with torch.no_grad():
-            size = SAFE_SIZE
+            size = MIN_IMAGE_SIZE
             features = self.extract(torch.zeros(1, 3, size, size))
         self.train(training)
         self.channels = {level: x.shape[1] for level, x in features.items()}
         self.strides = {level: size // x.shape[2] for level, x in features.items()}
 
     def fuse(self) -> "Backbone":
-        """Merge, in place, what training keeps apart and inference need not: parallel branches of a network that
-        re-parameterises become one convolution each. The features stay the same. A network without such branches
-        stays as it is. Afterwards it cannot be trained, and earlier state dicts do not fit. Returns itself.
+        """Merge the parallel branches of a re-parameterizable network into single convolutions, in place.
+
+        The features stay the same; a network without such branches does not change. Afterwards it cannot be trained,
+        and earlier state dicts do not fit. Returns self.
         """
         return self.eval()
 
     def convert_keys(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors under this network's own keys, if they come in another published layout that it knows."""
+        """Convert the keys of another published layout to those of this network, if it is known."""
         return dict(state_dict)
 
     def freeze(self, stages: int = 0, bn: bool = False) -> None:
-        """Stop the training of pretrained layers.
+        """Freeze pretrained layers.
 
         Args:
-            stages: 0 none; 1 the stem and everything up to c2; 2 up to c3; … 4 up to c5 (the whole network).
-            bn: also keep every other batch norm of the backbone in evaluation mode with fixed scale and
-                shift, as detection recipes do for small batches.
+            stages: 0: none; 1: the stem and all layers up to c2; 2: up to c3; … 4: up to c5 (the whole network).
+            bn: also freeze every other batch norm of the backbone: evaluation mode, fixed scale and shift, as in
+                detection recipes for small batches.
 
         Raises:
-            ValueError: the weights were not loaded. Frozen random layers never learn, and a frozen random
-                batch norm is no normalisation at all.
+            ValueError: no weights were loaded. Frozen random layers never learn, and a frozen random batch norm does
+                not normalize.
         """
         if not 0 <= stages <= 4:
             raise ValueError(f"frozen_stages must be between 0 and 4, not {stages}")
@@ -154,8 +155,8 @@ class Backbone(nn.Module):
         return (m for m in root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
-def initialize(network: nn.Module) -> None:
-    """He initialisation of every convolution (as in torchvision's and mmdetection's from-scratch recipes)."""
+def init_weights(network: nn.Module) -> None:
+    """He initialization of every convolution (as in torchvision's and mmdetection's from-scratch recipes)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""`build_classifier`: any known network by name, as a classifier to pre-train a backbone with."""
+"""`build_classifier`: builds a network by name as a classifier, to pretrain a backbone."""
 
 from collections.abc import Mapping
 
@@ -15,15 +15,15 @@ from backbones.ghostnetv2 import GhostNetV2
 from backbones.weights import load_weights, read_weights
 
 GHOST_NETWORKS = ("ghost_vgg16", "ghost_resnet50", "ghost_resnet56")
-"""Those with a choice of `ratio` and `kernel_size`."""
-HEADS = ("blocks.9.", "conv_head.", "classifier.", "fc.")
-"""Where the keys of the networks below begin that a detector's backbone does not have."""
+"""Networks with the arguments `ratio` and `kernel_size`."""
+HEAD_PREFIXES = ("blocks.9.", "conv_head.", "classifier.", "fc.")
+"""Prefixes of the state-dict keys that a detector's backbone does not have."""
 
 
 class PooledClassifier(nn.Module):
-    """A backbone, the mean of its c5 over the map, dropout, a linear layer.
+    """A backbone, global average pooling of c5, dropout, a linear layer.
 
-    [N, 3, H, W] float32, normalised with `.mean` and `.std` -> logits [N, num_classes]
+    [N, 3, H, W] float32, normalized with `.mean` and `.std` -> logits [N, num_classes]
     """
 
     def __init__(self, body: Backbone, num_classes: int, dropout: float) -> None:
@@ -48,31 +48,31 @@ def build_classifier(
     ratio: int | None = None,
     kernel_size: int | None = None,
 ) -> nn.Module:
-    """Build a classifier whose backbone a detector can take over (see `backbone_state`).
+    """Build a classifier whose backbone weights a detector can load (see `backbone_state`).
 
     Args:
-        name: of `build_backbone`, or ghost_resnet56, which is a classifier alone. The networks of the GhostNet papers
-            are the published classifiers; any other is its backbone with a linear layer on top.
+        name: a name of `build_backbone`, or ghost_resnet56, which is only a classifier. The networks of the GhostNet
+            papers are the published classifiers; others are a backbone with a linear layer.
         num_classes: at least 2.
-        width: multiplies the channels, where the network has a width.
-        weights: None (random), or what `build_backbone` takes. The classifier's last layers are loaded, too, where
-            the file has them for as many classes; else they start anew.
+        width: width multiplier, for networks that have one.
+        weights: None (random), or as in `build_backbone`. The last layers of the classifier are loaded as well if the
+            file has them for the same number of classes; otherwise they are random.
         dropout: before the last layer. The ghost ResNets have none.
-        ratio, kernel_size: s and d of `GHOST_NETWORKS`, 2 and 3 where they are not given.
+        ratio, kernel_size: s and d of `GHOST_NETWORKS`; default: 2 and 3.
 
     Returns:
-        A module: [N, 3, H, W] float32, normalised as `normalization` says -> logits [N, num_classes].
+        A module: [N, 3, H, W] float32, normalized with `normalization(model)` -> logits [N, num_classes].
 
     Raises:
         ValueError: unknown name, or an argument that the network does not have.
-        WeightsError: the file is absent, unreadable, or belongs to another network or width.
+        WeightsError: the file is missing, unreadable, or belongs to another network or width.
     """
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least two classes, not {num_classes}")
     if name not in GHOST_NETWORKS and (ratio is not None or kernel_size is not None):
-        raise ValueError(f"{name} has no choice of ratio and kernel_size; {', '.join(GHOST_NETWORKS)} have")
+        raise ValueError(f"{name} has no ratio and kernel_size to set; {', '.join(GHOST_NETWORKS)} have")
     if name in GHOST_NETWORKS and width != 1:
-        raise ValueError(f"{name} exists at width 1 alone; it is made smaller by ratio")
+        raise ValueError(f"{name} has only width 1; ratio makes it smaller")
     s, d = 2 if ratio is None else ratio, 3 if kernel_size is None else kernel_size
     model: nn.Module
     if name == "ghostnet":
@@ -95,26 +95,26 @@ def build_classifier(
 
 
 def _with_fitting_head(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict, its head replaced by the model's own (random) one where that is of other classes or absent."""
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(HEADS)}
+    """The state dict; its head is replaced by the model's random one if it is missing or has other shapes."""
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(HEAD_PREFIXES)}
     if all(key in state_dict and state_dict[key].shape == value.shape for key, value in own.items()):
         return dict(state_dict)
-    return {key: value for key, value in state_dict.items() if not key.startswith(HEADS)} | own
+    return {key: value for key, value in state_dict.items() if not key.startswith(HEAD_PREFIXES)} | own
 
 
 def backbone_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a detector's backbone of the same name needs of a classifier's weights; `load_weights` matches all of it."""
+    """The weights of a classifier without its head; `load_weights` loads them into a backbone of the same name."""
     if isinstance(model, PooledClassifier):
         return model.body.state_dict()
-    return {key: value for key, value in model.state_dict().items() if not key.startswith(HEADS)}
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(HEAD_PREFIXES)}
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of RGB in [0, 1] that the network expects: its own, else ImageNet's."""
+    """Mean and standard deviation of RGB in [0, 1] that the network expects; default: those of ImageNet."""
     return tuple(getattr(model, "mean", IMAGENET_MEAN)), tuple(getattr(model, "std", IMAGENET_STD))
 
 
 def normalize(images: Tensor, model: nn.Module) -> Tensor:
-    """[N, 3, H, W] float32 in [0, 1] -> the same, as `model` expects it."""
+    """Normalize [N, 3, H, W] float32 in [0, 1] as `model` expects."""
     mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype) for v in normalization(model))
     return (images - mean[:, None, None]) / std[:, None, None]

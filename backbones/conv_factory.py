@@ -1,11 +1,11 @@
-"""A convolution of a classic network, plain or as a ghost module: one definition for the original and its ghost."""
+"""Builds the convolutions of VGG and ResNet, plain or as ghost modules, so that both variants share one definition."""
 
 from torch import nn
 
 from backbones.ghost import GhostModule
 
 
-def convolution(
+def make_conv(
     in_channels: int,
     out_channels: int,
     kernel_size: int,
@@ -18,8 +18,8 @@ def convolution(
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Convolution, batch norm and activation, as three modules.
 
-    They are three so that the plain network has torchvision's keys. A ghost module brings its own batch norms and
-    activations: it stands in the first place, and the other two are empty.
+    Three modules, so that the plain network has torchvision's keys. A ghost module has its own batch norms and
+    activations: it is the first module, and the other two are `nn.Identity`.
 
     Args:
         ratio: s of the ghost module; 1 is the plain convolution.
@@ -27,7 +27,7 @@ def convolution(
         bias: of the plain convolution.
 
     Raises:
-        ValueError: ratio is no whole number above 0, or cheap_kernel_size no odd one (the map would shrink).
+        ValueError: ratio is not a whole number above 0, or cheap_kernel_size is not odd (the map would shrink).
     """
     if not isinstance(ratio, int) or ratio < 1:
         raise ValueError(f"ratio must be a whole number, 1 (plain convolutions) or above, not {ratio}")

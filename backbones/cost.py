@@ -1,7 +1,7 @@
-"""What a network costs: parameters, multiply-adds and activations, module by module.
+"""Counts parameters, multiply-adds, activations and training memory of each module.
 
-"FLOPs" in the papers of light networks are multiply-adds of convolutions and matrix products; so are they here.
-torch's own counter counts each as two operations.
+Papers on light networks call the multiply-adds of convolutions and matrix products "FLOPs". torch's FlopCounterMode
+counts each multiply-add as two operations.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.hooks import watched
+from backbones.hooks import forward_hooks
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one module, over all its calls in one forward pass.
+    """The cost of one module, over all its calls in one forward pass.
 
     Attributes:
-        parameters: learned numbers, each counted once.
+        parameters: number of parameters, shared ones counted once.
         macs: multiply-adds.
-        activations: numbers that its convolutions and linear layers put out (arXiv 2003.13678), which
-            tell speed on a GPU better than multiply-adds do.
+        activations: output elements of its convolutions and linear layers (arXiv 2003.13678); they predict the speed on
+            a GPU better than multiply-adds.
     """
 
     parameters: int
@@ -33,7 +33,7 @@ class Cost:
 def measure_cost(model: nn.Module, *inputs: Any) -> dict[str, Cost]:
     """Run `model(*inputs)` once and return the cost of every module by its name; "" is the whole model.
 
-    Model and inputs on the meta device make it a matter of moments, without memory or arithmetic.
+    With the model and the inputs on the meta device it is fast and allocates no memory.
     """
     activations = {name: 0 for name, _ in model.named_modules()}
 
@@ -44,7 +44,7 @@ def measure_cost(model: nn.Module, *inputs: Any) -> dict[str, Cost]:
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, watched(layers, count):
+    with torch.no_grad(), counter, forward_hooks(layers, count):
         model(*inputs)
     root = type(model).__name__
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
@@ -59,13 +59,13 @@ def measure_cost(model: nn.Module, *inputs: Any) -> dict[str, Cost]:
 
 
 def measure_memory(model: nn.Module, *inputs: Any) -> dict[str, int]:
-    """Run `model(*inputs)` once and return the bytes that training would keep of it, by module name; "" is the whole.
+    """Run `model(*inputs)` once and return the bytes of activations that training keeps, by module name; "" is the
+    whole model.
 
-    Counted is what autograd saves for the backward pass: inputs and outputs of layers, each storage once and
-    in the module that saves it first, without parameters and buffers. In-place activations cost nothing here, a
-    `torch.cat` does, and so does each output that a batch norm or a convolution needs again. Gradients and the
-    optimizer come on top. The model is run in evaluation mode, as a batch norm cannot train on a single 1x1 map;
-    dropout's masks are therefore missing.
+    It counts the tensors that autograd saves for the backward pass, each storage once and in the module that saves it
+    first, without parameters and buffers. Gradients and optimizer state are not included. In-place activations add
+    nothing; `torch.cat` and each output that a batch norm or a convolution needs again do. The model runs in evaluation
+    mode, because a batch norm cannot train on a single 1x1 map; dropout masks are therefore missing.
     """
     fixed = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[torch.UntypedStorage, str]] = {}
@@ -74,7 +74,7 @@ def measure_memory(model: nn.Module, *inputs: Any) -> dict[str, int]:
     def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in fixed:
-            # The storage itself is held so that no later one can be mistaken for it.
+            # Keep a reference to the storage so that its address is not reused.
             kept.setdefault(storage._cdata, (storage, inside[-1]))
         return tensor
 
@@ -104,6 +104,6 @@ def measure_memory(model: nn.Module, *inputs: Any) -> dict[str, int]:
 
 
 def _with_parents(name: str) -> list[str]:
-    """A module's name and those of the modules that it is in, "" (the whole model) first."""
+    """The names of a module and its parents, "" (the whole model) first."""
     parts = name.split(".") if name else []
     return [".".join(parts[:end]) for end in range(len(parts) + 1)]

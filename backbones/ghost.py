@@ -1,6 +1,6 @@
-"""The ghost module and the bottleneck made of it (GhostNet, arXiv 1911.11907, figures 2 and 3).
+"""The ghost module and the ghost bottleneck (GhostNet, arXiv 1911.11907, figures 2 and 3).
 
-Names of sub-modules are those of the published PyTorch release, so that its state dict loads strictly.
+Submodules have the names of the published PyTorch release, so that its state dict loads strictly.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def make_divisible(value: float, divisor: int = 4) -> int:
-    """Round `value` to the nearest multiple of `divisor`, never falling below 90 % of it (MobileNet's rule)."""
+    """Round `value` to the nearest multiple of `divisor` that is at least 90 % of it (MobileNet's rule)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     if rounded < 0.9 * value:
         rounded += divisor
@@ -19,7 +19,7 @@ def make_divisible(value: float, divisor: int = 4) -> int:
 
 
 class GhostModule(nn.Module):
-    """A convolution that computes `1/ratio` of its maps and derives the rest by cheap depthwise filters.
+    """A convolution that computes `1/ratio` of its maps, and cheap depthwise filters that derive the rest.
 
     [N, in_channels, H, W] -> [N, out_channels, H/stride, W/stride]
 
@@ -63,7 +63,7 @@ class GhostModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         primary = self.primary_conv(x)
         ghosts = self.cheap_operation(primary)
-        # The last ghosts are dropped where out_channels is no multiple of the ratio.
+        # The last ghosts are dropped if out_channels is not a multiple of the ratio.
         return torch.cat([primary, ghosts], dim=1)[:, : self.out_channels]
 
 
@@ -82,10 +82,10 @@ class SqueezeExcite(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Expand by a ghost module, (downsample,) (gate,) contract by a second one, add the shortcut.
+    """Ghost module that expands, (depthwise stride 2,) (squeeze-and-excite,) ghost module that projects, shortcut.
 
     [N, in_channels, H, W] -> [N, out_channels, H/stride, W/stride]. `kernel_size` is that of the depthwise
-    convolutions, which exist only where the stride is 2 or, in the shortcut, where the channels change.
+    convolutions, which exist only if the stride is 2 or, in the shortcut, if the channels change.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class GhostBottleneck(nn.Module):
         return self.ghost2(y) + self.shortcut(x)
 
 
-def start_blocks_as_identity(network: nn.Module) -> None:
+def zero_init_residual(network: nn.Module) -> None:
     """Let each bottleneck with a plain shortcut begin as the identity: the scales of its last batch norms are zero.
 
     A network of random weights is then shallow at first and soon learns (arXiv 1706.02677, section 5.1). It matters
@@ -150,7 +150,7 @@ def start_blocks_as_identity(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, GhostBottleneck) and len(module.shortcut) == 0:
-            # Both: a ghost of nothing, normalised, would be noise at full scale.
+            # Both norms: the ghosts of zero maps, normalized, would be noise at full scale.
             for norm in (module.ghost2.primary_conv[1], module.ghost2.cheap_operation[1]):
                 assert isinstance(norm, nn.BatchNorm2d)
                 nn.init.zeros_(norm.weight)

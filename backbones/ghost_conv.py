@@ -1,4 +1,4 @@
-"""`GhostConv2d`: the ghost module (arXiv 1911.11907, section 3.1) in the place of a bare convolution."""
+"""`GhostConv2d`: a ghost module (arXiv 1911.11907, section 3.1) that replaces a convolution."""
 
 import math
 from typing import Any, Literal
@@ -8,19 +8,18 @@ from torch import Tensor, nn
 
 
 class GhostConv2d(nn.Module):
-    """A drop-in for `nn.Conv2d`: `ceil(out_channels / ratio)` maps by convolution, the others by d x d depthwise
-    filters from these.
+    """A drop-in replacement for `nn.Conv2d`: a convolution computes `ceil(out_channels / ratio)` maps, and d x d
+    depthwise filters compute the others from these.
 
     [N, in_channels, H, W] -> [N, out_channels, H', W'], as the convolution with the same arguments (also unbatched).
 
-    It is linear, as the convolution is that it stands for: `backbones.ghost.GhostModule`, the paper's own, has
-    batch norm and ReLU after both its parts because it stands for convolution, norm and ReLU together. Here the host
-    network's own norm and activation follow (or, at the end of a residual branch, no activation does), so that with
-    more of them inside, the module would compute what no convolution in its place could, and could not be fitted to the
-    original weights by least squares. What the paper's module has and this one has not is the ReLU between the primary
-    maps and the cheap filters.
+    The module is linear, like a convolution. The paper's module (`backbones.ghost.GhostModule`) has batch norm and ReLU
+    after both parts, because it replaces convolution, norm and ReLU together. Here the norm and the activation of the
+    network follow (or no activation, at the end of a residual branch). A nonlinear module could not be fitted to the
+    original weights by least squares. So the only difference is the ReLU between the primary maps and the cheap
+    filters, which this module lacks.
 
-    Cheap filters see zeros around the map, whatever `padding_mode` says of the primary convolution.
+    Cheap filters always use zero padding; `padding_mode` applies to the primary convolution.
 
     Args:
         kernel_size … padding_mode: of the primary convolution, as for `nn.Conv2d`; groups are 1.
@@ -29,9 +28,9 @@ class GhostConv2d(nn.Module):
         cheap_kernel_size: d in the paper, odd.
 
     Attributes:
-        order: int64 [out_channels], a buffer: output channel i is number order[i] of [primary maps, ghosts]. Where it
-            is not 0, 1, 2, … (fitted weights choose which of the original's channels are primary), the forward pass
-            copies its output once more: no multiply-adds, but the memory traffic of the output map.
+        order: int64 [out_channels], a buffer: output channel i is entry order[i] of [primary maps, ghosts]. If it is
+            not 0, 1, 2, … (fitted weights choose which channels are primary), the forward pass copies its output once
+            more.
     """
 
     order: Tensor
@@ -97,7 +96,7 @@ class GhostConv2d(nn.Module):
         maps = torch.cat([primary, self.cheap(primary)], -3)
         if self.permuted:
             return maps.index_select(-3, self.order)
-        # The last ghosts are dropped where out_channels is no multiple of the ratio.
+        # The last ghosts are dropped if out_channels is not a multiple of the ratio.
         return maps.narrow(-3, 0, self.out_channels)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

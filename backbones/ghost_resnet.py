@@ -1,8 +1,8 @@
 """Ghost-ResNet-50 and Ghost-ResNet-56 (arXiv 1911.11907) and, with ratio 1, the ResNets themselves.
 
-The Ghost-ResNet-50 file in the authors' repository is defective: it creates weights that it does not use, and its
-convolutions have biases and no batch norm. Here each convolution of torchvision's ResNet but the first is a ghost
-module with its batch norms, which is what the authors describe.
+The Ghost-ResNet-50 file in the authors' repository is defective: it creates unused weights, and its convolutions have
+biases and no batch norm. Here, as the paper describes, every convolution of torchvision's ResNet except the first is a
+ghost module with batch norms.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Backbone, initialize
-from backbones.conv_factory import convolution
+from backbones.base import Backbone, init_weights
+from backbones.conv_factory import make_conv
 from backbones.ghost import GhostModule
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 (strided), 1x1 convolution and a shortcut. [N, in_channels, H, W] -> [N, 4 * width, H/stride, W/stride].
 
-    Names are torchvision's. In a ghost network `bn1`, … are empty, as the ghost modules bring their own.
+    Names are torchvision's. In a ghost network `bn1`, … are `nn.Identity`, because ghost modules have their own norms.
     """
 
     expansion = 4
@@ -28,7 +28,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, *, stride: int, ratio: int, kernel_size: int) -> None:
         super().__init__()
         out_channels = width * self.expansion
-        layer = partial(convolution, ratio=ratio, cheap_kernel_size=kernel_size)
+        layer = partial(make_conv, ratio=ratio, cheap_kernel_size=kernel_size)
         self.conv1, self.bn1, self.act1 = layer(in_channels, width, 1)
         self.conv2, self.bn2, self.act2 = layer(width, width, 3, stride=stride)
         self.conv3, self.bn3, _ = layer(width, out_channels, 1, relu=False)
@@ -47,14 +47,14 @@ class Bottleneck(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters. [N, in_channels, H, W] -> [N, width, H/stride, W/stride].
 
-    Where the block shrinks the map, the shortcut takes each second pixel and fills up the new channels with zeros
-    (option A of arXiv 1512.03385, with which ResNet-56 has the 0.85 M parameters of both papers).
+    If the stride is 2, the shortcut takes every second pixel and pads the new channels with zeros (option A of arXiv
+    1512.03385, with which ResNet-56 has the 0.85 M parameters of both papers).
     """
 
     def __init__(self, in_channels: int, width: int, *, stride: int, ratio: int, kernel_size: int) -> None:
         super().__init__()
         self.stride, self.new_channels = stride, width - in_channels
-        layer = partial(convolution, ratio=ratio, cheap_kernel_size=kernel_size)
+        layer = partial(make_conv, ratio=ratio, cheap_kernel_size=kernel_size)
         self.conv1, self.bn1, self.act1 = layer(in_channels, width, 3, stride=stride)
         self.conv2, self.bn2, _ = layer(width, width, 3, relu=False)
 
@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
 
 
 class GhostResNet50Features(Backbone):
-    """ResNet-50 without its classifier; all convolutions but the first 7x7 one are ghost modules, the shortcuts' too.
+    """ResNet-50 without its classifier; all convolutions except the first 7x7 one are ghost modules.
 
     forward: [N, 3, H, W] float32 -> level -> [N, C, ceil(H/stride), ceil(W/stride)]; c2 to c5 are `layer1` to `layer4`
     with 256, 512, 1024 and 2048 channels. With ratio 1 keys and outputs are those of torchvision's resnet50.
@@ -91,8 +91,8 @@ class GhostResNet50Features(Backbone):
         self.layer2 = _layer(Bottleneck, 256, 128, 4, 2, ratio, kernel_size)
         self.layer3 = _layer(Bottleneck, 512, 256, 6, 2, ratio, kernel_size)
         self.layer4 = _layer(Bottleneck, 1024, 512, 3, 2, ratio, kernel_size)
-        initialize(self)
-        self.measure(out_levels)
+        init_weights(self)
+        self.set_out_levels(out_levels)
 
     def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         yield "c1", [self.conv1, self.bn1, self.relu]
@@ -103,9 +103,9 @@ class GhostResNet50Features(Backbone):
 
 
 class GhostResNet50(GhostResNet50Features):
-    """The ImageNet classifier. forward: [N, 3, H, W] float32, normalised -> logits [N, num_classes].
+    """The ImageNet classifier. forward: [N, 3, H, W] float32, normalized -> logits [N, num_classes].
 
-    `ghost_classifier` makes the last layer a ghost module, too (see `ghost_resnet50`).
+    `ghost_classifier` makes the last layer a ghost module as well (see `ghost_resnet50`).
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class GhostResNet50(GhostResNet50Features):
         super().__init__(ratio, kernel_size)
         self.fc: nn.Module
         if ghost_classifier and ratio > 1:
-            # On a single pixel a larger cheap filter would only ever use its centre.
+            # On a single pixel a larger cheap filter would only use its center.
             self.fc = GhostModule(2048, num_classes, 1, ratio=ratio, cheap_kernel_size=1, relu=False)
-            initialize(self.fc)
+            init_weights(self.fc)
         else:
             self.fc = nn.Linear(2048, num_classes)
 
@@ -130,9 +130,9 @@ class GhostResNet50(GhostResNet50Features):
 class GhostResNet56(nn.Module):
     """The CIFAR-10 classifier of 3 x 9 basic blocks; the first convolution is plain, all others are ghost modules.
 
-    Its maps have strides 1, 2 and 4, so it is no backbone for a detector.
+    Its maps have strides 1, 2 and 4, so it cannot be the backbone of a detector.
 
-    forward: [N, 3, 32, 32] float32, normalised (any size will do) -> logits [N, num_classes].
+    forward: [N, 3, 32, 32] float32, normalized (other sizes work as well) -> logits [N, num_classes].
     """
 
     def __init__(self, num_classes: int = 10, ratio: int = 2, kernel_size: int = 3) -> None:
@@ -144,7 +144,7 @@ class GhostResNet56(nn.Module):
         self.layer2 = _layer(BasicBlock, 16, 32, 9, 2, ratio, kernel_size)
         self.layer3 = _layer(BasicBlock, 32, 64, 9, 2, ratio, kernel_size)
         self.fc = nn.Linear(64, num_classes)
-        initialize(self)
+        init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(images)))
@@ -161,7 +161,7 @@ def _layer(
     ratio: int,
     kernel_size: int,
 ) -> nn.Sequential:
-    """`depth` blocks, of which the first has the stride and changes the number of channels."""
+    """`depth` blocks; the first has the stride and changes the number of channels."""
     first = block(in_channels, width, stride=stride, ratio=ratio, kernel_size=kernel_size)
     channels = width * getattr(block, "expansion", 1)
     rest = (block(channels, width, stride=1, ratio=ratio, kernel_size=kernel_size) for _ in range(depth - 1))
@@ -176,9 +176,9 @@ def ghost_resnet50(
     Args:
         ratio: s of the paper, which reports 2 and 4; 1 is the plain ResNet-50.
         kernel_size: d of the paper, odd.
-        ghost_classifier: also make the classifier a ghost module. Only so are the paper's 13.0 M (s=2) and 6.5 M (s=4)
-            parameters met: a linear classifier, which the authors' file has, alone holds 2.05 M. It makes `ratio`
-            classes share one direction of the features, so it serves to compare numbers, not to classify.
+        ghost_classifier: also make the classifier a ghost module. Only this gives the paper's 13.0 M (s=2) and 6.5 M
+            (s=4) parameters: the linear classifier of the authors' file alone has 2.05 M. It makes `ratio` classes
+            share one direction of the features, so it is useful to compare numbers, not to classify.
 
     Raises:
         ValueError: ratio or kernel_size out of range.

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from backbones.base import Backbone, initialize
-from backbones.conv_factory import convolution
+from backbones.base import Backbone, init_weights
+from backbones.conv_factory import make_conv
 
 # VGG-16 (arXiv 1409.1556, configuration D): output channels of the convolutions, each line ending in a 2x2 pooling.
 BLOCKS = (
@@ -23,11 +23,11 @@ class GhostVGG16Features(Backbone):
     forward: [N, 3, H, W] float32 -> level -> [N, C, ceil(H/stride), ceil(W/stride)]. c1 to c4 are the ends of
     blocks 2 to 5 (conv2_2, conv3_3, conv4_3, conv5_3; 128, 256, 512, 512 channels), c5 is the last pooling.
 
-    The first convolution is a ghost module, too: only so are the paper's multiply-adds met to the last digit
-    for every ratio and kernel size.
+    The first convolution is a ghost module as well, which gives exactly the paper's multiply-adds for every ratio and
+    kernel size.
 
-    Keys are torchvision's `features.N` of vgg16_bn; where it has `features.N.weight`, the ghost network has
-    `features.N.primary_conv` and `features.N.cheap_operation`. With ratio 1 the two are the same network.
+    Keys are torchvision's `features.N` of vgg16_bn; instead of `features.N.weight` the ghost network has
+    `features.N.primary_conv` and `features.N.cheap_operation`. With ratio 1 the two networks are the same.
 
     Args:
         ratio: s; 1 is the plain VGG-16.
@@ -44,20 +44,20 @@ class GhostVGG16Features(Backbone):
         channels = 3
         for block in BLOCKS:
             for out_channels in block:
-                # The bias before a batch norm is superfluous, but torchvision's network, and so its weights, has it.
-                layers += convolution(
+                # A bias before a batch norm has no effect, but torchvision's network and weights have it.
+                layers += make_conv(
                     channels, out_channels, 3, ratio=ratio, cheap_kernel_size=kernel_size, bias=ratio == 1
                 )
                 channels = out_channels
-            # Rounding up, as strided convolutions do; torchvision's rounds down, which differs at odd sizes only.
+            # Sizes are rounded up, as in strided convolutions; torchvision rounds down, which differs for odd sizes.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
-        initialize(self)
-        self.measure(out_levels)
+        init_weights(self)
+        self.set_out_levels(out_levels)
 
     def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
-        # A level ends before the pooling to the next one; the last is that pooling alone.
+        # A level ends before the pooling of the next level; the last level is only that pooling.
         ends = [*pools[1:], len(self.features)]
         start = 0
         for level, end in zip(("c1", "c2", "c3", "c4", "c5"), ends, strict=True):
@@ -66,12 +66,12 @@ class GhostVGG16Features(Backbone):
 
 
 class GhostVGG16(GhostVGG16Features):
-    """The CIFAR-10 classifier: the features, averaged, and two linear layers with 512 hidden units.
+    """The CIFAR-10 classifier: the features, global average pooling, and two linear layers with 512 hidden units.
 
-    This is the variant of VGG-16 that has the paper's 15 M parameters and 313 M multiply-adds at 32 px; the one
-    with 512 -> 10 alone falls short of all the paper's ghost networks by 0.26 M.
+    This variant of VGG-16 has the paper's 15 M parameters and 313 M multiply-adds at 32 px. With a single linear layer,
+    512 -> 10, every ghost network has 0.26 M parameters fewer than in the paper.
 
-    forward: [N, 3, 32, 32] float32, normalised (any size will do) -> logits [N, num_classes].
+    forward: [N, 3, 32, 32] float32, normalized (other sizes work as well) -> logits [N, num_classes].
     """
 
     def __init__(self, num_classes: int = 10, ratio: int = 2, kernel_size: int = 3, dropout: float = 0.5) -> None:

@@ -1,4 +1,4 @@
-"""`ghostify`: replace the convolutions of any network by ghost modules, in place (arXiv 1911.11907, section 3.1)."""
+"""`ghostify`: replaces the convolutions of any network with ghost modules, in place (arXiv 1911.11907, section 3.1)."""
 
 import math
 import os
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from backbones.cost import Cost, measure_cost
-from backbones.file_limits import Unreadable
+from backbones.file_limits import UnreadableFile
 from backbones.ghost import GhostModule
 from backbones.ghost_conv import GhostConv2d, check_arguments
-from backbones.hooks import evaluation
+from backbones.hooks import eval_mode
 from backbones.torch_files import read_torch_file
 
 PREDICTIONS = ("*cls_logits", "*bbox_reg", "*bbox_pred", "*bbox_ctrness")
-"""The last layers of torchvision's detectors. Their outputs are answers, not feature maps: logits of different
-classes are no filtered images of each other, and there is no batch norm behind them to put a scale right."""
+"""The prediction layers of torchvision's detectors. Their outputs are not feature maps: filters cannot predict the
+logits of one class from those of another, and no batch norm follows that could correct the scale."""
 
 
 @dataclass
 class LayerReport:
-    """What happened to one convolution.
+    """The result for one convolution.
 
     Attributes:
-        reason: why it was left as it is; "" where it was replaced.
-        before, after: its cost; None where no example input was given.
+        reason: why it was kept; "" if it was replaced.
+        before, after: its cost; None without an example input.
         error: of a fitted layer, on the calibration inputs: squared error divided by variance, over all channels
-            (primary ones have no error); None where the weights are random.
+            (primary channels have no error); None if the weights are random.
     """
 
     name: str
@@ -47,12 +47,12 @@ class LayerReport:
 
 @dataclass
 class GhostReport:
-    """What `ghostify` did. `str()` gives a table.
+    """The result of `ghostify`. `str()` returns a table.
 
     Attributes:
         layers: every convolution of the network, in the order of registration.
-        before, after: cost of the whole network; None where no example input was given.
-        recipe: arguments for `ghostify` that do exactly the same to a network of the same build; plain values.
+        before, after: cost of the whole network; None without an example input.
+        recipe: arguments of `ghostify` that replace the same layers in a network of the same structure.
     """
 
     layers: list[LayerReport]
@@ -80,13 +80,15 @@ class GhostReport:
             if layer.reason:
                 rows.append(f"{head}kept: {layer.reason}")
                 continue
-            row = head + _change(layer.parameters_before, layer.parameters_after)
+            row = head + _format_change(layer.parameters_before, layer.parameters_after)
             if layer.before and layer.after:
-                row += " " + _change(layer.before.macs, layer.after.macs)
+                row += " " + _format_change(layer.before.macs, layer.after.macs)
             rows.append(row if layer.error is None else f"{row}   fit error {layer.error:.3f}")
-        row = f"{'whole network':<{width}}  {total:<{shapes}} " + _change(self.parameters_before, self.parameters_after)
+        row = f"{'whole network':<{width}}  {total:<{shapes}} " + _format_change(
+            self.parameters_before, self.parameters_after
+        )
         if self.before and self.after:
-            row += " " + _change(self.before.macs, self.after.macs)
+            row += " " + _format_change(self.before.macs, self.after.macs)
         return "\n".join([*rows, row])
 
 
@@ -102,35 +104,35 @@ def ghostify(
     example: Any = None,
     calibration: Iterable[Any] | None = None,
 ) -> GhostReport:
-    """Replace convolutions of `model` by `GhostConv2d`, in place, with the same input and output shapes.
+    """Replace convolutions of `model` with `GhostConv2d`, in place, with the same input and output shapes.
 
-    A convolution is replaced where its name matches and it is a plain `nn.Conv2d` (no subclass) of one group, wide
-    enough, not the network's first, and dearer than a depthwise filter. Kept are also: convolutions with hooks
-    or parametrisations (weight norm, pruning), with a weight that another module uses too, behind a global pooling
-    (squeeze-and-excite gates), and those of ghost modules, so that calling it twice changes nothing more. A
-    module registered under several names is replaced under all of them. Device, dtype, `requires_grad` and training
-    mode are kept.
+    A convolution is replaced if its name matches and it is a plain `nn.Conv2d` (not a subclass) with one group and
+    enough channels, not the first of the network, and more expensive than a depthwise filter. Also kept are
+    convolutions with hooks or parametrizations (weight norm, pruning), with a weight that another module shares, behind
+    a global pooling (squeeze-and-excite gates), and inside ghost modules, so a second call changes nothing. A module
+    registered under several names is replaced under all of them. Device, dtype, `requires_grad` and training mode are
+    preserved.
 
     Args:
         ratio: s in the paper, at least 2.
         kernel_size: d in the paper, odd: of the cheap depthwise filters.
-        include, exclude: patterns of names in `model.named_modules()`, where `*` stands for anything, dots too:
+        include, exclude: patterns of names in `model.named_modules()`, where `*` matches anything including dots:
             "layer3.*", "*.conv2". By default the prediction layers of torchvision's detectors are excluded.
         min_channels: convolutions with fewer output channels are kept.
-        skip_first: keep the first convolution (in the order of registration), which sees the image.
-        example: an input of the model, or a tuple of its arguments, for multiply-adds in the report. The model runs in
-            evaluation mode and is left as it was.
-        calibration: inputs like `example`, a few batches of what the network is for, normalised as it expects. With
-            them, the weights are fitted to the original's (see `backbones.ghostify_init`); without, they are
-            random: the primary ones with the standard deviation of the original's, the cheap ones such that the
-            maps keep their variance. Biases are kept.
+        skip_first: keep the first convolution (in the order of registration), whose input is the image.
+        example: an input of the model, or a tuple of its arguments, to count multiply-adds for the report. The model
+            runs in evaluation mode; its state does not change.
+        calibration: inputs like `example`: a few batches of the network's own data, normalized as it expects. With
+            them, the weights are fitted to the original's (see `backbones.ghostify_init`). Without them they are
+            random: primary weights have the standard deviation of the original weights, cheap weights preserve the
+            variance of the maps. Biases are kept.
 
     Returns:
-        What was replaced and what was kept, why, and costs before and after.
+        The replaced and the kept layers with reasons, and the costs before and after.
 
     Raises:
-        ValueError: bad ratio or kernel size, a pattern that matches no convolution, the model itself is a
-            convolution (nothing can be replaced in place), no calibration inputs, or a layer that they do not reach.
+        ValueError: bad ratio or kernel size, a pattern that matches no convolution, the model itself is a convolution
+            (it cannot be replaced in place), no calibration inputs, or a layer that they do not reach.
     """
     check_arguments(ratio, kernel_size)
     if isinstance(model, nn.Conv2d):
@@ -142,15 +144,15 @@ def ghostify(
         raise ValueError(f"{type(model).__name__} has no convolutions")
     for pattern in (*include, *exclude):
         if pattern not in PREDICTIONS and not any(fnmatchcase(name, pattern) for name in convolutions):
-            raise ValueError(f"no convolution's name matches {pattern!r}; the first are {_some(convolutions)}")
+            raise ValueError(f"no convolution's name matches {pattern!r}; the first are {_first_names(convolutions)}")
 
     arguments = example if isinstance(example, tuple) else (example,)
     costs = None
     if example is not None:
-        with evaluation(model):
+        with eval_mode(model):
             costs = measure_cost(model, *arguments)
 
-    reasons = _reasons(model, convolutions, kernel_size)
+    reasons = _reasons_to_keep(model, convolutions, kernel_size)
     for index, (name, convolution) in enumerate(convolutions.items()):
         if not any(fnmatchcase(name, pattern) for pattern in include):
             reasons[name] = "not included"
@@ -164,15 +166,15 @@ def ghostify(
         [
             LayerReport(
                 name,
-                describe(convolution),
+                describe_conv(convolution),
                 reasons.get(name, ""),
-                parameters_before=_count(convolution),
-                parameters_after=_count(convolution),
+                parameters_before=_count_parameters(convolution),
+                parameters_after=_count_parameters(convolution),
             )
             for name, convolution in convolutions.items()
         ],
-        _count(model),
-        _count(model),
+        _count_parameters(model),
+        _count_parameters(model),
     )
     chosen = {name: m for name, m in convolutions.items() if name not in reasons and isinstance(m, nn.Conv2d)}
     report.recipe = {
@@ -184,9 +186,9 @@ def ghostify(
         "skip_first": False,
     }
     _replace_all(model, chosen, report, calibration)
-    report.parameters_after = _count(model)
+    report.parameters_after = _count_parameters(model)
     if costs is not None:
-        with evaluation(model):
+        with eval_mode(model):
             costs_after = measure_cost(model, *arguments)
         report.before, report.after = costs[""], costs_after[""]
         for layer in report.layers:
@@ -195,17 +197,17 @@ def ghostify(
 
 
 def load_ghosted(model: nn.Module, path: str | os.PathLike[str]) -> GhostReport:
-    """Ghost a plain network in the places that a file of tools/ghostify.py tells of, and load its weights.
+    """Apply the recipe in a file of tools/ghostify.py to a plain network and load the weights.
 
     Raises:
-        ValueError: not such a file, or one of another network. (The model may then have been ghosted already.)
+        ValueError: the file is of another kind or of another network. (The model may have been changed already.)
     """
     try:
         content = read_torch_file(Path(path))
-    except (OSError, Unreadable) as error:
+    except (OSError, UnreadableFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not {"ghostify", "state_dict"} <= set(content):
-        raise ValueError(f"{path} was not written by tools/ghostify.py: it has no recipe of what was replaced")
+        raise ValueError(f"{path} was not written by tools/ghostify.py: it has no recipe")
     try:
         report = ghostify(model, **content["ghostify"])
         model.load_state_dict(content["state_dict"])
@@ -219,40 +221,40 @@ def _replace_all(
 ) -> None:
     maps: dict[str, list[Tensor]] = {}
     if calibration is not None and chosen:
-        # Imported here: SciPy, which takes a moment to import, is needed for a fit alone.
-        from backbones.ghostify_init import fit, record
+        # A late import, because only the fit needs SciPy, which is slow to import.
+        from backbones.ghostify_init import fit_ghost_weights, record_outputs
 
-        with evaluation(model):
-            maps = record(model, chosen, calibration)
+        with eval_mode(model):
+            maps = record_outputs(model, chosen, calibration)
     ratio, kernel_size = report.recipe["ratio"], report.recipe["kernel_size"]
     for layer in report.replaced:
         convolution = chosen[layer.name]
-        ghost = _ghost_like(convolution, ratio, kernel_size)
+        ghost = _make_ghost_conv(convolution, ratio, kernel_size)
         if maps:
-            layer.error = fit(ghost, convolution, maps.pop(layer.name))
+            layer.error = fit_ghost_weights(ghost, convolution, maps.pop(layer.name))
         else:
             _initialize(ghost, convolution)
-        layer.parameters_after = _count(ghost)
+        layer.parameters_after = _count_parameters(ghost)
         for parent in list(model.modules()):
             for name, child in list(parent._modules.items()):
                 if child is convolution:
                     setattr(parent, name, ghost)
 
 
-def describe(convolution: nn.modules.conv._ConvNd) -> str:
-    """Like "64 → 128, 3x3 /2"."""
+def describe_conv(convolution: nn.modules.conv._ConvNd) -> str:
+    """A short description, like "64 → 128, 3x3 /2"."""
     kernel = "x".join(str(side) for side in convolution.kernel_size)
     stride = f" /{convolution.stride[0]}" if max(convolution.stride) > 1 else ""
     groups = f", {convolution.groups} groups" if convolution.groups > 1 else ""
     return f"{convolution.in_channels} → {convolution.out_channels}, {kernel}{stride}{groups}"
 
 
-def _reasons(
+def _reasons_to_keep(
     model: nn.Module,
     convolutions: dict[str, nn.modules.conv._ConvNd],
     kernel_size: int,
 ) -> dict[str, str]:
-    """name -> why this convolution cannot or should not become a ghost module, whatever the user's patterns say."""
+    """name -> why this convolution cannot or should not become a ghost module, whether or not the patterns match it."""
     users: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -285,9 +287,10 @@ def _reasons(
 
 
 def _behind_global_pooling(model: nn.Module, name: str) -> bool:
-    """Whether its maps are 1x1 whatever the image: squeeze-and-excite gates, and pooled branches in a sequence.
+    """Whether its maps are 1x1 for any image: squeeze-and-excite gates, and pooled branches in a sequence.
 
-    Told by structure, not by a run: on a small image, a network's last maps would be 1x1 as well.
+    This looks at the structure. A forward pass would not do, because on a small image the last maps of a network are
+    1x1 as well.
     """
     parts = name.split(".")
     for end in range(len(parts)):
@@ -301,8 +304,8 @@ def _behind_global_pooling(model: nn.Module, name: str) -> bool:
     return False
 
 
-def _ghost_like(convolution: nn.Conv2d, ratio: int, kernel_size: int) -> GhostConv2d:
-    """A ghost module of the convolution's shape, place and state, with weights yet to be set."""
+def _make_ghost_conv(convolution: nn.Conv2d, ratio: int, kernel_size: int) -> GhostConv2d:
+    """A ghost module with the shape, device, dtype and training state of the convolution; its weights are not set."""
     ghost = GhostConv2d(
         convolution.in_channels,
         convolution.out_channels,
@@ -329,7 +332,7 @@ def _ghost_like(convolution: nn.Conv2d, ratio: int, kernel_size: int) -> GhostCo
 def _initialize(ghost: GhostConv2d, convolution: nn.Conv2d) -> None:
     if convolution.weight.is_meta:
         return
-    # The host's own initialisation is kept by its spread: a detection head's small one, a backbone's He.
+    # Keep the scale of the original initialization: small in a detection head, He in a backbone.
     nn.init.normal_(ghost.primary.weight, std=convolution.weight.float().std(correction=0).item())
     nn.init.normal_(ghost.cheap.weight, std=1 / ghost.cheap.kernel_size[0])
     if convolution.bias is not None and ghost.primary.bias is not None and ghost.cheap.bias is not None:
@@ -338,20 +341,20 @@ def _initialize(ghost: GhostConv2d, convolution: nn.Conv2d) -> None:
         ghost.cheap.bias.zero_()[: len(convolution.bias) - count] = convolution.bias[count:]
 
 
-def _count(module: nn.Module) -> int:
+def _count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if not is_lazy(p))
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _change(before: int, after: int) -> str:
-    return f"{_short(before):>9} → {_short(after):>7} {after / before - 1 if before else 0:>+4.0%}"
+def _format_change(before: int, after: int) -> str:
+    return f"{_format_count(before):>9} → {_format_count(after):>7} {after / before - 1 if before else 0:>+4.0%}"
 
 
-def _short(number: int) -> str:
+def _format_count(number: int) -> str:
     for factor, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= factor:
             return f"{number / factor:.2f} {unit}"

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Backbone, initialize
-from backbones.ghost import ConvBnAct, GhostBottleneck, make_divisible, start_blocks_as_identity
+from backbones.base import Backbone, init_weights
+from backbones.ghost import ConvBnAct, GhostBottleneck, make_divisible, zero_init_residual
 
-# One entry a block: depthwise kernel, expansion, output channels, squeeze-and-excite ratio, stride.
-# One line a stage, `blocks.0` to `blocks.8` of the published release (table 1 of the paper).
+# One entry for each block: depthwise kernel, expansion, output channels, squeeze-and-excite ratio, stride.
+# One line for each stage, `blocks.0` to `blocks.8` of the published release (table 1 of the paper).
 STAGES = (
     ((3, 16, 16, 0, 1),),
     ((3, 48, 24, 0, 2),),
@@ -28,9 +28,9 @@ STAGES = (
     ((5, 672, 160, 0.25, 2),),
     ((5, 960, 160, 0, 1), (5, 960, 160, 0.25, 1), (5, 960, 160, 0, 1), (5, 960, 160, 0.25, 1)),
 )
-# The last block of each stride, which the paper's detectors use. Tapping the first one of a stride, as
-# timm's features_only does, throws away the 112-channel layers and four of the five last blocks.
-TAPS = {"c1": 0, "c2": 2, "c3": 4, "c4": 6, "c5": 8}
+# The last block of each stride, as in the paper's detectors. timm's features_only takes the first block of a stride,
+# which drops the 112-channel layers and four of the five last blocks.
+LAST_BLOCKS = {"c1": 0, "c2": 2, "c3": 4, "c4": 6, "c5": 8}
 
 
 class GhostNetFeatures(Backbone):
@@ -69,14 +69,14 @@ class GhostNetFeatures(Backbone):
                 channels = out_channels
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
-        initialize(self)
-        start_blocks_as_identity(self)
-        self.measure(out_levels)
+        init_weights(self)
+        zero_init_residual(self)
+        self.set_out_levels(out_levels)
 
     def stage_modules(self) -> Iterator[tuple[str, list[nn.Module]]]:
         modules: list[nn.Module] = [self.conv_stem, self.bn1, self.act1]
         start = 0
-        for level, end in TAPS.items():
+        for level, end in LAST_BLOCKS.items():
             yield level, modules + list(self.blocks[start : end + 1])
             modules, start = [], end + 1
 
@@ -84,7 +84,7 @@ class GhostNetFeatures(Backbone):
 class GhostNet(GhostNetFeatures):
     """The ImageNet classifier; strict-loads the published checkpoint (512 keys).
 
-    forward: [N, 3, H, W] float32, normalised with ImageNet's mean and std -> logits [N, num_classes].
+    forward: [N, 3, H, W] float32, normalized with ImageNet's mean and std -> logits [N, num_classes].
     """
 
     def __init__(self, width: float = 1.0, num_classes: int = 1000, dropout: float = 0.2) -> None:
@@ -94,8 +94,8 @@ class GhostNet(GhostNetFeatures):
         self.conv_head = nn.Conv2d(last, 1280, 1)
         self.classifier = nn.Linear(1280, num_classes)
         self.dropout = dropout
-        initialize(self)
-        start_blocks_as_identity(self)
+        init_weights(self)
+        zero_init_residual(self)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         x = self.blocks[9](self.extract(images)["c5"])

@@ -1,4 +1,4 @@
-"""GhostNetV2 (arXiv 2211.12905): GhostNet whose expansions are gated by attention along rows and columns."""
+"""GhostNetV2 (arXiv 2211.12905): GhostNet with DFC attention along rows and columns in its expansions."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import initialize
+from backbones.base import init_weights
 from backbones.ghost import GhostBottleneck, GhostModule
 from backbones.ghostnet import GhostNet, GhostNetFeatures
 
-# The first two bottlenecks have none, as in the published networks.
+# The first two bottlenecks have no attention, as in the published networks.
 FIRST_WITH_ATTENTION = 2
 
 
 class AttentiveGhostModule(GhostModule):
     """A ghost module times DFC attention ("decoupled fully connected", section 3.2 of the paper).
 
-    The gate sees the map at half its size, along its rows and then its columns, which a 1x1 convolution and 3x3
-    depthwise filters do not. [N, in_channels, H, W] -> [N, out_channels, H, W]; H and W are at least 2.
+    The gate is computed at half the size with filters along rows and then columns, so it has a larger receptive field
+    than the ghost module. [N, in_channels, H, W] -> [N, out_channels, H, W]; H and W are at least 2.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -51,7 +51,7 @@ class GhostNetV2Features(GhostNetFeatures):
 class GhostNetV2(GhostNet):
     """The ImageNet classifier; strict-loads the published checkpoints (widths 1.0, 1.3, 1.6) through `load_weights`.
 
-    forward: [N, 3, H, W] float32, normalised with ImageNet's mean and std, H and W above 32 -> logits
+    forward: [N, 3, H, W] float32, normalized with ImageNet's mean and std, H and W above 32 -> logits
     [N, num_classes].
     """
 
@@ -61,10 +61,10 @@ class GhostNetV2(GhostNet):
 
 
 def _add_attention(network: GhostNetFeatures) -> None:
-    """What version 2 changes in version 1, and all that it changes."""
+    """Add the attention, which is the only difference between versions 1 and 2."""
     bottlenecks = [module for module in network.blocks.modules() if isinstance(module, GhostBottleneck)]
     for bottleneck in bottlenecks[FIRST_WITH_ATTENTION:]:
         plain = bottleneck.ghost1
         first: nn.Conv2d = plain.primary_conv[0]  # type: ignore[assignment]
         bottleneck.ghost1 = AttentiveGhostModule(first.in_channels, plain.out_channels)
-        initialize(bottleneck.ghost1)
+        init_weights(bottleneck.ghost1)

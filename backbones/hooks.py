@@ -1,4 +1,4 @@
-"""Looking at a network at work without leaving a trace."""
+"""Context managers for evaluation mode and forward hooks; both restore the network afterwards."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ from torch import nn
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back (frozen layers differ from the rest)."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients. Restores the mode of each module, as frozen layers differ from the rest."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -22,12 +22,14 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def watched(modules: Mapping[str, nn.Module], see: Callable[[str, tuple, Any], None]) -> Iterator[None]:
-    """Call see(name, arguments, output) whenever one of the modules has run. Copy what is kept: the layer that follows
-    may work in place."""
+def forward_hooks(modules: Mapping[str, nn.Module], callback: Callable[[str, tuple, Any], None]) -> Iterator[None]:
+    """Call `callback(name, arguments, output)` after each forward pass of one of the modules.
+
+    A callback that stores an output must copy it, because the next layer may work in place.
+    """
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda module, arguments, output: see(name, arguments, output)
+        return lambda module, arguments, output: callback(name, arguments, output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:

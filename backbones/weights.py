@@ -1,7 +1,7 @@
-"""Finding, reading and loading weights, with a report: nothing is lost in silence (`strict=False` never is).
+"""Finds, reads and loads weights, and reports every tensor that was not loaded.
 
-Users of other toolkits lost their ImageNet weights without a word, because a state dict of another layout
-or width was loaded with `strict=False`. Here each load counts what matched and refuses what does not fit.
+`strict=False` is never used: with it, a state dict of another layout or width leaves the network random without a
+warning. Here each load counts the matching tensors and raises an error for those that do not fit.
 """
 
 import logging
@@ -15,32 +15,32 @@ import torchvision
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from backbones.file_limits import LARGEST_DIRECTORY, Unreadable, check_size
+from backbones.file_limits import MAX_ZIP_DIRECTORY, UnreadableFile, check_size
 from backbones.torch_files import read_torch_file
-from backbones.weight_layouts import framework_of, to_published, width_of
+from backbones.weight_layouts import convert_to_published, detect_layout, ghostnet_width
 from backbones.weight_readers import is_mindspore, read_mindspore, read_pdparams
 
 log = logging.getLogger("backbones")
 
-# Published behind weights=timm, by (name, width); timm/<name> is there under its own name. The hub has no other width
-# of GhostNet v1.
+# (name, width) -> timm's name of the weights for weights=timm; timm/<name> uses its own name. The hub has GhostNet v1
+# only at width 1.0.
 TIMM_NAMES = {
     ("ghostnet", 1.0): "ghostnet_100.in1k",
     ("ghostnetv2", 1.0): "ghostnetv2_100.in1k",
     ("ghostnetv2", 1.3): "ghostnetv2_130.in1k",
     ("ghostnetv2", 1.6): "ghostnetv2_160.in1k",
 }
-# Left in published checkpoints (GhostNetV2's, for one) by the profiler thop.
-JUNK = ("total_ops", "total_params")
+# Keys that the profiler thop left in published checkpoints, for example GhostNetV2's.
+PROFILER_KEYS = ("total_ops", "total_params")
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had or do not fit; the message says what to do."""
+    """Weights are not available or do not fit; the message says what to do."""
 
 
 @dataclass
 class LoadReport:
-    """What a load did, by state-dict key."""
+    """The state-dict keys of a load, by result."""
 
     source: str
     matched: list[str] = field(default_factory=list)
@@ -60,16 +60,16 @@ class LoadReport:
 
 
 def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tuple[dict[str, Tensor], str]:
-    """Return (state dict on the CPU, a name for its source).
+    """Return (state dict on the CPU, name of its source).
 
     Args:
         weights: "timm", "torchvision", or the path of a `.safetensors` or PyTorch file, of PaddleClas's `.pdparams` or
-            MindCV's `.ckpt`. No code in it is run, whatever the format. The layouts of PaddleClas and MindCV, known by
-            their keys, are converted to the published one, see `backbones.weight_layouts`.
-        name, width: the backbone that it is for, to find the hub's file.
+            MindCV's `.ckpt`. No code in the file is run. The layouts of PaddleClas and MindCV are recognized by their
+            keys and converted to the published one, see `backbones.weight_layouts`.
+        name, width: of the backbone, to find the file on the hub.
 
     Raises:
-        WeightsError: absent, unreadable, not a state dict, or not published.
+        WeightsError: the weights are missing, unreadable, not a state dict, or not published.
     """
     if str(weights) == "timm":
         return _read_timm(name, width)
@@ -77,7 +77,7 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
         return _read_torchvision(name, width)
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist, or is no file")
+        raise WeightsError(f"weights file {path} does not exist or is not a file")
     content: object
     framework = None
     try:
@@ -89,25 +89,25 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
             framework, content = "MindSpore", read_mindspore(path)
         else:
             content = read_torch_file(path)
-    except (OSError, Unreadable) as error:
+    except (OSError, UnreadableFile) as error:
         raise WeightsError(f"weights file {path} cannot be read: {error}") from error
     state_dict = _state_dict_of(content, path)
-    layout = framework_of(state_dict)
+    layout = detect_layout(state_dict)
     if framework is not None and layout is None:
         raise WeightsError(
-            f"weights file {path} is of {framework}, but not of a GhostNet of PaddleClas or MindCV, which alone are "
-            f"converted (it has {_first(state_dict)})"
+            f"weights file {path} of {framework} cannot be converted: expected: a GhostNet of PaddleClas or MindCV, "
+            f"got keys {_first_keys(state_dict)}"
         )
     if layout is None:
         return state_dict, str(path)
     try:
-        return to_published(state_dict), f"{path} ({layout}'s layout, converted)"
+        return convert_to_published(state_dict), f"{path} ({layout}'s layout, converted)"
     except ValueError as error:
         raise WeightsError(f"weights file {path} cannot be converted: {error}") from error
 
 
 def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
-    """Unwrap {"state_dict": …} and {"model": …}, drop `module.` (DataParallel) and what is no tensor."""
+    """Unwrap {"state_dict": …} and {"model": …}; remove the prefix `module.` (DataParallel) and all but tensors."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -126,12 +126,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     size = check_size(path)
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if header > min(size, LARGEST_DIRECTORY):
-        raise Unreadable("it is no safetensors file, or a truncated one")
+    if header > min(size, MAX_ZIP_DIRECTORY):
+        raise UnreadableFile("it is no safetensors file, or a truncated one")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise Unreadable(f"it is no safetensors file, or a damaged one ({error})") from error
+        raise UnreadableFile(f"it is no safetensors file, or a damaged one ({error})") from error
 
 
 def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
@@ -139,8 +139,8 @@ def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
     if hub_id is None:
         published = ", ".join(f"{known} at width {at:.1f}" for known, at in TIMM_NAMES)
         raise WeightsError(
-            f"there are no ImageNet weights for {name} at width {width:g} behind weights=timm "
-            f"(published there: {published}, and timm/<name>); give a file, or weights=null to train from scratch"
+            f"weights=timm has no ImageNet weights for {name} at width {width:g} (published: {published}, and "
+            "timm/<name>); give a file, or weights=null to train from scratch"
         )
     try:
         import timm
@@ -148,7 +148,7 @@ def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
         raise WeightsError("weights=timm needs the package timm: pip install -e '.[timm]'") from error
     try:
         model = timm.create_model(hub_id, pretrained=True)
-    except Exception as error:  # the hub's client raises a dozen kinds; each means "could not be had"
+    except Exception as error:  # the hub's client raises many kinds of errors
         raise WeightsError(
             f"{hub_id} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}. "
             "Without a network, download the file elsewhere and give its path as model.backbone.weights"
@@ -159,8 +159,8 @@ def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:
 def _read_torchvision(name: str, width: float) -> tuple[dict[str, Tensor], str]:
     if name not in torchvision.models.list_models(module=torchvision.models) or width != 1:
         raise WeightsError(
-            f"there are no ImageNet weights for {name} at width {width:g} behind weights=torchvision, which has those "
-            "of torchvision's own networks (resnet50, mobilenet_v3_large, …) at width 1 alone"
+            f"weights=torchvision has no ImageNet weights for {name} at width {width:g}, only for torchvision's own "
+            "networks (resnet50, mobilenet_v3_large, …) at width 1"
         )
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
@@ -173,22 +173,22 @@ def _read_torchvision(name: str, width: float) -> tuple[dict[str, Tensor], str]:
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "state dict") -> LoadReport:
-    """Load all of `model` from `state_dict`, log and return the report.
+    """Load every tensor of `model` from `state_dict`; log and return the report.
 
-    Tensors of a classifier that the model does not have (a backbone's `classifier_prefixes`) are left over in order.
-    A backbone may know how to rename those of another published layout (`convert_keys`). What is no part of the network
-    (an optimizer's state, say) is reported as unexpected. Everything else must fit:
+    Tensors of a classifier that a backbone does not have (`classifier_prefixes`) are allowed. A backbone may convert
+    the keys of another published layout (`convert_keys`). Tensors of no part of the network (the state of an optimizer,
+    for example) are reported as unexpected. Everything else must fit.
 
     Raises:
-        WeightsError: an older, incompatible release; another width (shapes differ); nothing matches; some
-            tensors of the model are missing, or the file has more of one of its parts (layer1.2 where it ends at
-            layer1.1); a tensor holds numbers that are not finite. The model is then untouched.
+        WeightsError: an older, incompatible release; another width (shapes differ); nothing matches; tensors of the
+            model are missing; the file has more layers in a part of the network (layer1.2 if it ends at layer1.1); or a
+            tensor has numbers that are not finite. The model is not changed then.
     """
     own = model.state_dict()
     prefixes: tuple[str, ...] = ()
     if isinstance(model, Backbone):
         state_dict, prefixes = model.convert_keys(state_dict), model.classifier_prefixes
-    state_dict = {key: value for key, value in state_dict.items() if not key.endswith(JUNK)}
+    state_dict = {key: value for key, value in state_dict.items() if not key.endswith(PROFILER_KEYS)}
     report = LoadReport(source)
     usable: dict[str, Tensor] = {}
     for key, value in state_dict.items():
@@ -199,25 +199,25 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         else:
             report.matched.append(key)
             usable[key] = value
-    # Batch norm's step counter came with PyTorch 0.4.1; it plays no part in what the network computes.
+    # The step counter of batch norms was added in PyTorch 0.4.1 and does not affect the outputs.
     report.missing = [k for k in own if k not in state_dict and not k.endswith("num_batches_tracked")]
     log.info("%s", report)
 
     if any(k.startswith("features.") and ".conv." in k and ".primary_conv." in k for k in report.unexpected):
         raise WeightsError(
             f"{report}. These keys (features.N.conv.…) are of the older ghostnet.pytorch release, which is a "
-            "different network (other channel rounding, other gates, depthwise layers at stride 1): use "
+            "different network (other channel rounding, other gates, depthwise layers at stride 1); use "
             "state_dict_73.98.pth or timm's ghostnet_100.in1k"
         )
     if not report.matched and not report.mismatched:
         expected = next(iter(own))
         raise WeightsError(
-            f"{report}. Nothing matches: the file is of another network (it has {_first(state_dict)}, "
+            f"{report}. Nothing matches: the file is of another network (it has {_first_keys(state_dict)}, "
             f"expected {expected}, …)"
         )
     if report.mismatched:
         key = report.mismatched[0]
-        found, expected_width = width_of(state_dict), width_of(own)
+        found, expected_width = ghostnet_width(state_dict), ghostnet_width(own)
         advice = "set model.backbone.width to the file's width"
         if found is not None and expected_width is not None and found != expected_width:
             advice = f"the file's width is {found:g}: set model.backbone.width={found:g}"
@@ -227,31 +227,31 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         )
     if report.missing:
         raise WeightsError(
-            f"{report}. The file lacks parts of the network ({', '.join(report.missing[:3])}, …): "
-            "they would silently stay random"
+            f"{report}. The file lacks tensors of the network ({', '.join(report.missing[:3])}, …), which would stay "
+            "random"
         )
     parts = {key.partition(".")[0] for key in own}
-    strange = [key for key in report.unexpected if key.partition(".")[0] in parts]
-    if strange:
+    surplus = [key for key in report.unexpected if key.partition(".")[0] in parts]
+    if surplus:
         raise WeightsError(
-            f"{report}. The file has tensors that this network has no place for ({', '.join(strange[:3])}, …): "
-            "it is of another one, a deeper variant perhaps"
+            f"{report}. The file has tensors that this network does not have ({', '.join(surplus[:3])}, …): it is of "
+            "another network, perhaps a deeper variant"
         )
-    if bad := first_not_finite(usable):
+    if bad := first_non_finite(usable):
         raise WeightsError(f"weights {source}: {bad} has numbers that are not finite (NaN or infinite)")
     model.load_state_dict({**own, **usable})
     return report
 
 
-def first_not_finite(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or an infinite number; None where all are finite."""
+def first_non_finite(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with NaN or an infinite number; None if all are finite."""
     numbers = {name: value for name, value in state_dict.items() if value.is_floating_point()}
-    # A sum takes one pass; of finite numbers it may be infinite, too.
+    # A sum takes one pass. The sum of finite numbers may be infinite as well, so the tensors are checked below.
     sums = [value.sum(dtype=torch.float32) for value in numbers.values()]
     if not sums or bool(torch.stack(sums).isfinite().all()):
         return None
     return next((name for name, value in numbers.items() if not bool(value.isfinite().all())), None)
 
 
-def _first(state_dict: Mapping[str, Tensor]) -> str:
+def _first_keys(state_dict: Mapping[str, Tensor]) -> str:
     return ", ".join(list(state_dict)[:2]) + ", …"

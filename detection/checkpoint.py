@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.file_limits import Unreadable
+from backbones.file_limits import UnreadableFile
 from backbones.torch_files import read_torch_file
-from backbones.weights import first_not_finite
+from backbones.weights import first_non_finite
 from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
@@ -114,7 +114,7 @@ def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
     open_regular_file(path, "checkpoint").close()
     try:
         content = read_torch_file(path)
-    except (OSError, Unreadable) as error:
+    except (OSError, UnreadableFile) as error:
         previous, best = path.with_name("previous.pt"), path.with_name("best.pt")
         hint = f"; {best} is there too" if best != path and best.exists() else ""
         if path.name == "last.pt" and previous.exists():
@@ -167,7 +167,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: str | 
             f"{path} is of another model: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
             f"{len(mismatched)} of another shape (first: {first}); use the config that it was trained with"
         )
-    if bad := first_not_finite(state):
+    if bad := first_non_finite(state):
         raise UserError(
             f"{path} is of no use: its tensor {bad} has numbers that are not finite (NaN or infinite), as after a "
             "training that diverged; take an earlier checkpoint"

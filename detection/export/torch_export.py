@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones.hooks import watched
+from backbones.hooks import forward_hooks
 from detection.core.errors import UserError
 from detection.core.outputs import write_output
 from detection.export.spec import ExportSpec
@@ -124,7 +124,7 @@ def fold_batch_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Modu
         elif last and arguments[0] is last[0][1]:
             pairs.append((last[0][0], name))
 
-    with torch.no_grad(), watched(names, see):
+    with torch.no_grad(), forward_hooks(names, see):
         expected = plain(*example)
     folded = copy.deepcopy(plain)
     for conv, norm in pairs:

@@ -10,7 +10,7 @@ import torch
 
 from backbones import build_backbone
 from backbones.classifier import normalize
-from backbones.redundancy import Redundancy, default_layer, find_pairs, layer_maps, list_layers
+from backbones.redundancy import Redundancy, default_layer, find_pairs, list_layers, record_feature_maps
 from backbones.redundancy_plot import draw_pairs
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, write_output
@@ -58,7 +58,7 @@ def explore(
         layer = layer or default_layer(backbone, inputs[0])
         stem = f"{network}_{layer}".replace("/", "_")
         check_outputs([out / f"{stem}{suffix}" for suffix in (".png", ".csv")], [*paths, weights], force=force)
-        maps = layer_maps(backbone, layer, inputs)
+        maps = record_feature_maps(backbone, layer, inputs)
         found = find_pairs(maps, kernel_sizes, ranked_by)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -30,7 +30,7 @@ class DepthwiseSeparable(nn.Sequential):
 class GhostBlock(nn.Module):
     """Two ghost modules, and the identity beside them. [N, C, H, W] -> the same.
 
-    Starts as the identity, like the blocks of the backbone (`backbones.ghost.start_blocks_as_identity`).
+    Starts as the identity, like the blocks of the backbone (`backbones.ghost.zero_init_residual`).
     """
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:

@@ -13,7 +13,7 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
 from backbones import GhostNet, LoadReport, WeightsError, load_weights, read_weights
-from backbones.weight_layouts import width_of
+from backbones.weight_layouts import ghostnet_width
 from detection.core.device import pick_device
 from detection.core.errors import UserError
 from detection.core.outputs import write_output
@@ -65,7 +65,7 @@ def convert(file: str | Path) -> Converted:
                 f"{path} is damaged: its sha256 begins with {sha256[:8]}, not with {claimed[1]} as its name says; "
                 "download it again"
             )
-        width, head = width_of(state_dict), state_dict.get("classifier.weight")
+        width, head = ghostnet_width(state_dict), state_dict.get("classifier.weight")
         if width is None or head is None or head.ndim != 2:
             keys = ", ".join(list(state_dict)[:3])
             raise UserError(f"{path} is not of a GhostNet classifier (it has {keys}, …)")

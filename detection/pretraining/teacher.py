@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from backbones import WeightsError, load_weights, read_weights
-from backbones.classifier import HEADS, build_classifier, normalize
-from backbones.file_limits import Unreadable
-from backbones.hooks import evaluation, watched
+from backbones.classifier import HEAD_PREFIXES, build_classifier, normalize
+from backbones.file_limits import UnreadableFile
+from backbones.hooks import eval_mode, forward_hooks
 from backbones.torch_files import read_torch_file
 from detection.checkpoint import is_classes
 from detection.core.errors import UserError
@@ -170,7 +170,7 @@ def _class_names(weights: str) -> tuple[str, ...] | None:
     """Of a checkpoint of this toolkit; files of others do not tell."""
     try:
         content = read_torch_file(Path(weights))
-    except (OSError, Unreadable):  # none, or of another format
+    except (OSError, UnreadableFile):  # none, or of another format
         return None
     if not isinstance(content, dict) or "format" not in content or not is_classes(content.get("classes")):
         return None
@@ -193,7 +193,7 @@ def find_taps(network: nn.Module) -> dict[str, FeatureTap]:
             channels[name] = output.shape[1]
 
     modules = {name: module for name, module in network.named_modules() if name}
-    with watched(modules, note), evaluation(network):
+    with forward_hooks(modules, note), eval_mode(network):
         network(torch.zeros(1, 3, size, size, device=next(network.parameters()).device))
 
     outputs: dict[str, set[int]] = {}
@@ -206,7 +206,7 @@ def find_taps(network: nn.Module) -> dict[str, FeatureTap]:
         if stride in LEVELS
         and len(outputs[name]) == 1
         and not any(name.startswith(block) and stride == before for block, before in leading_on)
-        and not f"{name}.".startswith(HEADS)
+        and not f"{name}.".startswith(HEAD_PREFIXES)
     }
     return {LEVELS[stride]: FeatureTap(last[stride], channels[last[stride]]) for stride in sorted(last)}
 
@@ -217,6 +217,6 @@ def logits_and_maps(
     """One forward pass of a classifier; what its tapped modules gave last is returned by level."""
     maps: dict[str, Tensor] = {}
     modules = {level: network.get_submodule(tap.module) for level, tap in taps.items()}
-    with watched(modules, lambda level, args, output: maps.update({level: output})):
+    with forward_hooks(modules, lambda level, args, output: maps.update({level: output})):
         logits = network(images)
     return logits, maps

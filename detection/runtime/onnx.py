@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbones.file_limits import Unreadable, read_whole
+from backbones.file_limits import UnreadableFile, read_bytes
 from backbones.weight_readers import protobuf_fields
 from detection.core.errors import UserError
 from detection.core.extras import require
@@ -28,7 +28,7 @@ def check_onnx(path: Path) -> None:
         UserError: it cannot be read, is too large, is no ONNX file, or has weights that are NaN.
     """
     try:
-        for graph in _parts(memoryview(read_whole(path)), 7):
+        for graph in _parts(memoryview(read_bytes(path)), 7):
             for initializer in _parts(graph, 5):
                 fields = dict(protobuf_fields(initializer))
                 kind, name, data = fields.get(2), fields.get(8), fields.get(9)
@@ -37,7 +37,7 @@ def check_onnx(path: Path) -> None:
                 if np.isnan(np.frombuffer(data, FLOATS[kind])).any():
                     called = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
                     raise non_finite_error(path, called)
-    except (OSError, Unreadable, ValueError) as error:
+    except (OSError, UnreadableFile, ValueError) as error:
         raise UserError(f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}") from error
 
 

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from backbones.file_limits import Unreadable, check_size
+from backbones.file_limits import UnreadableFile, check_size
 from detection.core.errors import UserError
 from detection.core.extras import require
 from detection.runtime.inference_fn import InferenceFn
@@ -46,7 +46,7 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple[Infer
         check_size(path)
         check_size(numbers)
         model = core.read_model(path, numbers)
-    except (RuntimeError, Unreadable) as error:
+    except (RuntimeError, UnreadableFile) as error:
         raise UserError(
             f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}"
         ) from error

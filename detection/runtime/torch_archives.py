@@ -13,8 +13,8 @@ import torch
 # Its operators (nms, roi_align) are what the files' graphs call by name.
 import torchvision  # noqa: F401
 
-from backbones.file_limits import Unreadable, check_size, zip_records
-from backbones.weights import first_not_finite
+from backbones.file_limits import UnreadableFile, check_size, read_zip_directory
+from backbones.weights import first_non_finite
 from detection.core.errors import UserError
 from detection.runtime.inference_fn import InferenceFn
 from detection.runtime.metadata import (
@@ -28,8 +28,8 @@ from detection.runtime.metadata import (
 
 log = logging.getLogger("detection")
 
-LARGEST_PROGRAM = 1 << 26
-"""Of the parts that are compressed, the code of TorchScript, in bytes."""
+MAX_PROGRAM_SIZE = 1 << 26
+"""Largest size of the compressed records (the code of TorchScript), in bytes."""
 
 
 def open_torchscript(path: Path, device: torch.device) -> tuple[InferenceFn, Metadata]:
@@ -76,19 +76,19 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
     """
     try:
         with path.open("rb") as file:
-            zip_records(file, check_size(path), largest_compressed=LARGEST_PROGRAM)
+            read_zip_directory(file, check_size(path), max_expanded=MAX_PROGRAM_SIZE)
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: {damaged} in it has a wrong checksum; export the checkpoint again")
             notes = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_KEY}")]
             text = archive.read(notes[0]).decode() if notes else None
-    except (zipfile.BadZipFile, zlib.error, OSError, Unreadable, UnicodeDecodeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, UnreadableFile, UnicodeDecodeError, EOFError) as error:
         raise UserError(_unreadable(path, kind, error)) from error
     return parse_metadata(text, path)
 
 
 def _check_weights(module: torch.nn.Module, path: Path) -> None:
-    if bad := first_not_finite(module.state_dict()):
+    if bad := first_non_finite(module.state_dict()):
         raise non_finite_error(path, bad, "NaN or infinite")
 
 

@@ -11,8 +11,8 @@ from conftest import run_seed
 from torch import nn
 
 from backbones import build_backbone
-from backbones.chain_features import ChainFeatures
 from backbones.features import torchvision_names
+from backbones.sequential_features import SequentialFeatures
 
 QUICK = [
     "ghostnet",
@@ -246,14 +246,14 @@ class Odd(nn.Module):
 
 
 def test_a_plain_forward_pass_is_followed():
-    backbone = ChainFeatures(Odd("none"), "odd").eval()
+    backbone = SequentialFeatures(Odd("none"), "odd").eval()
     assert list(backbone.state_dict()) == [k for k in Odd("none").state_dict() if not k.startswith("fc.")]
 
 
 @pytest.mark.parametrize("kind", ["in place between layers", "skips"])
 def test_a_network_that_is_no_chain_is_refused(kind):
     with pytest.raises(ValueError, match="odd cannot be a backbone"):
-        ChainFeatures(Odd(kind), "odd")
+        SequentialFeatures(Odd(kind), "odd")
 
 
 @pytest.mark.parametrize("name", ["ghostnetv2", "convnext_tiny", "timm/ghostnetv2_100"])

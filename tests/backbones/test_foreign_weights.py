@@ -18,8 +18,8 @@ from conftest import run_seed
 from foreign.twins import PaddleGhostNet, mindcv_entries, unsettle, write_mindspore, write_pdparams
 
 from backbones import GhostNet, WeightsError, build_backbone, load_weights, read_weights
-from backbones.weight_layouts import to_published, width_of
-from backbones.weight_readers import Unreadable, read_mindspore, read_pdparams
+from backbones.weight_layouts import convert_to_published, ghostnet_width
+from backbones.weight_readers import UnreadableFile, read_mindspore, read_pdparams
 
 SAMPLES = Path(__file__).parents[1] / "foreign" / "samples"
 NUMBERS = [[1.5, -2, 3], [4, 5, 6]]
@@ -48,7 +48,7 @@ def test_paddles_bfloat16_and_tensors_among_other_values():
 
 def test_paddle_itself_can_write_files_that_call_eval():
     """paddle.save of a DenseTensor calls builtins.eval on reading; nothing but NumPy's arrays is built here."""
-    with pytest.raises(Unreadable, match=r"asks for builtins\.eval.*nothing in it was run"):
+    with pytest.raises(UnreadableFile, match=r"asks for builtins\.eval.*nothing in it was run"):
         read_pdparams(SAMPLES / "eval.pdparams")
 
 
@@ -67,7 +67,7 @@ def test_mindspores_checksum(tmp_path):
     assert same(read_mindspore(SAMPLES / "checksum.ckpt")["weight"], NUMBERS)
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
-    with pytest.raises(Unreadable, match="checksum is wrong"):
+    with pytest.raises(UnreadableFile, match="checksum is wrong"):
         read_mindspore(damaged)
 
 
@@ -164,7 +164,7 @@ def test_padding_stays_silent_in_training():
     """Where PaddleClas squeezes to fewer channels, the added ones put out nothing, now and after a step."""
     arrays = {k: torch.from_numpy(v) for k, v in unsettle(PaddleGhostNet(1.0)).arrays().items()}
     network = GhostNet(1.0)
-    load_weights(network, to_published(arrays))
+    load_weights(network, convert_to_published(arrays))
     gate = network.blocks[3][0].se
     assert gate.conv_reduce.weight.shape[0] == 20  # PaddleClas: 72 // 4 = 18
     optimizer = torch.optim.SGD(network.parameters(), 0.1, weight_decay=0.01)
@@ -185,8 +185,8 @@ def test_another_width_is_named(tmp_path):
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 1.1, 1.3])
 def test_width_of_a_state_dict(width):
-    assert width_of(GhostNet(width).state_dict()) == width
-    assert width_of({}) is None
+    assert ghostnet_width(GhostNet(width).state_dict()) == width
+    assert ghostnet_width({}) is None
 
 
 def test_a_width_that_cannot_be_held_is_refused(tmp_path):
@@ -215,7 +215,7 @@ def test_a_missing_part_is_named(tmp_path):
     arrays = PaddleGhostNet(0.5).arrays()
     del arrays["_ghostbottleneck_15.se_block.squeeze.bias"]
     path = write_pdparams(tmp_path / "net.pdparams", arrays)
-    with pytest.raises(WeightsError, match=r"lacks parts of the network \(blocks\.8\.3\.se\.conv_reduce\.bias"):
+    with pytest.raises(WeightsError, match=r"lacks tensors of the network \(blocks\.8\.3\.se\.conv_reduce\.bias"):
         build_backbone("ghostnet", width=0.5, weights=str(path))
 
 
@@ -304,7 +304,7 @@ def test_shapes_that_do_not_fit_their_bytes(tmp_path, shape, message):
     head, tail = array.split(b"(K\x01K\x01\x85", 1)
     wrong = pickle.dumps(shape, 2)[2:-1]
     (tmp_path / "w.pdparams").write_bytes(head + b"(K\x01" + wrong + tail)
-    with pytest.raises(Unreadable, match=message):
+    with pytest.raises(UnreadableFile, match=message):
         read_pdparams(tmp_path / "w.pdparams")
 
 
@@ -313,7 +313,7 @@ def test_a_truncated_file_of_paddle(tmp_path, name):
     content = (SAMPLES / name).read_bytes()
     for length in range(len(content)):
         (tmp_path / "cut").write_bytes(content[:length])
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnreadableFile):
             read_pdparams(tmp_path / "cut")
 
 
@@ -328,7 +328,7 @@ def test_a_truncated_file_of_mindspore(tmp_path):
             # finds that parts of the network are missing.
             found = read_mindspore(tmp_path / "cut")
             ends += 1
-        except Unreadable:
+        except UnreadableFile:
             continue
         assert list(found) == list(whole)[: len(found)]
     # And an empty file is none.
@@ -351,7 +351,7 @@ def test_damaged_files_give_one_kind_of_error(tmp_path, name, read):
         try:
             found = read(tmp_path / "damaged")
             assert all(isinstance(value, torch.Tensor) for value in found.values())
-        except Unreadable:
+        except UnreadableFile:
             refused += 1
     assert refused > 30
 
@@ -369,7 +369,7 @@ def test_damaged_files_give_one_kind_of_error(tmp_path, name, read):
 )
 def test_what_is_no_mindspore_checkpoint(tmp_path, content, message):
     (tmp_path / "w.ckpt").write_bytes(content)
-    with pytest.raises(Unreadable, match=message):
+    with pytest.raises(UnreadableFile, match=message):
         read_mindspore(tmp_path / "w.ckpt")
 
 

@@ -9,9 +9,9 @@ import torchvision
 from conftest import run_seed
 from torch import nn
 
-from backbones.filter_fitting import fit_filters, pair_errors
+from backbones.filter_fitting import fit_filters, pairwise_errors
 from backbones.ghostify import ghostify
-from backbones.ghostify_init import RelativeError, choose_groups, output_errors, record
+from backbones.ghostify_init import RelativeError, choose_groups, output_errors, record_outputs
 
 pytestmark = pytest.mark.numeric
 
@@ -67,7 +67,7 @@ def test_channels_keep_their_places_and_primary_ones_are_exact():
 def test_pair_errors_equal_plain_least_squares():
     maps = [torch.randn(2, 4, 6, 7).cumsum(2) + 3, torch.randn(1, 4, 5, 9)]
     for d, bias in itertools.product((1, 3), (False, True)):
-        errors = pair_errors(maps, d, bias=bias)
+        errors = pairwise_errors(maps, d, bias=bias)
         filters, constants, fitted = fit_filters(maps, [0, 3], [2, 1], d, bias=bias)
         for k, (source, target) in enumerate([(0, 2), (3, 1)]):
             rows, y = [], []
@@ -117,19 +117,21 @@ def test_dead_and_constant_maps_do_no_harm():
 def test_recording_keeps_maps_from_what_follows_and_stops_when_it_has_enough():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True))
     with torch.no_grad():
-        maps = record(model, {"0": model[0]}, [torch.randn(2, 3, 10, 10)] * 5, max_positions=500)["0"]
+        maps = record_outputs(model, {"0": model[0]}, [torch.randn(2, 3, 10, 10)] * 5, max_positions=500)["0"]
     assert min(float(m.min()) for m in maps) < 0 and sum(m[:, 0].numel() for m in maps) == 600
 
 
 def test_relative_error():
     error = RelativeError()
     y = torch.randn(4, 3, 5, 5) + 7
-    error.add(y[:2], y[:2])
-    error.add(y[2:].mean((0, 2, 3), keepdim=True).expand_as(y[2:]), y[2:])
-    assert 0.4 < error.value() < 0.6
+    error.update(y[:2], y[:2])
+    error.update(y[2:].mean((0, 2, 3), keepdim=True).expand_as(y[2:]), y[2:])
+    assert 0.4 < error.compute() < 0.6
     same = RelativeError()
-    same.add(torch.ones(2, 5), torch.arange(10.0).reshape(2, 5))
-    assert same.value() == pytest.approx(((torch.arange(10.0) - 1) ** 2).mean() / torch.arange(10.0).var(correction=0))
+    same.update(torch.ones(2, 5), torch.arange(10.0).reshape(2, 5))
+    assert same.compute() == pytest.approx(
+        ((torch.arange(10.0) - 1) ** 2).mean() / torch.arange(10.0).var(correction=0)
+    )
 
 
 def test_fitted_beats_random_on_resnet18():

@@ -10,7 +10,7 @@ from conftest import run_seed
 from torch import nn
 
 from backbones import build_backbone
-from backbones.redundancy import default_layer, find_pairs, layer_maps, list_layers
+from backbones.redundancy import default_layer, find_pairs, list_layers, record_feature_maps
 from backbones.redundancy_plot import draw_pairs
 
 pytestmark = pytest.mark.numeric
@@ -54,7 +54,7 @@ def test_planted_pairs_come_first_and_errors_fall_with_d(maps):
 
 def test_the_ghost_of_a_pair_is_what_its_error_says(maps):
     pair = find_pairs(maps).pairs[-1]
-    squared = sum(float((pair.ghost(m[0, pair.source], 3) - m[0, pair.target]).square().sum()) for m in maps)
+    squared = sum(float((pair.predict(m[0, pair.source], 3) - m[0, pair.target]).square().sum()) for m in maps)
     target = torch.cat([m[:, pair.target].flatten() for m in maps]).double()
     assert squared / len(target) / float(target.var(correction=0)) == pytest.approx(pair.errors[3], rel=1e-6)
 
@@ -84,16 +84,16 @@ def test_layers_by_name():
     assert default_layer(model, x) == "layer1.0"
     layers = list_layers(model, x)
     assert layers["layer2"] == ("Sequential", (128, 8, 12)) and "fc" not in layers
-    assert layer_maps(model, "layer2", [x, x])[1].shape == (1, 128, 8, 12)
+    assert record_feature_maps(model, "layer2", [x, x])[1].shape == (1, 128, 8, 12)
     # In-place activations that follow do not reach back into what was recorded.
-    assert float(layer_maps(model, "layer1.0.bn1", [x])[0].min()) < 0
+    assert float(record_feature_maps(model, "layer1.0.bn1", [x])[0].min()) < 0
     assert model.training and not model.bn1.training and not any(m._forward_hooks for m in model.modules())
     with pytest.raises(ValueError, match=r"has no layer 'layer1\.o'; nearest: .*layer1\.0"):
-        layer_maps(model, "layer1.o", [x])
-    with pytest.raises(ValueError, match="does not put out feature maps"):
-        layer_maps(model, "fc", [x])
+        record_feature_maps(model, "layer1.o", [x])
+    with pytest.raises(ValueError, match="is not a feature map"):
+        record_feature_maps(model, "fc", [x])
     with pytest.raises(ValueError, match="512x1x1"):
-        layer_maps(model, "avgpool", [x])
+        record_feature_maps(model, "avgpool", [x])
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,11 @@ def reference(name):
     ("file", "into", "message"),
     [
         ("resnet34", "resnet18", r"no place for \(layer1\.2\.conv1\.weight.*deeper variant"),
-        ("resnet18", "resnet34", r"lacks parts of the network \(layer1\.2\.conv1\.weight"),
+        ("resnet18", "resnet34", r"lacks tensors of the network \(layer1\.2\.conv1\.weight"),
         ("resnet18", "timm/resnet50", r"another width or variant: layer1\.0\.conv1\.weight"),
         ("mobilenet_v2", "ghostnet", "Nothing matches"),
-        ("timm/ghostnet_100", "timm/ghostnetv2_100", r"lacks parts.*short_conv"),
-        ("timm/resnet18", "timm/tf_efficientnet_lite0", "another width or variant|lacks parts"),
+        ("timm/ghostnet_100", "timm/ghostnetv2_100", r"lacks tensors.*short_conv"),
+        ("timm/resnet18", "timm/tf_efficientnet_lite0", "another width or variant|lacks tensors"),
     ],
 )
 def test_weights_of_another_network_are_refused(file, into, message):
@@ -116,7 +116,7 @@ def test_missing_parts_are_refused_and_the_model_is_untouched(published):
     backbone = build_backbone("ghostnet", width=0.5)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     partial = {k: v for k, v in published.items() if not k.startswith("blocks.8.")}
-    with pytest.raises(WeightsError, match=r"lacks parts of the network \(blocks\.8\.0"):
+    with pytest.raises(WeightsError, match=r"lacks tensors of the network \(blocks\.8\.0"):
         load_weights(backbone, partial)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 WIDTHS = (0.5, 1.0, 1.3)
-TAPS = (2, 4, 10, 15)
+LAST_BLOCKS = (2, 4, 10, 15)
 """The flat indices of the last block of strides 4, 8, 16 and 32."""
 PASSES = 20
 """In training mode, which give the batch norms the statistics of their inputs: without, values grow to millions."""
@@ -84,7 +84,9 @@ def paddle_networks(folder):
                 features.append(x.numpy())
             logits = network(paddle.to_tensor(image)).numpy()
         for protocol in (2, 4):
-            write(folder / f"ghostnet_{width}_protocol{protocol}.npz", image, logits, [features[i] for i in TAPS])
+            write(
+                folder / f"ghostnet_{width}_protocol{protocol}.npz", image, logits, [features[i] for i in LAST_BLOCKS]
+            )
 
 
 def paddleclas_ghostnet():
@@ -138,7 +140,7 @@ def mindspore_networks(folder):
                 x = block(x)
                 features.append(x.asnumpy())
         logits = network(mindspore.Tensor(image)).asnumpy()
-        write(folder / f"ghostnet_{width}.npz", image, logits, [features[i] for i in TAPS])
+        write(folder / f"ghostnet_{width}.npz", image, logits, [features[i] for i in LAST_BLOCKS])
 
 
 def write(path, image, logits, features):

@@ -16,7 +16,7 @@ from run_tool import run
 from torch import nn
 
 from backbones import WeightsError, build_backbone, load_weights, read_weights, torch_files
-from backbones.file_limits import LARGEST_FILE_VARIABLE, Unreadable
+from backbones.file_limits import MAX_FILE_SIZE_VARIABLE, UnreadableFile
 from backbones.torch_files import read_torch_file
 from backbones.weight_readers import read_pdparams
 from detection import Predictor, UserError
@@ -140,7 +140,7 @@ FILES = {
             LONG_TEXT + b"q\0]("
             + call("_codecs", "encode", b"h\0X\x06\0\0\0latin1\x86") * 1000 + b"e.",
         ),
-        "more of its text than",
+        "copies its text more often than",
     ),
     "many lists": (lambda path: archive(path, b"\x80\x02](" + b"]" * 200_000 + b"e."), "more values than"),
     "3000 levels": (lambda path: archive(path, b"\x80\x02" + b"]" * 3000 + b"a" * 2999 + b"."), "lists in lists"),
@@ -181,7 +181,7 @@ def claims_more(path: Path) -> None:
 def test_a_bad_file_is_refused_at_once_and_runs_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # With the true limit it takes a few seconds.
-    monkeypatch.setattr(torch_files, "LARGEST_COUNT", 100_000)
+    monkeypatch.setattr(torch_files, "MAX_VALUES", 100_000)
     make, words = FILES[name]
     make(tmp_path / "best.pt")
     tracemalloc.start()
@@ -254,13 +254,13 @@ def test_tensors_that_share_their_numbers_still_do(tmp_path):
 
 def test_the_limit_of_sizes_can_be_raised(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(MiB)}, tmp_path / "x.pt")
-    monkeypatch.setenv(LARGEST_FILE_VARIABLE, "0.001")
-    with pytest.raises(Unreadable, match=rf"the limit is 0\.001; {LARGEST_FILE_VARIABLE}=… in the environment"):
+    monkeypatch.setenv(MAX_FILE_SIZE_VARIABLE, "0.001")
+    with pytest.raises(UnreadableFile, match=rf"the limit is 0\.001; {MAX_FILE_SIZE_VARIABLE}=… in the environment"):
         read_torch_file(tmp_path / "x.pt")
-    monkeypatch.setenv(LARGEST_FILE_VARIABLE, "much")
-    with pytest.raises(Unreadable, match="is not a number"):
+    monkeypatch.setenv(MAX_FILE_SIZE_VARIABLE, "much")
+    with pytest.raises(UnreadableFile, match="is not a number"):
         read_torch_file(tmp_path / "x.pt")
-    monkeypatch.setenv(LARGEST_FILE_VARIABLE, "0.01")
+    monkeypatch.setenv(MAX_FILE_SIZE_VARIABLE, "0.01")
     assert read_torch_file(tmp_path / "x.pt")["a"].numel() == MiB
 
 
@@ -281,7 +281,7 @@ def test_copies_of_one_array_take_its_memory_once(tmp_path):
     # Memo 2 is the function that makes an array, 10 its arguments, 22 the state that holds the bytes.
     more = b"".join(b"X\x03\0\0\0n%02dh\x02h\x0aRh\x16bs" % i for i in range(100))
     path.write_bytes(pickle.dumps({"w": array}, 2)[:-1] + more + b".")
-    with pytest.raises(Unreadable, match="arrays claim to be larger than the file"):
+    with pytest.raises(UnreadableFile, match="arrays claim to be larger than the file"):
         read_pdparams(path)
 
 
