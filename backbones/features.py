@@ -64,9 +64,7 @@ def build_backbone(
         backbone = (GhostResNet50Features if name == "ghost_resnet50" else GhostVGG16Features)(out_levels=out_levels)
     elif name.startswith("timm/"):
         if width != 1:
-            raise ValueError(
-                f"{name} has no width to set: in timm each width has a name of its own (timm/ghostnet_050)"
-            )
+            raise ValueError(f"{name} has no width to set; timm has a name for each width (timm/ghostnet_050)")
         backbone = TimmFeatures(name.removeprefix("timm/"), out_levels)
     elif name in torchvision_names():
         backbone = _torchvision_features(name, width, out_levels)

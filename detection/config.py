@@ -151,7 +151,7 @@ class DataConfig(Section):
     group_by_aspect: bool = True
     """Batches hold either landscape or portrait images, so that less is padded."""
     max_bad_images: Count = 10
-    """UnreadableFile training images that are passed over before the training ends with an error."""
+    """Unreadable training images that are passed over before the training ends with an error."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
     @model_validator(mode="after")

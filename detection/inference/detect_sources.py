@@ -1,4 +1,4 @@
-"""Run a predictor over sources and write annotated images and videos, with a JSON beside each."""
+"""Runs a predictor on sources and writes annotated images and videos, each with a JSON file."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from detection.core.files import make_folder
 from detection.core.outputs import check_outputs
 from detection.inference.images import detect_images
 from detection.inference.predictor import Detector
-from detection.inference.results import Summary, together
+from detection.inference.results import Summary, merge_summaries
 from detection.inference.sources import Item
 from detection.inference.track import load_norfair
 from detection.inference.video import COMPLETE, VideoOptions, detect_video
@@ -33,23 +33,23 @@ def detect(
 ) -> Summary:
     """Write out/NAME.jpg (or .mp4) and out/NAME.json for each item.
 
-    Under torchrun each process takes its share of the items, and the summary is of all of them.
+    Under torchrun each process handles its share of the items; the summary covers all of them.
 
-    An image that cannot be read is reported in the summary and the rest goes on. On Ctrl-C the video under way
-    is closed properly, so that it plays up to there.
+    An image that cannot be read is reported in the summary, and the other items continue. On Ctrl-C the current video
+    is closed properly, so that it can be played up to there.
 
     Args:
-        batch_size: images or frames in a pass of the network (live sources: one).
-        max_frames: stop a video, camera or stream after this many.
-        resume: pass over items whose results are there, of an earlier call that was cut off.
-        draw: write annotated copies; else the JSON alone, which is quicker.
-        track: number the objects of videos, see `detection.inference.track`.
-        show_fps: draw how many frames of a video are detected in per second.
-        force: overwrite files that this toolkit did not write; never sources.
+        batch_size: images or frames in a forward pass (live sources: one).
+        max_frames: stop a video, camera or stream after this many frames.
+        resume: skip items with results of an earlier, interrupted call.
+        draw: write annotated copies; otherwise only the JSON files, which is faster.
+        track: assign track ids in videos, see `detection.inference.track`.
+        show_fps: draw the detection rate in frames per second on videos.
+        force: overwrite files that this toolkit did not write; sources are never overwritten.
 
     Raises:
         UserError: the folder cannot be written to, a result would overwrite a source or a file that this toolkit did
-            not write, or the library that tracks is not there.
+            not write, or the tracking library is not installed.
     """
     out = Path(out)
     if track:
@@ -58,8 +58,8 @@ def detect(
     sources = [item.source for item in items if item.kind in ("image", "video") and "://" not in item.source]
     items = items[distributed.rank() :: distributed.world_size()]
     if resume:
-        left = [item for item in items if not _is_done(item, out, draw)]
-        summary.passed_over, items = len(items) - len(left), left
+        remaining = [item for item in items if not _is_done(item, out, draw)]
+        summary.skipped, items = len(items) - len(remaining), remaining
     make_folder(out, "output folder")
     check_outputs([path for item in items for path in results_of(item, out, draw)], sources, force=force)
     images = [item for item in items if item.kind == "image"]
@@ -74,14 +74,14 @@ def detect(
                     summary.failed.append(str(error))
     except KeyboardInterrupt:
         summary.interrupted = True
-    return together(distributed.gather(summary))
+    return merge_summaries(distributed.gather(summary))
 
 
 def num_streams_for(items: Sequence[Item], device: torch.device) -> int:
-    """How many passes of the network at the same time (`Predictor`'s num_streams) are best for these items.
+    """A good `num_streams` of `Predictor` for these items.
 
-    On a CPU as many as threads, at most four; for few images and for live sources one, which is done sooner. A GPU
-    is busy with one.
+    On a CPU: the number of threads, at most four; one for few images and live sources, because it has a lower latency.
+    One stream keeps a GPU busy.
     """
     live = any(item.kind in ("camera", "stream") for item in items)
     few = len(items) < 8 and all(item.kind == "image" for item in items)
@@ -89,7 +89,7 @@ def num_streams_for(items: Sequence[Item], device: torch.device) -> int:
 
 
 def _is_done(item: Item, out: Path, images: bool) -> bool:
-    """Images are written first, then their JSON; a video's JSON has its last line when all of it is done."""
+    """Whether all results of an item exist. JSON files are written last; that of a complete video ends with a mark."""
     files = results_of(item, out, images)
     if not all(map(os.path.isfile, files)):
         return False
@@ -97,7 +97,7 @@ def _is_done(item: Item, out: Path, images: bool) -> bool:
 
 
 def results_of(item: Item, out: Path, images: bool = True) -> list[str]:
-    """The files that are written for an item: its JSON, and before it, with `images`, the annotated copy."""
+    """The result files of an item, in the order of writing: with `images` the annotated copy, then its JSON."""
     stem = os.path.join(out, item.name)
     drawn = [f"{stem}{'.jpg' if item.kind == 'image' else '.mp4'}"] if images else []
     return [*drawn, f"{stem}.json"]

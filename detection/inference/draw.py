@@ -1,4 +1,4 @@
-"""Boxes, class names and scores on an image."""
+"""Draws boxes, class names and scores on an image."""
 
 import colorsys
 import functools
@@ -14,24 +14,24 @@ Color = tuple[int, int, int]
 
 @functools.lru_cache(maxsize=4096)
 def class_color(label: int) -> Color:
-    """RGB of a class; neighbours differ clearly (hues at the golden ratio)."""
+    """RGB color of a class; neighboring labels differ clearly (hues at the golden ratio)."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_detections(image: np.ndarray, detections: Mapping[str, Any]) -> np.ndarray:
-    """A copy of an RGB uint8 [H, W, 3] image with the detections of `Predictor.predict` on it, see `draw_on`."""
+    """A copy of an RGB uint8 [H, W, 3] image with the detections of `Predictor.predict`; see `draw_on`."""
     canvas = np.ascontiguousarray(image).copy()
     draw_on(canvas, detections)
     return canvas
 
 
 def draw_on(canvas: np.ndarray, detections: Mapping[str, Any], *, bgr: bool = False) -> None:
-    """Draw detections on an uint8 [H, W, 3] image itself, RGB or OpenCV's BGR; lines and letters suit its size.
+    """Draw detections on a uint8 [H, W, 3] image in place, RGB or BGR; the line width and the font fit its size.
 
-    Ground truth, without "scores", is drawn with names alone; with "ids" (of `track.Tracker`) each object has a color
-    of its own, and its number in the label; "colors" (RGB, one a box) stand in the place of the classes' own. The best
-    score is drawn last, on top. OpenCV's font has Latin letters only; others show as question marks.
+    Without "scores" (ground truth) labels are names only. With "ids" (of `track.Tracker`) each object has its own
+    color, and its id in the label. "colors" (RGB, one for each box) replace the class colors. The highest score is
+    drawn last, on top. OpenCV's font has only Latin letters; others become question marks.
     """
     line, scale, weight = _sizes(canvas)
     scores, ids, colors = detections.get("scores"), detections.get("ids"), detections.get("colors")
@@ -47,25 +47,25 @@ def draw_on(canvas: np.ndarray, detections: Mapping[str, Any], *, bgr: bool = Fa
 
 
 def draw_rate(canvas: np.ndarray, rate: float) -> None:
-    """Frames per second in the upper left corner of an image, in place."""
+    """Draw the frames per second in the upper left corner of an image, in place."""
     _, scale, weight = _sizes(canvas)
     _label(canvas, f"{rate:.1f} fps", (0, 0, 0, 0), (0, 0, 0), False, 1.3 * scale, weight)
 
 
 def _sizes(canvas: np.ndarray) -> tuple[int, float, int]:
-    """Width of lines, scale and weight of letters."""
+    """Line width, font scale and font thickness."""
     side = max(canvas.shape[:2])
-    # Letters of large images grow more slowly: there is more to be seen on them, also on large screens.
+    # The font grows more slowly on large images, which show more objects.
     scale = max(0.35, min(side / 1300, (side / 1300) ** 0.5))
     return max(1, round(side / 400)), scale, max(1, round(1.3 * scale))
 
 
 def _rectangle(canvas: np.ndarray, box: list[int], color: tuple[int, ...], line: int) -> None:
     height, width = canvas.shape[:2]
-    # Edges that lie on the image's own, or outside of it, are to be seen.
+    # Edges on or beyond the border of the image stay visible.
     x1, x2 = (min(max(x, 0), width - 1) for x in box[0::2])
     y1, y2 = (min(max(y, 0), height - 1) for y in box[1::2])
-    # Not anti-aliased: straight lines gain nothing by it, and take three times as long on a 4K image.
+    # No anti-aliasing: straight lines do not need it, and it takes three times as long on a 4K image.
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
 
 
@@ -78,9 +78,9 @@ def _label(
     scale: float,
     weight: int,
 ) -> None:
-    """Above the box, or just inside it where the image ends; `color` is RGB."""
+    """Write a label above the box, or inside it at the upper border of the image; `color` is RGB."""
     width = canvas.shape[1]
-    # OpenCV crashes over half a character, as a file with \ud800 in a class name brings along.
+    # OpenCV crashes on a lone surrogate, like \ud800 in a class name.
     text = text.encode("utf-8", "replace").decode()
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
     top = box[1] - text_height - below if box[1] - text_height - below >= 0 else max(box[1], 0)

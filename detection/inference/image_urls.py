@@ -1,4 +1,4 @@
-"""Single images from web servers; what is a video or a stream there, OpenCV opens by itself."""
+"""Reads images from web servers. OpenCV opens URLs of videos and streams itself."""
 
 import base64
 import http.client
@@ -13,12 +13,12 @@ from detection.core.errors import UserError
 from detection.data.image_headers import largest_file
 from detection.data.image_io import SUFFIXES, decode_checked_image, read_image
 
-SECONDS = 10
-"""A server that does not answer for so long is given up."""
+TIMEOUT_SECONDS = 10
+"""Time after which a server that does not answer is an error."""
 
 
 def is_image_url(url: str) -> bool:
-    """Whether a web server answers with an image, by what it says of the content or, failing that, by the name."""
+    """Whether a URL is an image, by the content type of the answer or, without a specific one, by the suffix."""
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https"):
         return False
@@ -31,7 +31,7 @@ def is_image_url(url: str) -> bool:
 
 
 def read_source(source: str, *, bgr: bool = False) -> np.ndarray:
-    """The image of a file or of a web server, uint8 [H, W, 3]. Raises UserError, see `read_image`."""
+    """Read an image from a file or a web server: uint8 [H, W, 3]. Raises UserError, see `read_image`."""
     if "://" not in source:
         return read_image(source, bgr=bgr)
     name = without_password(source)
@@ -46,7 +46,7 @@ def read_source(source: str, *, bgr: bool = False) -> np.ndarray:
 
 
 def without_password(url: str) -> str:
-    """rtsp://user:secret@host/x -> rtsp://host/x; what is no URL stays as it is."""
+    """rtsp://user:secret@host/x -> rtsp://host/x; other text does not change."""
     scheme, mark, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
@@ -58,4 +58,4 @@ def _open(url: str) -> Any:
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
-    return urllib.request.urlopen(request, timeout=SECONDS)
+    return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)

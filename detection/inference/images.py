@@ -20,18 +20,18 @@ from detection.core.progress import progress_bar
 from detection.inference.draw import draw_on
 from detection.inference.image_urls import read_source
 from detection.inference.predictor import Detections, Detector
-from detection.inference.prefetch import AsyncWriter, ahead
+from detection.inference.prefetch import AsyncWriter, prefetch_map
 from detection.inference.results import Summary, image_json
 from detection.inference.sources import Item
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
 
 JPEG_QUALITY = 92
-JPEG_SIDE = 65_500
-"""A JPEG has no more pixels in width or height."""
-LONGEST_NAME = 230
-"""Bytes of a name, without suffix, that result files can have in any usual file system."""
+MAX_JPEG_SIDE = 65_500
+"""Largest width or height of a JPEG, in pixels."""
+MAX_NAME_BYTES = 230
+"""Longest name of a result file without suffix, in bytes, that all usual file systems allow."""
 READERS = min(4, os.cpu_count() or 1)
-# Also more than cores: most of the time they wait until the disk has the file (detection.core.files.write_atomically).
+# May exceed the number of cores: writers mostly wait for the disk (detection.core.files.write_atomically).
 WRITERS = 4
 LoadedImage = tuple[Item, np.ndarray, Any]
 
@@ -45,13 +45,13 @@ def detect_images(
     batch_size: int,
     draw: bool,
 ) -> None:
-    """Write out/NAME.jpg (with `draw`) and then out/NAME.json for each; count in `summary` what was done.
+    """Write out/NAME.jpg (with `draw`) and then out/NAME.json for each item, and update `summary`.
 
-    While the network works on a batch, the next one is read and the one before is drawn and written. On Ctrl-C what
-    the network has seen is written to the end.
+    While the network processes a batch, the next one is read and the previous one is drawn and written. On Ctrl-C the
+    results of all processed batches are written.
 
-    An image that cannot be read, detected in or drawn is noted in `summary.failed`, whatever the reason, and the rest
-    goes on.
+    If reading, detection or drawing fails for an image, the reason is added to `summary.failed` and the others
+    continue.
 
     Raises:
         UserError: results cannot be written (a full disk).
@@ -61,8 +61,8 @@ def detect_images(
     timing = summary.images
 
     def read(item: Item) -> LoadedImage:
-        if len(os.fsencode(Path(item.name).name)) > LONGEST_NAME:
-            raise UserError(f"image {item.shown} has too long a name for results beside it: rename it")
+        if len(os.fsencode(Path(item.name).name)) > MAX_NAME_BYTES:
+            raise UserError(f"image {item.shown}: its name is too long for the names of results; rename it")
         with timing.stage(READ):
             image = read_source(item.source, bgr=True)
         with timing.stage(RESIZE):
@@ -90,7 +90,7 @@ def detect_images(
             write_output(path, lambda file: file.write(text))
         summary.add(timing, detections)
 
-    def look(batch: list[LoadedImage]) -> list[Detections | None]:
+    def detect(batch: list[LoadedImage]) -> list[Detections | None]:
         try:
             with timing.stage(NETWORK):
                 return [*predictor.detect([prepared for _, _, prepared in batch])]
@@ -98,13 +98,13 @@ def detect_images(
             if len(batch) == 1:
                 fail(batch[0][0], error)
                 return [None]
-            # The others of the batch may be all right.
-            return [found for prepared in batch for found in look([prepared])]
+            # One by one, because the others of the batch may work.
+            return [detections for loaded in batch for detections in detect([loaded])]
 
     def fail(item: Item, error: Exception) -> None:
-        summary.failed.append(str(error) if isinstance(error, UserError) else _unforeseen(item, error))
+        summary.failed.append(str(error) if isinstance(error, UserError) else _describe_error(item, error))
 
-    # Of several processes the first one tells how far its share is; theirs are as large.
+    # With several processes the first one shows the progress of its share.
     bar = progress_bar(None, "images", len(items), unit="image", disable=not distributed.is_main())
     num_streams = predictor.num_streams
     with (
@@ -112,11 +112,11 @@ def detect_images(
         bar,
         timing.running(),
         AsyncWriter(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
-        contextlib.closing(ahead(read, items, threads=READERS, depth=2 * batch_size)) as reading,
+        contextlib.closing(prefetch_map(read, items, threads=READERS, depth=2 * batch_size)) as loaded,
     ):
-        batches = _batches(reading, len(items), batch_size, timing, fail)
-        with contextlib.closing(ahead(look, batches, threads=num_streams, depth=num_streams)) as looking:
-            for batch, future in looking:
+        batches = _batches(loaded, len(items), batch_size, timing, fail)
+        with contextlib.closing(prefetch_map(detect, batches, threads=num_streams, depth=num_streams)) as results:
+            for batch, future in results:
                 check()
                 for (item, image, _), detections in zip(batch, future.result(), strict=True):
                     if detections is None:
@@ -127,15 +127,15 @@ def detect_images(
 
 
 def _batches(
-    reading: Iterator[tuple[Item, Future[LoadedImage]]],
+    loaded: Iterator[tuple[Item, Future[LoadedImage]]],
     count: int,
     size: int,
     timing: Timing,
     fail: Callable[[Item, Exception], None],
 ) -> Iterator[list[LoadedImage]]:
-    """What was read, `size` at a time; what cannot be read is passed over and noted."""
+    """Group loaded images into batches of `size`; call `fail` for those that cannot be read."""
     batch: list[LoadedImage] = []
-    for number, (item, future) in enumerate(reading, 1):
+    for number, (item, future) in enumerate(loaded, 1):
         try:
             with timing.stage(WAIT_READ):
                 batch.append(future.result())
@@ -146,17 +146,17 @@ def _batches(
             batch = []
 
 
-def _unforeseen(item: Item, error: Exception) -> str:
+def _describe_error(item: Item, error: Exception) -> str:
     if is_out_of_memory(error):
-        return f"image {item.shown}: memory ran out; lower --batch-size, or cut the image into tiles"
+        return f"image {item.shown}: out of memory; lower --batch-size, or cut the image into tiles"
     reason = " ".join(str(error).split())[:300]
     return f"image {item.shown}: unexpected {type(error).__name__}: {reason} (the full trace is in {keep_trace(error)})"
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:
     longest = max(image.shape[:2])
-    if longest > JPEG_SIDE:
-        height, width = (max(1, round(side * JPEG_SIDE / longest)) for side in image.shape[:2])
+    if longest > MAX_JPEG_SIDE:
+        height, width = (max(1, round(side * MAX_JPEG_SIDE / longest)) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     write_output(path, lambda file: file.write(data))

@@ -1,4 +1,4 @@
-"""Work before it is needed and after it was asked for: OpenCV and networks run without Python's lock."""
+"""Threads that prefetch inputs and write results. OpenCV and PyTorch release Python's lock while they run."""
 
 import threading
 from collections import deque
@@ -11,37 +11,37 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(
-    work: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int
+def prefetch_map(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int
 ) -> Generator[tuple[T, Future[R]], None, None]:
-    """Call `work` on each of `items` in `threads` threads, `depth` items ahead of who takes the results.
+    """Call `function` on each item in `threads` threads, up to `depth` items before the consumer needs them.
 
-    Yields each item with its future, in the order of the items. What `work` raises is raised by `Future.result`, so
-    that one item that fails need not end the others. Leave early by `contextlib.closing`: what has not begun is left.
+    Yields each item with its future, in the order of the items. `Future.result` raises the exceptions of `function`, so
+    an item that fails does not stop the others. Use `contextlib.closing` to stop early: pending calls are cancelled.
     """
-    pool = ThreadPoolExecutor(threads, "ahead")
-    waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(threads, "prefetch")
+    pending: deque[tuple[T, Future[R]]] = deque()
     try:
         for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > depth:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) > depth:
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class AsyncWriter:
-    """Does jobs in threads of its own, with one thread in order, while the caller goes on.
+    """Runs jobs in background threads; a single thread runs them in order.
 
-    At most `depth` jobs are kept waiting; then `submit` waits, too. On leaving the `with` block, also by Ctrl-C, all
-    jobs are done to the end. The first error of a job is raised by a later `submit`, or on leaving.
+    With more than `depth` pending jobs `submit` blocks. All jobs are finished when the `with` block ends, also after
+    Ctrl-C. The first error of a job is raised by a later `submit` or at the end of the block.
     """
 
     def __init__(self, *, threads: int, depth: int) -> None:
         self.depth = depth
-        self._pool = ThreadPoolExecutor(threads, "behind")
+        self._pool = ThreadPoolExecutor(threads, "writer")
         self._jobs: deque[Future[None]] = deque()
 
     def submit(self, job: Callable[..., None], *arguments: Any) -> None:
@@ -62,13 +62,13 @@ class AsyncWriter:
 
 
 class LatestFrame:
-    """The newest frame of a live source: a network slower than the camera must not fall ever further behind it.
+    """The latest frame of a live source, so that a network slower than the camera does not lag behind it.
 
-    A thread takes frames as they come. `take` waits for one that is newer than the last it gave; those in between are
-    lost.
+    A thread reads all frames. `get` waits for a frame newer than the last one that it returned; frames in between are
+    dropped.
 
     Args:
-        read: gives the next frame, or None at the end.
+        read: returns the next frame, or None at the end.
     """
 
     def __init__(self, read: Callable[[], T | None]) -> None:
@@ -80,8 +80,8 @@ class LatestFrame:
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
-    def take(self) -> Any:
-        """The newest frame, or None after the last one. Raises what reading raised."""
+    def get(self) -> Any:
+        """The latest frame, or None after the last one. Raises the exceptions of `read`."""
         with self._change:
             self._change.wait_for(lambda: self._frame is not None or self._ended)
             frame, self._frame = self._frame, None
@@ -90,7 +90,7 @@ class LatestFrame:
             return frame
 
     def close(self) -> None:
-        """Stop; waits for the frame that is being read."""
+        """Stop after the frame that is being read."""
         self._stopped = True
         self._thread.join()
 

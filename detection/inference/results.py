@@ -1,4 +1,4 @@
-"""What a detection run has done, and how detections are written down."""
+"""The summary of a detection run, and detections as JSON."""
 
 import json
 import threading
@@ -8,42 +8,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detection.inference.predictor import Detections
-from detection.inference.timing import Timing, at_once
+from detection.inference.timing import Timing, merge_parallel
 
-# Of the module: a Summary goes from process to process, which a lock cannot.
+# A module variable, because a Summary is pickled and a lock cannot be.
 _lock = threading.Lock()
 
 
 @dataclass
 class Summary:
-    """What was done: counts, the sources that failed with their reason, and how long it took."""
+    """Counts, errors and timings of a detection run."""
 
     objects: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
-    passed_over: int = 0
-    """Items whose results were there."""
+    skipped: int = 0
+    """Items that already had results."""
     interrupted: bool = False
     images: Timing = field(default_factory=lambda: Timing("images"))
     video: Timing = field(default_factory=lambda: Timing("frames"))
 
     @property
     def num_images(self) -> int:
-        """Images that are done."""
+        """Number of processed images."""
         return self.images.count
 
     @property
     def num_frames(self) -> int:
-        """Frames of videos that are done."""
+        """Number of processed video frames."""
         return self.video.count
 
     def add(self, timing: Timing, detections: Detections) -> None:
-        """Count an image or frame whose results are written; from any thread."""
+        """Count an image or frame whose results are written. Thread-safe."""
         with _lock:
             timing.count += 1
             self.objects.update(detections["names"])
 
     def timings(self) -> str:
-        """Tables of where the time went."""
+        """Tables of the time of each stage."""
         return "\n\n".join(str(timing) for timing in (self.images, self.video) if timing.count)
 
     def __str__(self) -> str:
@@ -51,25 +51,25 @@ class Summary:
         done += [f"{self.num_frames} video frames"] if self.num_frames else []
         found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common(8)) or "nothing"
         text = f"{' and '.join(done) or 'nothing'} done; found {found}"
-        if self.passed_over:
-            text += f"; {self.passed_over} were done before"
+        if self.skipped:
+            text += f"; {self.skipped} were done before"
         return text + ("; stopped, what was done is kept" if self.interrupted else "")
 
 
-def together(summaries: Sequence[Summary]) -> Summary:
-    """Of several processes as one."""
+def merge_summaries(summaries: Sequence[Summary]) -> Summary:
+    """Merge the summaries of several processes."""
     return Summary(
         objects=sum((s.objects for s in summaries), Counter()),
         failed=[reason for s in summaries for reason in s.failed],
-        passed_over=sum(s.passed_over for s in summaries),
+        skipped=sum(s.skipped for s in summaries),
         interrupted=any(s.interrupted for s in summaries),
-        images=at_once([s.images for s in summaries]),
-        video=at_once([s.video for s in summaries]),
+        images=merge_parallel([s.images for s in summaries]),
+        video=merge_parallel([s.video for s in summaries]),
     )
 
 
 def to_json(detections: Detections) -> list[dict[str, Any]]:
-    """Detections as plain values: box [x1, y1, x2, y2] in pixels, label, name, score; id, of tracked ones, or null."""
+    """Detections as JSON values: box [x1, y1, x2, y2] in pixels, label, name, score; with tracking id, or null."""
     columns = {
         "box": detections["boxes"].tolist(),
         "label": detections["labels"].tolist(),
@@ -82,7 +82,7 @@ def to_json(detections: Detections) -> list[dict[str, Any]]:
 
 
 def image_json(head: dict[str, Any], detections: Detections) -> str:
-    """A JSON object of `head` and, a line each, the detections. (json's own indentation takes ten times as long.)"""
+    """A JSON object of `head` and the detections, one per line. (`json`'s indentation takes ten times as long.)"""
     lines = [json.dumps(found) for found in to_json(detections)]
     body = "\n  " + ",\n  ".join(lines) + "\n" if lines else ""
     return f'{json.dumps(head)[:-1]}, "detections": [{body}]}}\n'

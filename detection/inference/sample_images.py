@@ -1,4 +1,4 @@
-"""Images for tools that look into a network: a few of many, all of one size."""
+"""Selects a few images from sources and reads them at one size, for tools that analyze a network."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from detection.inference.sources import find_items
 
 
 def sample_image_paths(sources: Sequence[str], count: int) -> list[str]:
-    """Paths or URLs of at most `count` images, spread evenly over all that the sources (files, folders, globs) hold.
+    """Paths or URLs of at most `count` images, spread evenly over the images of the sources (files, folders, globs).
 
     Raises:
         UserError: a source does not exist, or there is no image.
@@ -24,5 +24,5 @@ def sample_image_paths(sources: Sequence[str], count: int) -> list[str]:
 
 
 def read_images(paths: Sequence[str], size: int) -> list[np.ndarray]:
-    """RGB uint8 [size, size, 3] each; the whole image, squeezed. Raises UserError for one that cannot be read."""
+    """Read images and resize them to RGB uint8 [size, size, 3], without keeping the aspect ratio. Raises UserError."""
     return [cv2.resize(read_source(path), (size, size), interpolation=cv2.INTER_AREA) for path in paths]

@@ -1,4 +1,4 @@
-"""What a user may name as a source: images, folders, globs, videos, cameras, streams."""
+"""Finds the inputs of a detection run: images, folders, globs, videos, cameras, streams."""
 
 import glob
 import os
@@ -18,13 +18,13 @@ from detection.data.image_io import SUFFIXES as IMAGE_SUFFIXES
 from detection.inference.image_urls import is_image_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
-LARGEST_CAMERA = 9999
+MAX_CAMERA_INDEX = 9999
 SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt"})
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image, video, camera or stream, and the name (relative, without suffix) that its results get."""
+    """One image, video, camera or stream; `name` is the relative path of its results without suffix."""
 
     kind: str
     """image, video, camera or stream"""
@@ -33,15 +33,15 @@ class Item:
 
     @property
     def shown(self) -> str:
-        """The source without the password that a URL may hold, for messages and results."""
+        """The source without the password of a URL, for messages and results."""
         return without_password(self.source)
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:
-    """Expand sources in their order; names are made unique.
+    """Expand sources to items, in order and with unique names.
 
     Raises:
-        UserError: a source that does not exist or is neither image, video, folder, glob, camera index nor URL.
+        UserError: a source does not exist, or is not an image, video, folder, glob, camera index or URL.
     """
     items: list[Item] = []
     taken: set[str] = set()
@@ -53,27 +53,27 @@ def find_items(sources: Sequence[str]) -> list[Item]:
             taken.add(unique.lower())
             items.append(Item(kind, path, unique))
     if not items:
-        raise UserError("no source was named")
+        raise UserError("no source is given")
     return items
 
 
 def _expand(source: str) -> Iterator[tuple[str, str, str]]:
     # An empty path is the working folder.
     if not source:
-        raise UserError("an empty name is no source (an image, folder, glob, video, camera index or URL is expected)")
+        raise UserError("a source is empty; expected: an image, folder, glob, video, camera index or URL")
     path = Path(source).expanduser()
     if "://" in source:
-        name = _stream_name(source)
+        name = _name_of_stream(source)
         yield "image" if is_image_url(source) else "stream", source, name
     elif source.isascii() and source.isdigit() and not path.exists():
-        if len(source) > len(str(LARGEST_CAMERA)) or int(source) > LARGEST_CAMERA:
-            raise UserError(f"camera {shown(source)} cannot be opened: numbers go to {LARGEST_CAMERA}")
+        if len(source) > len(str(MAX_CAMERA_INDEX)) or int(source) > MAX_CAMERA_INDEX:
+            raise UserError(f"camera {shown(source)} cannot be opened: the largest index is {MAX_CAMERA_INDEX}")
         yield "camera", source, f"camera{source}"
     elif path.is_dir():
         named = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         files = _regular(named)
         if not files:
-            raise UserError(f"folder {source} holds no images or videos ({_suffixes()})")
+            raise UserError(f"folder {source} has no images or videos ({_suffixes()})")
         for file in files:
             yield kind_of(file), str(file), str(file.relative_to(path).with_suffix(""))
     elif path.is_file():
@@ -88,12 +88,12 @@ def _expand(source: str) -> Iterator[tuple[str, str, str]]:
         raise UserError(f"source {shown(source)} cannot be read: {file_fault(path)}")
     else:
         raise UserError(
-            f"source {shown(source)} does not exist (an image, folder, glob, video, camera index or URL is expected)"
+            f"source {shown(source)} does not exist; expected: an image, folder, glob, video, camera index or URL"
         )
 
 
 def _regular(paths: Sequence[Path]) -> list[Path]:
-    """The regular files among them; what else is neither that nor a folder is named on standard error."""
+    """The regular files among them; prints a warning for other entries that are not folders."""
     files = []
     for path in paths:
         if path.is_dir():
@@ -102,11 +102,11 @@ def _regular(paths: Sequence[Path]) -> list[Path]:
         if reason is None:
             files.append(path)
         else:
-            print(f"warning: passed over {shown(path)}: {reason}", file=sys.stderr)
+            print(f"warning: skipped {shown(path)}: {reason}", file=sys.stderr)
     return files
 
 
-def _stream_name(url: str) -> str:
+def _name_of_stream(url: str) -> str:
     """rtsp://user:secret@cam1.local:554/live/main.mp4 -> cam1.local_live_main. Raises UserError for other URLs."""
     try:
         parts = urlsplit(url)
@@ -122,7 +122,7 @@ def _stream_name(url: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """ "image" or "video", by the name's ending or, failing that, by trying. Raises UserError for neither."""
+    """ "image" or "video", by the suffix or, if it is unknown, by the content. Raises UserError for neither."""
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return "image"
@@ -130,7 +130,7 @@ def kind_of(path: Path) -> str:
         return "video"
     with open_regular_file(path, "source") as file:
         start = file.read(1 << 20)
-    # A TIFF's header may stand at its end.
+    # The header of a TIFF may be at its end.
     if stored_size(start) is not None or start[:2] in (b"II", b"MM"):
         return "image"
     capture = cv2.VideoCapture(str(path))

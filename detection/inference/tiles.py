@@ -1,4 +1,4 @@
-"""Small objects in large images: the image is looked at whole and in tiles (SAHI, arXiv 2202.06934)."""
+"""Detects small objects in large images: runs the detector on the whole image and on tiles (SAHI, arXiv 2202.06934)."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ Tile = tuple[int, int, int, int]
 
 
 def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[Tile]:
-    """Squares of `size` pixels that cover an image; neighbours share at least `overlap` (a share) of their side.
+    """Squares of `size` pixels that cover an image; neighbors overlap by at least the fraction `overlap` of their side.
 
-    The last of a row or column ends where the image ends. A side shorter than `size` has one tile, as long as itself.
+    The last tile of a row or column ends at the border of the image. A side shorter than `size` has one tile.
     """
     step = max(1, int(size * (1 - overlap)))
 
@@ -33,7 +33,7 @@ def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[Tile]
 
 @dataclass(frozen=True)
 class TiledImage:
-    """An image's tiles and all that is looked at: the whole first, then the tiles."""
+    """The tiles of an image, and the prepared inputs: the whole image first, then the tiles."""
 
     size: tuple[int, int]
     tiles: list[Tile]
@@ -41,25 +41,25 @@ class TiledImage:
 
 
 class TiledPredictor:
-    """A `Predictor` that looks at each image whole and in tiles, which the network sees as large as whole images.
+    """Runs a `Predictor` on the whole image and on tiles, which are resized to the network's input size.
 
-    Images no larger than a tile are looked at once. Tiles of several images go through the network together.
+    Images that fit into one tile are processed once. Tiles of several images are batched together.
 
     Args:
-        predictor: what looks.
-        size: of a tile in pixels of the image. Objects appear enlarged by the image's short side / size.
-        overlap: share of a tile's side that the next one sees again. Objects no larger than that lie whole in a tile.
-        batch_size: tiles in a pass of the network.
+        predictor: runs on the whole image and on each tile.
+        size: of a tile, in pixels of the image. Objects are enlarged by the image's short side / size.
+        overlap: fraction of a tile's side that neighboring tiles share. Objects up to that size are whole in one tile.
+        batch_size: tiles in a forward pass.
 
     Raises:
-        UserError: a size below 32, or an overlap outside of [0, 0.9].
+        UserError: a size below 32, or an overlap outside [0, 0.9].
     """
 
     def __init__(self, predictor: Predictor, size: int, overlap: float = 0.2, batch_size: int = 4) -> None:
         if size < 32:
-            raise UserError(f"tiles of {size} pixels are too small; they need 32 at least")
+            raise UserError(f"the tile size must be at least 32 pixels, not {size}")
         if not 0 <= overlap <= 0.9:
-            raise UserError(f"an overlap of {overlap} is not possible; give a share between 0 and 0.9")
+            raise UserError(f"the overlap must be between 0 and 0.9, not {overlap}")
         self.predictor, self.size, self.overlap, self.batch_size = predictor, size, overlap, batch_size
         self.num_streams = predictor.num_streams
 
@@ -77,7 +77,7 @@ class TiledPredictor:
 
     def detect(self, images: Sequence[TiledImage]) -> list[Detections]:
         """As `Predictor.detect`."""
-        # A batch is padded to its largest side: whole images and tiles, of other shapes, go separately.
+        # Separate batches, because whole images and tiles have different shapes and a batch is padded to the largest.
         wholes = self._passes([image.prepared[0] for image in images])
         parts = iter(self._passes([part for image in images for part in image.prepared[1:]]))
         threshold = self.predictor.config.eval.nms_threshold
@@ -98,17 +98,16 @@ def merge(
     size: tuple[int, int],
     nms_threshold: float,
 ) -> Detections:
-    """What was found in an image and in its tiles (boxes in the tile's pixels) as the detections of the image.
+    """Merge the detections of the whole image with those of its tiles (boxes in pixels of the tile).
 
-    A box that ends at an edge of its tile, where the image goes on, is probably the part of an object that the tile
-    saw of it. Its score says nothing about which box is better, so that plain NMS would often keep the part. Here the
-    boxes of whole objects come first, by class-wise NMS; then a cut one is dropped where whole ones of its class
-    cover half of it or more. What is left – an object too large for the overlap that the look at the whole image
-    missed – is kept, again by NMS: better in part than not at all.
+    A box that ends at the inner edge of its tile is probably only a part of an object. Its score does not say which box
+    is better, so plain NMS would often keep the part. Therefore class-wise NMS selects the boxes that are not cut
+    first. Then a cut box is dropped if a selected box of its class covers at least half of it. NMS selects from the
+    other cut boxes: objects that are larger than the overlap and were missed in the whole image.
 
     Args:
         size: (height, width) of the image.
-        nms_threshold: of IoU, as the detector's own.
+        nms_threshold: IoU threshold, as in the detector.
     """
     if not parts:
         return whole
@@ -116,7 +115,7 @@ def merge(
     boxes, cut = [np.asarray(whole["boxes"], np.float32)], [np.zeros(len(whole["boxes"]), bool)]
     for found, (x1, y1, x2, y2) in zip(parts, tiles, strict=True):
         moved = np.asarray(found["boxes"], np.float32) + np.array([x1, y1, x1, y1], np.float32)
-        # Boxes are not exact to the pixel.
+        # Boxes are not accurate to the pixel.
         margin = max(2.0, 0.01 * max(x2 - x1, y2 - y1))
         boxes.append(moved)
         cut.append(
@@ -131,13 +130,13 @@ def merge(
     labels = torch.from_numpy(np.concatenate([found["labels"] for found in (whole, *parts)]))
     names = [name for found in (whole, *parts) for name in found["names"]]
 
-    def best(rows: torch.Tensor) -> torch.Tensor:
+    def nms(rows: torch.Tensor) -> torch.Tensor:
         return rows[batched_nms(all_boxes[rows], scores[rows], labels[rows], nms_threshold)]
 
-    kept = best(torch.nonzero(~is_cut).flatten())
+    kept = nms(torch.nonzero(~is_cut).flatten())
     rest = torch.nonzero(is_cut).flatten()
-    covered = (_share_inside(all_boxes[rest], all_boxes[kept]) >= 0.5) & (labels[rest, None] == labels[None, kept])
-    kept = torch.cat([kept, best(rest[~covered.any(1)])])
+    covered = (_fraction_inside(all_boxes[rest], all_boxes[kept]) >= 0.5) & (labels[rest, None] == labels[None, kept])
+    kept = torch.cat([kept, nms(rest[~covered.any(1)])])
     kept = kept[torch.argsort(scores[kept], descending=True, stable=True)]
     return {
         "boxes": all_boxes[kept].numpy(),
@@ -147,8 +146,8 @@ def merge(
     }
 
 
-def _share_inside(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """[n, m]: which share of each of n boxes lies in each of m others."""
+def _fraction_inside(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """[n, m]: fraction of the area of each of n boxes that is inside each of m others."""
     corner1 = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     corner2 = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     common = (corner2 - corner1).clamp(min=0).prod(2)

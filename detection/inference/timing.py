@@ -1,4 +1,4 @@
-"""How long the stages of detection take: `tools/detect.py --timing`."""
+"""Measures the time of each stage of detection: `tools/detect.py --timing`."""
 
 import contextlib
 import threading
@@ -12,18 +12,18 @@ WAIT_READ, WAIT_WRITE = "waiting for reading", "waiting for writing"
 STAGES = (READ, RESIZE, NETWORK, TRACK, DRAW, WRITE, WAIT_READ, WAIT_WRITE)
 TOTAL = "all, as the clock ran"
 
-# Of the module: Timing goes from process to process, which a lock cannot.
+# A module variable, because a Timing is pickled and a lock cannot be.
 _lock = threading.Lock()
 
 
 @dataclass
 class Timing:
-    """Seconds that each stage took, in whichever threads it ran, and from beginning to end.
+    """Seconds of each stage, summed over all threads, and the wall time.
 
     Attributes:
-        unit: what was counted: images or frames.
-        count: of these, done.
-        wall: seconds from the first to the last, the loading of the model not counted.
+        unit: "images" or "frames".
+        count: number of processed images or frames.
+        wall: wall time in seconds, without the loading of the model.
     """
 
     unit: str
@@ -33,7 +33,7 @@ class Timing:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a stage. Results of a GPU must be on the host at its end (`Predictor`'s are)."""
+        """Add the time of the block to a stage. At its end GPU results must be on the CPU, as with `Predictor`."""
         start = time.perf_counter()
         try:
             yield
@@ -52,7 +52,7 @@ class Timing:
             self.wall += time.perf_counter() - start
 
     def __str__(self) -> str:
-        """A small table. Threads work at the same time, so that shares may add up to more than 100 %."""
+        """A table. Stages run in parallel, so their shares may add up to more than 100 %."""
         count, wall = max(1, self.count), max(self.wall, 1e-9)
         lines = [f"{'stage':<20}  ms per {self.unit[:-1]}  share of the time"]
         for name in (*STAGES, TOTAL):
@@ -63,13 +63,13 @@ class Timing:
         return "\n".join(lines)
 
 
-def at_once(timings: Sequence[Timing]) -> Timing:
-    """Of several processes that worked at the same time, as one: stages add up, the longest wall time counts."""
-    return replace(in_turn(timings), wall=max(timing.wall for timing in timings))
+def merge_parallel(timings: Sequence[Timing]) -> Timing:
+    """Merge the timings of processes that ran at the same time: the sum of the stages, the longest wall time."""
+    return replace(merge_sequential(timings), wall=max(timing.wall for timing in timings))
 
 
-def in_turn(timings: Sequence[Timing]) -> Timing:
-    """Of several runs one after the other, as one."""
+def merge_sequential(timings: Sequence[Timing]) -> Timing:
+    """Merge the timings of runs one after the other."""
     return Timing(
         timings[0].unit,
         sum(timing.count for timing in timings),

@@ -1,4 +1,4 @@
-"""Which object of a frame is which of the frame before: norfair (BSD) follows boxes with a Kalman filter."""
+"""Tracks objects from frame to frame with norfair (BSD), which uses a Kalman filter."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import numpy as np
 from detection.core.extras import require
 from detection.inference.predictor import Detections
 
-# An object is matched with a box that has at least this IoU with where it is expected.
+# Smallest IoU between the predicted box of an object and a detection of it.
 MIN_IOU = 0.2
-# It must be found so often before it gets a number, and keeps it while unseen for so long.
+# Detections before an object gets an id, and seconds without detection after which it loses the id.
 HITS, SECONDS_UNSEEN = 2, 1.0
 
 
 class Tracker:
-    """Gives the objects of one video numbers that stay; a new video needs a new tracker.
+    """Assigns ids to the objects of one video; each video needs its own tracker.
 
     Args:
-        fps: of the video; the faster it is, the more frames an object may be unseen and keep its number.
+        fps: of the video; it determines after how many frames without detection an object loses its id.
 
     Raises:
         UserError: norfair is not installed.
@@ -35,9 +35,9 @@ class Tracker:
         )
 
     def update(self, detections: Detections) -> Detections:
-        """Detections of the next frame -> the same with "ids": 1, 2, … or None, not yet, for each box.
+        """Add "ids" to the detections of the next frame: 1, 2, …, or None for boxes without an id yet.
 
-        Objects of different classes are never the same.
+        An object keeps its class: boxes of different classes are never matched.
         """
         boxes, labels = np.asarray(detections["boxes"], np.float64), detections["labels"].tolist()
         found = [
@@ -47,7 +47,7 @@ class Tracker:
         ids: list[int | None] = [None] * len(found)
         for tracked in self._tracker.update(found):
             frame, i = tracked.last_detection.data
-            # Others were not seen in this frame.
+            # Other objects were not detected in this frame.
             if frame == self._frame:
                 ids[i] = tracked.id
         self._frame += 1
@@ -55,7 +55,7 @@ class Tracker:
 
 
 def load_norfair() -> Any:
-    """The library, or a UserError that says how to get it."""
+    """Import norfair. Raises UserError with the command to install it."""
     require("--track", "norfair")
     import norfair
 

@@ -1,4 +1,4 @@
-"""Detection in videos, cameras and streams."""
+"""Detects objects in videos, cameras and streams."""
 
 import contextlib
 import itertools
@@ -21,22 +21,29 @@ from detection.core.outputs import begin_output, note_output
 from detection.core.progress import progress_bar
 from detection.inference.draw import draw_on, draw_rate
 from detection.inference.predictor import Detections, Detector
-from detection.inference.prefetch import AsyncWriter, LatestFrame, ahead
+from detection.inference.prefetch import AsyncWriter, LatestFrame, prefetch_map
 from detection.inference.results import Summary, to_json
 from detection.inference.sources import Item
 from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, TRACK, WAIT_READ, WAIT_WRITE, WRITE, Timing
 from detection.inference.track import Tracker
 
-# The end of a video's JSON when all of it was read; stopped by Ctrl-C, it lacks the mark, and `resume` does it again.
+# The end of the JSON of a complete video. After Ctrl-C the mark is missing, and `resume` processes the video again.
 COMPLETE = b'\n], "complete": true}\n'
-# A stream that does not answer for so long is given up.
+# Time after which a stream that does not answer is an error.
 TIMEOUT_MS = 10_000
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """batch_size: frames in a pass of the network. max_frames: stop after so many. images: write the annotated video.
-    track: number the objects. show_fps: draw how many frames per second are detected in."""
+    """Options of `detect_video`.
+
+    Attributes:
+        batch_size: frames in a forward pass.
+        max_frames: stop after this many frames.
+        draw: write the annotated video.
+        track: assign track ids.
+        show_fps: draw the detection rate in frames per second.
+    """
 
     batch_size: int = 1
     max_frames: int | None = None
@@ -47,7 +54,7 @@ class VideoOptions:
 
 @dataclass(frozen=True)
 class Frame:
-    """A BGR image that is drawn on and written, what the network takes, and when it was: seconds from the first."""
+    """A BGR image, the prepared input of the network, and the time in seconds since the first frame."""
 
     image: np.ndarray
     prepared: Any
@@ -55,19 +62,19 @@ class Frame:
 
 
 def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, options: VideoOptions) -> None:
-    """Write out/NAME.mp4 and out/NAME.json; count in `summary` what was done.
+    """Write out/NAME.mp4 and out/NAME.json, and update `summary`.
 
-    While the network works on some frames, the next are read and those before are drawn and written. On Ctrl-C, SIGTERM
-    or SIGHUP what the network has seen is written, and both files are closed properly: they hold all up to there.
+    While the network processes a batch of frames, the next one is read and the previous one is drawn and written. On
+    Ctrl-C, SIGTERM or SIGHUP all processed frames are written, and both files are closed properly.
 
-    Of a camera or a live stream the newest frame is always taken: where the network is slower, frames in between are
-    left out. The video that is written keeps the time, by showing frames longer.
+    From a camera or a live stream the latest frame is read; a slow network drops frames in between. The written video
+    repeats frames to keep the time.
 
     Raises:
-        UserError: it cannot be opened or has no frame; results cannot be written.
+        UserError: the source cannot be opened or has no frame, or results cannot be written.
     """
     timing = summary.video
-    with contextlib.closing(Source(item, timing)) as source, timing.running():
+    with contextlib.closing(VideoSource(item, timing)) as source, timing.running():
         path = out / f"{item.name}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         tracker = Tracker(source.fps) if options.track else None
@@ -77,7 +84,7 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
         num_streams = 1 if source.live else predictor.num_streams
         done = 0
 
-        def look(frames: list[Frame]) -> list[Detections]:
+        def detect(frames: list[Frame]) -> list[Detections]:
             with timing.stage(NETWORK):
                 return predictor.detect([frame.prepared for frame in frames])
 
@@ -85,16 +92,16 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
             with (
                 interrupts_at_checks() as check,
                 bar,
-                contextlib.closing(Result(path, item, source, summary, options)) as result,
-                result.listing(),
+                contextlib.closing(VideoResult(path, item, source, summary, options)) as result,
+                result.open_json(),
                 AsyncWriter(threads=1, depth=2 * batch_size) as writing,
                 contextlib.closing(_read_frames(source, predictor, batch_size, options.max_frames, timing)) as batches,
-                # A live source's newest frame is not made to wait for the next one.
+                # With depth 0 the latest frame of a live source does not wait for the next one.
                 contextlib.closing(
-                    ahead(look, batches, threads=num_streams, depth=0 if source.live else num_streams)
-                ) as looking,
+                    prefetch_map(detect, batches, threads=num_streams, depth=0 if source.live else num_streams)
+                ) as results,
             ):
-                for frames, future in looking:
+                for frames, future in results:
                     check()
                     for frame, detections in zip(frames, future.result(), strict=True):
                         if tracker is not None:
@@ -113,13 +120,13 @@ def detect_video(predictor: Detector, item: Item, out: Path, summary: Summary, o
             print(f"warning: {item.shown} ends after {done} of {expected} frames (truncated?)", file=sys.stderr)
 
 
-class Source:
-    """An opened video, camera or stream.
+class VideoSource:
+    """An open video, camera or stream.
 
     Attributes:
-        fps: frames per second, 25 where it does not tell.
-        expected: how many frames it says it has, 0 where it does not tell.
-        live: whether frames come when they come, of a camera or of a stream without an end.
+        fps: frames per second; 25 if unknown.
+        expected: number of frames according to the source; 0 if unknown.
+        live: whether it is a camera or a stream without an end.
 
     Raises:
         UserError: it cannot be opened, or a stream does not answer.
@@ -135,15 +142,15 @@ class Source:
         self.live = item.kind == "camera" or (item.kind == "stream" and not self.expected)
         self._first: float | None = None
         self._number = itertools.count()
-        self._newest = LatestFrame(self._next) if self.live else None
+        self._latest = LatestFrame(self._next) if self.live else None
 
     def read(self) -> tuple[np.ndarray, float] | None:
-        """The next frame (the newest, of a live source), BGR, and its time in seconds; None at the end."""
-        return self._next() if self._newest is None else self._newest.take()
+        """The next frame (the latest one of a live source), BGR, and its time in seconds; None at the end."""
+        return self._next() if self._latest is None else self._latest.get()
 
     def close(self) -> None:
-        if self._newest is not None:
-            self._newest.close()
+        if self._latest is not None:
+            self._latest.close()
         self._capture.release()
 
     def _next(self) -> tuple[np.ndarray, float] | None:
@@ -161,7 +168,7 @@ def _open(item: Item) -> cv2.VideoCapture:
     if item.kind == "camera":
         capture = cv2.VideoCapture(int(item.source))
     elif item.kind == "video":
-        open_regular_file(item.source, "video").close()  # OpenCV would wait for a pipe
+        open_regular_file(item.source, "video").close()  # OpenCV would block on a pipe
         capture = cv2.VideoCapture(item.source)
     else:
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
@@ -169,20 +176,19 @@ def _open(item: Item) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(item.source, cv2.CAP_FFMPEG, parameters)
     if not capture.isOpened():
         reason = {
-            "camera": "none of that number, in use by another program, or no permission",
-            "stream": "no such address, no answer in time, a wrong password, or an unknown codec",
+            "camera": "no camera with this index, in use by another program, or no permission",
+            "stream": "unknown address, timeout, wrong password, or unknown codec",
         }
         raise UserError(
-            f"{item.kind} {item.shown} cannot be opened "
-            f"({reason.get(item.kind, 'absent, corrupt, or an unknown codec')})"
+            f"{item.kind} {item.shown} cannot be opened ({reason.get(item.kind, 'missing, corrupt, or unknown codec')})"
         )
     return capture
 
 
 def _read_frames(
-    source: Source, predictor: Detector, batch_size: int, limit: int | None, timing: Timing
+    source: VideoSource, predictor: Detector, batch_size: int, limit: int | None, timing: Timing
 ) -> Generator[list[Frame], None, None]:
-    """Lists of `batch_size` frames, the last maybe shorter, read and resized one batch ahead by another thread."""
+    """Lists of `batch_size` frames (the last may be shorter); another thread reads and resizes the next list."""
 
     def read(count: int) -> list[Frame]:
         frames: list[Frame] = []
@@ -193,9 +199,9 @@ def _read_frames(
             frames.append(Frame(image, prepared, seconds))
         return frames
 
-    left = itertools.repeat(batch_size) if limit is None else _parts(limit, batch_size)
-    with contextlib.closing(ahead(read, left, threads=1, depth=1)) as reading:
-        for _, future in reading:
+    sizes = itertools.repeat(batch_size) if limit is None else _batch_sizes(limit, batch_size)
+    with contextlib.closing(prefetch_map(read, sizes, threads=1, depth=1)) as batches:
+        for _, future in batches:
             with timing.stage(WAIT_READ):
                 frames = future.result()
             if not frames:
@@ -203,77 +209,77 @@ def _read_frames(
             yield frames
 
 
-def _parts(total: int, size: int) -> Iterator[int]:
-    """7 by 3: 3, 3, 1."""
+def _batch_sizes(total: int, size: int) -> Iterator[int]:
+    """_batch_sizes(7, 3): 3, 3, 1."""
     return (min(size, total - start) for start in range(0, total, size))
 
 
-class Result:
-    """The annotated video and the JSON of one source, made frame by frame; `add` is called by one thread at a time."""
+class VideoResult:
+    """Writes the annotated video and the JSON of one source frame by frame. `add` is not thread-safe."""
 
-    def __init__(self, path: Path, item: Item, source: Source, summary: Summary, options: VideoOptions) -> None:
+    def __init__(self, path: Path, item: Item, source: VideoSource, summary: Summary, options: VideoOptions) -> None:
         self._path, self._item, self._source, self._summary, self._options = path, item, source, summary, options
         self._writer: cv2.VideoWriter | None = None
-        self._list: Callable[[dict[str, Any]], None]
+        self._add_json: Callable[[dict[str, Any]], None]
         self._last: np.ndarray
-        self._done = self._shown = 0
-        self._rate = Rate()
+        self._done = self._written = 0
+        self._rate = FrameRate()
 
     @contextlib.contextmanager
-    def listing(self) -> Iterator[None]:
-        """Keeps the JSON open."""
+    def open_json(self) -> Iterator[None]:
+        """Open the JSON file for the duration of the block."""
         record = self._path.with_suffix(".json")
         try:
             with record.open("w", encoding="utf-8") as file:
                 begin_output(record)
-                with _json_list(file, {"video": self._item.shown, "fps": self._source.fps}) as self._list:
+                with _json_list(file, {"video": self._item.shown, "fps": self._source.fps}) as self._add_json:
                     yield
         finally:
             note_output(record)
 
     def add(self, frame: Frame, detections: Detections) -> None:
-        """Draw, encode and write one frame, and its line of the JSON."""
+        """Draw, encode and write one frame, and add its line to the JSON."""
         timing = self._summary.video
         if self._options.draw:
             with timing.stage(DRAW):
                 draw_on(frame.image, detections, bgr=True)
                 if self._options.show_fps:
-                    draw_rate(frame.image, self._rate.tick())
+                    draw_rate(frame.image, self._rate.update())
             with timing.stage(WRITE):
-                self._show(frame)
+                self._write_frame(frame)
         with timing.stage(WRITE):
-            self._list({"frame": self._done, "seconds": frame.seconds, "detections": to_json(detections)})
+            self._add_json({"frame": self._done, "seconds": frame.seconds, "detections": to_json(detections)})
         self._done += 1
         self._summary.add(timing, detections)
 
     def close(self) -> None:
-        """The video needs its end to be played."""
+        """Finish the video; without its end it cannot be played."""
         if self._writer is not None:
             with self._summary.video.stage(WRITE):
                 self._writer.release()
             note_output(self._path)
 
-    def _show(self, frame: Frame) -> None:
+    def _write_frame(self, frame: Frame) -> None:
         if self._writer is None:
             self._writer = _open_writer(self._path, self._source.fps, frame.image)
             begin_output(self._path)
-        # A live source's frame stands until the next one came.
-        waited = round(frame.seconds * self._source.fps) - self._shown if self._source.live else 0
-        for image in (*([self._last] * waited if waited > 0 else []), frame.image):
+        # Repeat the previous frame of a live source until the time of this one.
+        repeats = round(frame.seconds * self._source.fps) - self._written if self._source.live else 0
+        for image in (*([self._last] * repeats if repeats > 0 else []), frame.image):
             self._writer.write(image)
-            self._shown += 1
+            self._written += 1
         self._last = frame.image
 
 
-class Rate:
-    """Frames per second of late: a mean over about the last second."""
+class FrameRate:
+    """Frames per second, averaged over about the last second."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._gap = 0.0
 
-    def tick(self) -> float:
-        """Call at each frame."""
+    def update(self) -> float:
+        """Count a frame and return the current rate."""
         now = time.perf_counter()
         if self._last is not None:
             gap = now - self._last
@@ -285,7 +291,7 @@ class Rate:
 
 @contextlib.contextmanager
 def _json_list(file: TextIO, head: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A JSON object whose list of frames grows line by line, and which is closed properly also on Ctrl-C."""
+    """Write a JSON object with a list of frames line by line; the object is completed also after Ctrl-C."""
     file.write(f'{json.dumps(head)[:-1]}, "frames": [')
     first = True
 
@@ -303,7 +309,7 @@ def _json_list(file: TextIO, head: dict[str, Any]) -> Iterator[Callable[[dict[st
 
 
 def _open_writer(path: Path, fps: float, frame: np.ndarray) -> cv2.VideoWriter:
-    # mp4v is the one mp4 encoder that every build of OpenCV brings.
+    # mp4v is the only mp4 encoder in every build of OpenCV.
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (frame.shape[1], frame.shape[0]))
     if not writer.isOpened():
         raise UserError(f"video {path} cannot be written (folder not writable, or OpenCV without an mp4 encoder)")

@@ -199,14 +199,14 @@ def test_widths():
         ),
         ({"name": "ghostnet", "width": 0}, "width must be positive"),
         ({"name": "resnet18", "width": 0.5}, "resnet18 has no width to set; mobilenet_v2"),
-        ({"name": "timm/ghostnet_100", "width": 0.5}, "timm's widths have names of their own"),
+        ({"name": "timm/ghostnet_100", "width": 0.5}, "timm has a name for each width"),
         ({"name": "ghostnet", "out_levels": ("c6",)}, "unknown feature level 'c6'"),
         ({"name": "resnet18", "out_levels": ("c6",)}, "unknown feature level 'c6'; this backbone has c1, c2"),
         ({"name": "vit_b_32"}, "vit_b_32 cannot be a backbone: it does not take images of any size"),
-        ({"name": "swin_t"}, "only these could be found.*: 4. Vision transformers"),
-        ({"name": "squeezenet1_1"}, "of the strides 4, 8, 16 and 32 .*: none"),
+        ({"name": "swin_t"}, "only these strides were found.*: 4. Vision transformers"),
+        ({"name": "squeezenet1_1"}, "of strides 4, 8, 16 and 32 .*: none"),
         ({"name": "timm/test_vit"}, "timm/test_vit cannot be a backbone"),
-        ({"name": "timm/csatv2"}, "only these could be found.*: 8, 16, 32"),
+        ({"name": "timm/csatv2"}, "only these strides were found.*: 8, 16, 32"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -198,10 +198,10 @@ def test_a_width_that_cannot_be_held_is_refused(tmp_path):
 
 def test_files_of_other_networks(tmp_path):
     paddle = write_pdparams(tmp_path / "w.pdparams", {"conv._conv.weight": np.zeros(3, "f4")})
-    with pytest.raises(WeightsError, match=r"of PaddlePaddle, but not of a GhostNet .*it has conv\._conv\.weight"):
+    with pytest.raises(WeightsError, match=r"of PaddlePaddle cannot be converted.*got keys conv\._conv\.weight"):
         read_weights(paddle, "ghostnet", 1.0)
     mindspore = write_mindspore(tmp_path / "w.ckpt", {"conv.weight": ([1], "Float32", [b"\0\0\0\0"])})
-    with pytest.raises(WeightsError, match=r"of MindSpore, but not of a GhostNet .*it has conv\.weight"):
+    with pytest.raises(WeightsError, match=r"of MindSpore cannot be converted.*got keys conv\.weight"):
         read_weights(mindspore, "ghostnet", 1.0)
 
 
@@ -297,7 +297,7 @@ def test_a_state_of_numpys_types_never_reaches_numpy(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((2, 2), "4 bytes do not make"), ((-1,), "no shape"), ((2**40, 2**40), "do not make"), (("a",), "no shape")],
+    [((2, 2), "4 bytes do not make"), ((-1,), "not a shape"), ((2**40, 2**40), "do not make"), (("a",), "not a shape")],
 )
 def test_shapes_that_do_not_fit_their_bytes(tmp_path, shape, message):
     array = pickle.dumps({"w": np.zeros(1, "f4")}, 2)
@@ -363,7 +363,7 @@ def test_damaged_files_give_one_kind_of_error(tmp_path, name, read):
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "truncated"),
         (b"\x0a" + b"\xff" * 12, "no MindSpore checkpoint"),
         (b"\x12\x00", "field 2 is no part"),
-        (b"\x0a\x0c\x0a\x01a\x12\x07\x12\x05Int12", "a has the type 'Int12'"),
+        (b"\x0a\x0c\x0a\x01a\x12\x07\x12\x05Int12", "a has the unknown type 'Int12'"),
         (b"\x0a\x10\x0a\x01a\x12\x0b\x08\x03\x12\x07Float32", "a: 0 bytes do not make an array"),
     ],
 )

@@ -77,7 +77,7 @@ def reference(name):
 @pytest.mark.parametrize(
     ("file", "into", "message"),
     [
-        ("resnet34", "resnet18", r"no place for \(layer1\.2\.conv1\.weight.*deeper variant"),
+        ("resnet34", "resnet18", r"does not have \(layer1\.2\.conv1\.weight.*deeper variant"),
         ("resnet18", "resnet34", r"lacks tensors of the network \(layer1\.2\.conv1\.weight"),
         ("resnet18", "timm/resnet50", r"another width or variant: layer1\.0\.conv1\.weight"),
         ("mobilenet_v2", "ghostnet", "Nothing matches"),
@@ -202,7 +202,7 @@ def test_timm_networks_are_asked_for_by_their_own_name(monkeypatch):
     backbone = build_backbone("timm/resnet18.a1_in1k", weights="timm")
     assert asked[-1] == ("resnet18.a1_in1k", True) and backbone.pretrained
     assert torch.equal(backbone.state_dict()["conv1.weight"], network.conv1.weight)
-    with pytest.raises(WeightsError, match=r"no ImageNet weights for resnet18 .*weights=timm.*timm/<name>"):
+    with pytest.raises(WeightsError, match=r"weights=timm has no ImageNet weights for resnet18 .*timm/<name>"):
         build_backbone("resnet18", weights="timm")
 
 

@@ -152,7 +152,7 @@ BAD = {
     "header alone": (named("header.jpg", b"\xff\xd8\xff\xc0\0\x11\x08\0\x10\0\x10\x03"), "truncated"),
     "30000 x 30000": (named("bomb.png", png_header(30_000, 30_000)), "30000x30000 pixels"),
     "10 GB": (huge_file, "is too large"),
-    "too long a name": (named("x" * 240 + ".jpg", SMALL), "too long a name"),
+    "too long a name": (named("x" * 240 + ".jpg", SMALL), "name is too long"),
 }  # fmt: skip
 ODD = {
     "fifo": (fifo, "a named pipe"),
@@ -180,7 +180,7 @@ def test_what_is_no_file_is_passed_over_in_folders(name, checkpoint, folder, tmp
     for source in (folder, f"{folder}/*.jpg"):
         outcome = run("detect", checkpoint, source, "--out", tmp_path / "out", "--no-images")
         assert outcome.code == 0 and "5 images done" in outcome.out
-        assert "warning: passed over" in outcome.err and words in outcome.err
+        assert "warning: skipped" in outcome.err and words in outcome.err
     (odd,) = [path for path in folder.iterdir() if not path.name.startswith("image")]
     outcome = run("detect", checkpoint, odd, "--out", tmp_path / "out")
     outcome.assert_error(odd.name, words)

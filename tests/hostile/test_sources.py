@@ -15,8 +15,8 @@ from detection.inference.sources import find_items
 
 SOURCES = {
     "empty": ("", "empty name"),
-    "a camera beyond all numbers": ("99999999999", "camera 99999999999 cannot be opened: numbers go to 9999"),
-    "a camera of 5000 digits": ("9" * 5000, "cannot be opened: numbers go to 9999|is too long|name too long"),
+    "a camera beyond all numbers": ("99999999999", "camera 99999999999 cannot be opened: the largest index is 9999"),
+    "a camera of 5000 digits": ("9" * 5000, "cannot be opened: the largest index is 9999|is too long|name too long"),
     "a number in superscript": ("²", "does not exist"),
     "NUL": ("a\0b", "NUL"),
     "a long name": ("x" * 300, "too long|does not exist"),
@@ -41,7 +41,7 @@ def test_a_source_that_is_none(name, trained, tmp_path, monkeypatch):
 def test_an_empty_source_is_not_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="an empty name is no source"):
+    with pytest.raises(UserError, match="a source is empty"):
         find_items([""])
 
 

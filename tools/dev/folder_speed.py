@@ -20,7 +20,7 @@ from detection.inference.predictor import Predictor
 from detection.inference.results import Summary, to_json
 from detection.inference.sample_images import sample_image_paths
 from detection.inference.sources import Item
-from detection.inference.timing import Timing, in_turn
+from detection.inference.timing import Timing, merge_sequential
 
 EXAMPLE = """\
 examples:
@@ -81,7 +81,7 @@ def compare_folder(
                     torch.set_num_threads(shared)
                     summary: Summary = detect(quick, chunk, out, batch_size=batch_size, force=True)
                     timings.append(summary.images)
-    timing = in_turn(timings)
+    timing = merge_sequential(timings)
     plain_rate, quick_rate = len(items) / seconds, timing.count / timing.wall
     return (
         f"plain loop, {checkpoint}: {len(items)} images in {seconds:.2f} s: {plain_rate:.1f} images per second\n"

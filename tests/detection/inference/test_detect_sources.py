@@ -22,7 +22,7 @@ from detection import Predictor, UserError
 from detection.inference import images as images_module
 from detection.inference import video as video_module
 from detection.inference.detect_sources import detect, num_streams_for
-from detection.inference.prefetch import AsyncWriter, LatestFrame, ahead
+from detection.inference.prefetch import AsyncWriter, LatestFrame, prefetch_map
 from detection.inference.sources import Item, find_items
 
 
@@ -43,7 +43,7 @@ def interrupted_at(monkeypatch, call, kind=Predictor):
 # ---- threads
 
 
-def test_reading_ahead_keeps_order_and_bounds():
+def test_prefetch_map_keeps_order_and_bounds():
     running, most, taken = [0], [0], [0]
 
     def read(item):
@@ -55,7 +55,7 @@ def test_reading_ahead_keeps_order_and_bounds():
         return item
 
     results = []
-    for _, future in ahead(read, range(20), threads=3, depth=4):
+    for _, future in prefetch_map(read, range(20), threads=3, depth=4):
         taken[0] += 1
         try:
             results.append(future.result())
@@ -65,9 +65,9 @@ def test_reading_ahead_keeps_order_and_bounds():
     assert most[0] <= 5
 
 
-def test_reading_ahead_stops_when_left():
+def test_prefetch_map_stops_when_left():
     started = []
-    reading = ahead(lambda item: started.append(item) or time.sleep(0.01), range(1000), threads=1, depth=3)
+    reading = prefetch_map(lambda item: started.append(item) or time.sleep(0.01), range(1000), threads=1, depth=3)
     next(reading)
     reading.close()
     assert len(started) <= 5 and threading.active_count() < 20
@@ -110,7 +110,7 @@ def test_newest_passes_on_the_end_and_errors():
 
     newest = LatestFrame(read)
     taken = []
-    while (frame := newest.take()) is not None:
+    while (frame := newest.get()) is not None:
         taken.append(frame)
     newest.close()
     assert taken == [1, 2, 3]
@@ -119,7 +119,7 @@ def test_newest_passes_on_the_end_and_errors():
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        LatestFrame(broken).take()
+        LatestFrame(broken).get()
 
 
 # ---- images
@@ -172,7 +172,7 @@ def test_images_stopped_by_ctrl_c_and_resumed(predictor, images, tmp_path, monke
     assert summary.interrupted and summary.num_images == 4
     assert len(list(tmp_path.glob("*.jpg"))) == len(list(tmp_path.glob("*.json"))) == 4
     summary = detect(predictor, items, tmp_path, batch_size=2, resume=True)
-    assert (summary.passed_over, summary.num_images) == (4, 8) and not summary.interrupted
+    assert (summary.skipped, summary.num_images) == (4, 8) and not summary.interrupted
     assert len(list(tmp_path.glob("*.json"))) == 12
 
 
@@ -180,7 +180,7 @@ def test_json_alone(predictor, images, tmp_path):
     items = find_items([str(images)])
     assert detect(predictor, items, tmp_path, draw=False).num_images == 12
     assert not list(tmp_path.glob("*.jpg")) and len(list(tmp_path.glob("*.json"))) == 12
-    assert detect(predictor, items, tmp_path, draw=False, resume=True).passed_over == 12
+    assert detect(predictor, items, tmp_path, draw=False, resume=True).skipped == 12
     # With images wanted these are not done.
     assert detect(predictor, items[:3], tmp_path, resume=True).num_images == 3
 
@@ -269,7 +269,7 @@ def test_video_stopped_by_ctrl_c_is_kept_up_to_there_and_done_again(tmp_path, mo
     assert frames_of(tmp_path / "out" / "v.mp4")[0] == 3
     assert len(frames_in(tmp_path / "out" / "v.json")) == 3
     assert detect(SquareFinder(), items, tmp_path / "out", resume=True).num_frames == 7
-    assert detect(SquareFinder(), items, tmp_path / "out", resume=True).passed_over == 1
+    assert detect(SquareFinder(), items, tmp_path / "out", resume=True).skipped == 1
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,9 @@ def test_extreme_shapes(predictor, shape):
 @pytest.mark.numeric
 def test_batch_of_mixed_sizes(predictor, images):
     images = [images / f"image {i}.jpg" for i in (3, 4, 5)]
-    together = predictor.predict_batch(images)
-    assert len(together) == 3
-    for image, found in zip(images, together, strict=True):
+    batched = predictor.predict_batch(images)
+    assert len(batched) == 3
+    for image, found in zip(images, batched, strict=True):
         alone = predictor.predict(image)
         strong, alone_strong = found["scores"] > 0.4, alone["scores"] > 0.4
         assert [n for n, s in zip(found["names"], strong, strict=True) if s] == [
@@ -82,7 +82,7 @@ def test_class_filter(trained, images):
     names = {name for f in found for name in f["names"]}
     assert names == {"disc"} and {label for f in found for label in f["labels"].tolist()} == {2}
     with pytest.raises(
-        UserError, match=r"unknown class 'dics' \(did you mean 'disc'\?\); this model knows: square, disc"
+        UserError, match=r"unknown class 'dics' \(did you mean 'disc'\?\); classes of this model: square, disc"
     ):
         Predictor(trained / "best.pt", "cpu", classes=["dics"])
 
@@ -162,7 +162,7 @@ def test_sources(tmp_path, monkeypatch):
     [
         ("nowhere.jpg", "does not exist"),
         ("*.nothing", "no file matches"),
-        ("empty", "holds no images or videos"),
+        ("empty", "has no images or videos"),
         ("notes.txt", "neither an image nor a video"),
     ],
 )

@@ -135,8 +135,8 @@ def test_small_images_are_looked_at_once(predictor):
 def test_images_of_several_sizes_together(predictor):
     tiled = TiledPredictor(predictor, 96, 0.3, batch_size=3)
     images = [squares(size=size)[0] for size in (90, 200, 150)]
-    together = tiled.detect([tiled.prepare(image) for image in images])
-    for image, found in zip(images, together, strict=True):
+    batched = tiled.detect([tiled.prepare(image) for image in images])
+    for image, found in zip(images, batched, strict=True):
         alone = tiled.predict(image)
         assert len(alone["boxes"]) == len(found["boxes"])
         np.testing.assert_allclose(np.sort(alone["scores"]), np.sort(found["scores"]), atol=1e-3)
