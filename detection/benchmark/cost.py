@@ -1,4 +1,4 @@
-"""The cost of a backbone or a whole detector, part by part, on the meta device: seconds, at any input size."""
+"""Counts the cost of a backbone or a detector, part by part, on the meta device, which is fast at any input size."""
 
 import copy
 from pathlib import Path
@@ -20,10 +20,10 @@ PARTS = {"backbone": "pyramid.body", "neck": "pyramid.fpn", "head": "head", "tot
 
 
 class DetectorParts(nn.Module):
-    """The parts of a torchvision-style detector that hold weights, called one after the other.
+    """The parts of a torchvision-style detector that have weights, called one after the other.
 
-    The rest – anchors, box decoding, the choice of proposals, RoIAlign, NMS – multiplies next to nothing and cannot run
-    without real numbers. forward: images [N, 3, H, W] -> whatever the heads put out.
+    The rest – anchors, box decoding, selection of proposals, RoIAlign, NMS – has hardly any multiply-adds and cannot
+    run on the meta device. forward: images [N, 3, H, W] -> outputs of the heads.
     """
 
     def __init__(self, pyramid: nn.Module, head: nn.Module) -> None:
@@ -36,43 +36,43 @@ class DetectorParts(nn.Module):
 
 
 class TwoStageHead(nn.Module):
-    """Faster R-CNN's two heads; the second on empty maps of as many proposals as RoIAlign would cut out."""
+    """The two heads of Faster R-CNN; the second runs on empty feature maps in place of the output of RoIAlign."""
 
     def __init__(self, model: FasterRCNN, proposals: int) -> None:
         super().__init__()
         self.rpn = model.rpn.head
         self.box_head = model.roi_heads.box_head
         self.box_predictor = model.roi_heads.box_predictor
-        self.shape = (proposals, model.backbone.out_channels, *model.roi_heads.box_roi_pool.output_size)
+        self.roi_shape = (proposals, model.backbone.out_channels, *model.roi_heads.box_roi_pool.output_size)
 
     def forward(self, features: list[Tensor]) -> object:
-        cut_out = features[0].new_zeros(self.shape)
-        return self.rpn(features), self.box_predictor(self.box_head(cut_out))
+        rois = features[0].new_zeros(self.roi_shape)
+        return self.rpn(features), self.box_predictor(self.box_head(rois))
 
 
 def network_costs(
     target: str, size: tuple[int, int] | None = None, *, num_classes: int = 80, layers: bool = False
 ) -> list[CostRow]:
-    """What a config's detector or a backbone costs for one image.
+    """The cost of a detector or a backbone for one image.
 
     Args:
         target: path of a config, or NAME or NAME@WIDTH of a backbone, counted without its classifier.
-        size: height and width in pixels. None: the config's short and long side; 224x224 for a backbone.
-            Detectors pad it to multiples of 32.
+        size: height and width in pixels. None: the config's short and long side; 224x224 for a backbone. Detectors pad
+            it to multiples of 32.
         num_classes: of the detector's head.
-        layers: also a row for every layer that has parameters or multiply-adds.
+        layers: add a row for every layer that has parameters or multiply-adds.
 
     Returns:
         Rows backbone, neck, head and total; a backbone has one row.
 
     Raises:
-        UserError: no such config or backbone, or an image that the network is too deep for.
+        UserError: the config or backbone does not exist, or the image is too small for the network.
     """
     if not is_config(target):
         with torch.device("meta"):
             backbone = _backbone(target).eval()
         return _rows(target, size or (224, 224), backbone, backbone, {"backbone": ""}, layers)
-    # Its weights play no part in the cost, and their file need not be here.
+    # The weights do not affect the cost, and their file may be missing.
     config = load_config(target, ["model.backbone.weights=null"])
     height, width = size or (config.data.short_side, config.data.long_side)
     with torch.device("meta"):
@@ -83,27 +83,27 @@ def network_costs(
 def detector_costs(name: str, model: nn.Module, size: tuple[int, int], layers: bool = False) -> list[CostRow]:
     """Rows for backbone, neck, head and total of a detector with torchvision's parts, built on the meta device.
 
-    Faster R-CNN's second stage is counted for as many boxes as it gets of one image: in detection
-    (1000, torchvision's default) for multiply-adds and activations, in training (512) for memory.
+    The second stage of Faster R-CNN is counted for the proposals of one image: 1000 (torchvision's default in
+    inference) for multiply-adds and activations, 512 (in training) for memory.
 
     Args:
-        name: to stand in the rows.
+        name: of the network in the rows.
         model: with `backbone.body`, `backbone.fpn` and `head`, or a Faster R-CNN.
         size: height and width of the padded image.
     """
     model.eval()
-    tested = trained = inference_parts(model)
+    inference = training = inference_parts(model)
     if isinstance(model, FasterRCNN):
         proposals = model.roi_heads.fg_bg_sampler.batch_size_per_image
-        trained = DetectorParts(model.backbone, TwoStageHead(model, proposals))
-    return _rows(name, size, tested, trained, PARTS, layers)
+        training = DetectorParts(model.backbone, TwoStageHead(model, proposals))
+    return _rows(name, size, inference, training, PARTS, layers)
 
 
 def detector_total(model: nn.Module, size: tuple[int, int]) -> Cost:
-    """What a detector with torchvision's parts (its SSD is one, too) costs for one image, all together.
+    """The total cost of a detector with torchvision's parts (RetinaNet, SSD, Faster R-CNN) for one image.
 
     Args:
-        model: in evaluation mode, on any device; it is left alone.
+        model: in evaluation mode, on any device; it is not changed.
         size: height and width of the padded image.
     """
     parts = inference_parts(copy.deepcopy(model).to("meta"))
@@ -111,14 +111,14 @@ def detector_total(model: nn.Module, size: tuple[int, int]) -> Cost:
 
 
 def inference_parts(model: nn.Module) -> DetectorParts:
-    """A Faster R-CNN's second stage gets as many boxes as in detection."""
+    """The parts of a detector; the second stage of Faster R-CNN gets the number of proposals in inference."""
     if isinstance(model, FasterRCNN):
         return DetectorParts(model.backbone, TwoStageHead(model, model.rpn.post_nms_top_n()))
     return DetectorParts(model.get_submodule("backbone"), model.get_submodule("head"))
 
 
 def is_config(target: str) -> bool:
-    """Whether a command-line argument names a file; no backbone's name ends in .yaml."""
+    """Whether a command-line argument is the path of a config; no name of a backbone ends in .yaml."""
     return Path(target).suffix.lower() in (".yaml", ".yml")
 
 
@@ -131,26 +131,26 @@ def _backbone(target: str) -> nn.Module:
     try:
         return build_backbone(name, width=factor)
     except ValueError as error:
-        hint = ". A config is named by its path, which ends in .yaml" if str(error).startswith("unknown") else ""
+        hint = ". For a config give its path, which ends in .yaml" if str(error).startswith("unknown") else ""
         raise UserError(f"{error}{hint}") from error
 
 
 def _rows(
     name: str,
     size: tuple[int, int],
-    tested: nn.Module,
-    trained: nn.Module,
+    inference: nn.Module,
+    training: nn.Module,
     parts: dict[str, str],
     layers: bool,
 ) -> list[CostRow]:
-    """Rows of `parts` (part -> module name): memory is that of `trained`, all else that of `tested`."""
+    """Rows of `parts` (part -> module name): memory of `training`, everything else of `inference`."""
     try:
         images = torch.zeros(1, 3, *size, device="meta")
-        costs = measure_cost(tested, images)
-        memory = measure_memory(trained, images)
+        costs = measure_cost(inference, images)
+        memory = measure_memory(training, images)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{name} is too deep for an image of {size[0]}x{size[1]} pixels: {reason}") from error
+        raise UserError(f"an image of {size[0]}x{size[1]} pixels is too small for {name}: {reason}") from error
 
     def row(part: str, module: str) -> CostRow:
         cost = costs[module]
@@ -158,7 +158,7 @@ def _rows(
 
     rows = [row(part, module) for part, module in parts.items()]
     if layers:
-        leaves = [module for module, child in tested.named_modules() if not list(child.children())]
+        leaves = [module for module, child in inference.named_modules() if not list(child.children())]
         rows += [row(_layer_name(leaf, parts), leaf) for leaf in leaves if costs[leaf].parameters or costs[leaf].macs]
     return rows
 

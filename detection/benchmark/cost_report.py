@@ -1,4 +1,4 @@
-"""Rows of costs as text, Markdown and CSV. Imports no torch, so that a tool's mistakes are told at once."""
+"""Formats rows of costs as text, Markdown and CSV. Does not import torch, so that tools report mistakes quickly."""
 
 import csv
 import io
@@ -16,12 +16,12 @@ class CostRow:
 
     Attributes:
         network: backbone name or config path.
-        size: height and width of the image in pixels, as the network gets it.
+        size: height and width of the network's input in pixels.
         part: backbone, neck, head, total, or the name of a layer.
-        parameters: learned numbers.
+        parameters: number of parameters.
         macs: multiply-adds.
-        activations: numbers that convolutions and linear layers put out.
-        memory: bytes that training keeps of one image for the backward pass, in float32.
+        activations: output elements of convolutions and linear layers.
+        memory: bytes that training keeps for the backward pass of one image, in float32.
     """
 
     network: str
@@ -40,7 +40,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """'320' -> (320, 320); '800x1333' -> (800, 1333), height first; below 100 000. Raises UserError."""
     found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
     if found is None:
-        raise UserError(f"size {text!r} is neither a side, like 320, nor HEIGHTxWIDTH, like 800x1333")
+        raise UserError(f"size {text!r} is not valid; expected: a side, like 320, or HEIGHTxWIDTH, like 800x1333")
     return int(found[1]), int(found[2] or found[1])
 
 
@@ -64,7 +64,7 @@ def format_rows(rows: Sequence[CostRow], style: str) -> str:
 
 
 def _number(value: float, decimals: int) -> str:
-    # Three more for a layer that would else show as nothing.
+    # Three more decimals for small values, which would otherwise be shown as zero.
     return f"{value:.{decimals + 3 if 0 < value < 0.1 else decimals}f}"
 
 

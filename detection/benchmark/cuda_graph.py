@@ -1,4 +1,4 @@
-"""Parts of a network recorded as CUDA graphs: their hundreds of small kernels are started by one call."""
+"""Captures parts of a network as CUDA graphs, so that one call launches their hundreds of small kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,11 @@ from torchvision.models.detection import FasterRCNN
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
-def record_graphs(model: nn.Module) -> None:
-    """Let the parts of a detector whose shapes are fixed by the image's be replayed; in place, for inference alone.
+def capture_graphs(model: nn.Module) -> None:
+    """Replace the parts of a detector whose shapes depend only on the input size with CUDA graphs, in place.
 
-    They are backbone with neck and, of a RetinaNet, the head; of a Faster R-CNN, that of the proposals. What comes
-    after depends on the numbers (how many boxes pass) and cannot be recorded.
+    These are the backbone with the neck, and the head (in Faster R-CNN that of the RPN). The rest depends on the data
+    (the number of boxes) and cannot be captured. The model can then be used for inference only.
     """
     head = model.rpn.head if isinstance(model, FasterRCNN) else model.get_submodule("head")
     for part in (model.get_submodule("backbone"), head):
@@ -22,37 +22,37 @@ def record_graphs(model: nn.Module) -> None:
 
 
 class GraphedCall:
-    """A function of a tensor or a list of tensors, recorded at the first call with each shape and replayed after.
+    """A function of a tensor or a list of tensors, captured at the first call with each shape and replayed afterwards.
 
-    What it returns is overwritten by the next call with the same shapes.
+    The next call with the same shapes overwrites the returned tensors.
 
     Args:
-        function: gives tensors in any structure, the same for the same shapes, without waiting for the device.
-        capture: records a call without arguments; returns what replays it, and its output.
+        function: returns tensors in any structure, which depends only on the shapes, without waiting for the device.
+        capture: captures a call without arguments; returns a function that replays it, and its output.
     """
 
     def __init__(self, function: Callable[[Any], Any], capture: Capture | None = None) -> None:
         self.function = function
         self.capture = capture or capture_cuda
-        self._recorded: dict[tuple, tuple[list[Tensor], Callable[[], None], Any]] = {}
+        self._captured: dict[tuple, tuple[list[Tensor], Callable[[], None], Any]] = {}
 
     def __call__(self, inputs: Tensor | list[Tensor]) -> Any:
-        given = [inputs] if isinstance(inputs, Tensor) else inputs
-        key = tuple((tensor.shape, tensor.dtype) for tensor in given)
-        if key not in self._recorded:
-            held = [tensor.clone() for tensor in given]
-            held_inputs = held[0] if isinstance(inputs, Tensor) else held
-            self._recorded[key] = (held, *self.capture(lambda: self.function(held_inputs)))
-        held, replay, output = self._recorded[key]
-        for slot, tensor in zip(held, given, strict=True):
-            slot.copy_(tensor)
+        tensors = [inputs] if isinstance(inputs, Tensor) else inputs
+        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        if key not in self._captured:
+            static = [tensor.clone() for tensor in tensors]
+            static_inputs = static[0] if isinstance(inputs, Tensor) else static
+            self._captured[key] = (static, *self.capture(lambda: self.function(static_inputs)))
+        static, replay, output = self._captured[key]
+        for static_tensor, tensor in zip(static, tensors, strict=True):
+            static_tensor.copy_(tensor)
         replay()
         return output
 
 
 def capture_cuda(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record what `call` does on the current CUDA device."""
-    # As PyTorch's notes on CUDA graphs ask: some calls on a side stream first, so that libraries set themselves up.
+    """Capture `call` as a CUDA graph on the current device."""
+    # Warm-up calls on a side stream, as PyTorch's notes on CUDA graphs require.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,7 +1,7 @@
-"""How long detectors take, whole: from uint8 images of the network's size to boxes, in several backends at once.
+"""Measures the latency of detectors from uint8 images of the network's size to boxes, in several backends.
 
-All contenders are timed by turns, so that whatever else the machine does hits them alike. In a turn a contender
-makes one call that is not timed – the others have had caches and threads meanwhile – and a few that are.
+All candidates are timed in turns, so that other load on the machine affects them equally. In each turn a candidate
+makes a few warm-up calls, because the others have used the caches and threads, and then a few timed ones.
 """
 
 import importlib
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from detection.benchmark.candidates import Candidate, Run, open_contender
+from detection.benchmark.candidates import Candidate, DetectFn, open_candidate
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
-from detection.benchmark.memory_growth import Growth, peak_memory
+from detection.benchmark.memory_growth import MemoryGrowth, peak_memory
 from detection.benchmark.settings import PYTORCH, Settings
-from detection.benchmark.suite import SuiteBuilder, batch_of, make_images
+from detection.benchmark.suite import SuiteBuilder, make_batch, make_images
 from detection.core.device import pick_device
 from detection.core.environment import hardware, versions
 from detection.core.errors import UserError
@@ -29,19 +29,19 @@ from detection.core.interleave import TURN, Clock, interleave, wall_seconds
 from detection.core.progress import progress_bar
 
 WARM_UP = 3
-"""Calls before the first timed one: they prepare kernels, compile, and record graphs."""
+"""Calls before the first timed one: they prepare kernels, compile, and capture graphs."""
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
 
 
 @dataclass
-class Entry:
-    """A row in the making: a contender at one batch.
+class Measurement:
+    """The measurement of one candidate at one batch size.
 
     Attributes:
-        call: runs it on its images; None where it cannot.
+        call: runs the candidate on its images; None if it cannot run.
     """
 
-    contender: Candidate
+    candidate: Candidate
     batch: int
     call: Callable[[], Any] | None = None
     seconds: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Entry:
     reason: str = ""
 
     def row(self) -> LatencyRow:
-        c = self.contender
+        c = self.candidate
         return LatencyRow(
             network=c.network,
             backend=c.backend,
@@ -68,92 +68,92 @@ class Entry:
 
 
 def measure_latency(settings: Settings) -> LatencyReport:
-    """Time everything that `settings` names.
+    """Time all networks of `settings`.
 
     Raises:
-        UserError: anything wrong with a file, a backend named by the user, the device or an image.
+        UserError: a file, a requested backend, the device or an image cannot be used.
     """
     device = pick_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    environment = describe(settings, device)
+    environment = describe_environment(settings, device)
     images = make_images(settings)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        found = SuiteBuilder(settings, device, Path(folder), images).make()
-        entries = [Entry(c, batch) for c in found.contenders for batch in settings.batches]
-        for entry in entries:
-            entry.reason = found.failed.get(entry.contender, "")
-        open_all(entries, images)
-        others = OtherPrograms()
+        suite = SuiteBuilder(settings, device, Path(folder), images).build()
+        measurements = [Measurement(c, batch) for c in suite.candidates for batch in settings.batches]
+        for measurement in measurements:
+            measurement.reason = suite.failed.get(measurement.candidate, "")
+        open_candidates(measurements, images)
+        contention = CpuContention()
         for batch in settings.batches:
-            ready = [entry for entry in entries if entry.batch == batch and entry.call is not None]
+            ready = [m for m in measurements if m.batch == batch and m.call is not None]
             with progress_bar(None, f"timing, batch {batch}", len(ready) * settings.runs) as bar:
-                clocks = [clock_of(entry.contender) for entry in ready]
-                calls = [entry.call for entry in ready if entry.call is not None]
-                for entry, seconds in zip(ready, interleave(calls, settings.runs, clocks, bar.update), strict=True):
-                    entry.seconds = seconds
-        environment["disturbance"] = others.report()
+                clocks = [clock_of(m.candidate) for m in ready]
+                calls = [m.call for m in ready if m.call is not None]
+                for m, seconds in zip(ready, interleave(calls, settings.runs, clocks, bar.update), strict=True):
+                    m.seconds = seconds
+        environment["disturbance"] = contention.report()
         if settings.memory:
-            found.remarks += measure_memory([entry for entry in entries if entry.call is not None], images)
-        # While the files are there.
-        rows = tuple(entry.row() for entry in entries)
-    return LatencyReport(rows, environment, tuple(found.remarks))
+            suite.remarks += measure_memory([m for m in measurements if m.call is not None], images)
+        # Before the temporary files are deleted.
+        rows = tuple(m.row() for m in measurements)
+    return LatencyReport(rows, environment, tuple(suite.remarks))
 
 
-def open_all(entries: Sequence[Entry], images: Sequence[np.ndarray]) -> None:
-    """Give each entry its `call` and warm it up; one that cannot run and is optional gets the reason instead."""
-    runs: dict[Candidate, Run] = {}
-    for entry in progress_bar(entries, "loading"):
-        contender = entry.contender
-        if entry.reason:
+def open_candidates(measurements: Sequence[Measurement], images: Sequence[np.ndarray]) -> None:
+    """Set the `call` of each measurement and warm it up; if an optional candidate cannot run, set the reason."""
+    functions: dict[Candidate, DetectFn] = {}
+    for measurement in progress_bar(measurements, "loading"):
+        candidate = measurement.candidate
+        if measurement.reason:
             continue
         try:
-            if contender not in runs:
-                runs[contender] = _told(contender, partial(open_contender, contender))
-            _warm_up(entry, runs[contender], images)
+            if candidate not in functions:
+                functions[candidate] = _with_user_errors(candidate, partial(open_candidate, candidate))
+            _warm_up(measurement, functions[candidate], images)
         except UserError as error:
-            if not contender.optional:
+            if not candidate.optional:
                 raise
-            entry.reason = str(error)
+            measurement.reason = str(error)
 
 
-def _warm_up(entry: Entry, run: Run, images: Sequence[np.ndarray]) -> None:
-    fixed = getattr(run, "fixed_batch", None)
-    if fixed not in (None, entry.batch):
-        entry.reason = f"the file takes {fixed} image{'s' if fixed > 1 else ''} a call, not {entry.batch}"
+def _warm_up(measurement: Measurement, detect: DetectFn, images: Sequence[np.ndarray]) -> None:
+    fixed = getattr(detect, "fixed_batch", None)
+    if fixed not in (None, measurement.batch):
+        measurement.reason = f"the file takes {fixed} image{'s' if fixed > 1 else ''} a call, not {measurement.batch}"
         return
-    batch = batch_of(images, entry.contender.size, entry.batch)
+    batch = make_batch(images, measurement.candidate.size, measurement.batch)
 
     def call() -> Any:
-        return run(batch)
+        return detect(batch)
 
     for _ in range(WARM_UP):
-        found = _told(entry.contender, call)
-    entry.call = call
-    if found is not None:
-        entry.boxes = sum(len(detections["boxes"]) for detections in found) / len(found)
+        results = _with_user_errors(measurement.candidate, call)
+    measurement.call = call
+    if results is not None:
+        measurement.boxes = sum(len(detections["boxes"]) for detections in results) / len(results)
 
 
-def _told(contender: Candidate, action: Callable[[], Any]) -> Any:
-    """`action()`; what goes wrong in torch.compile and on the device is told as the user's to mend."""
+def _with_user_errors(candidate: Candidate, action: Callable[[], Any]) -> Any:
+    """Call `action()`; turn errors of torch.compile and a lack of GPU memory into UserErrors."""
     try:
         return action()
     except torch.OutOfMemoryError:
-        raise UserError(f"{contender.network}, {contender.backend}: out of memory; choose a smaller --batch") from None
+        raise UserError(f"{candidate.network}, {candidate.backend}: out of memory; choose a smaller --batch") from None
     except (RuntimeError, ImportError, OSError) as error:
-        if contender.backend != "compile":
+        if candidate.backend != "compile":
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{contender.network}: torch.compile does not work here (a C++ compiler?): {reason}") from error
+        raise UserError(f"{candidate.network}: torch.compile does not work here (a C++ compiler?): {reason}") from error
 
 
-def clock_of(contender: Candidate) -> Clock:
-    """PyTorch on a GPU is timed by the GPU's own events. Other backends return when all is done, as the CPU does."""
-    return cuda_seconds if contender.device != "cpu" and contender.backend in PYTORCH else wall_seconds
+def clock_of(candidate: Candidate) -> Clock:
+    """CUDA events for PyTorch on a GPU; wall time for other backends, whose calls return when everything is done."""
+    return cuda_seconds if candidate.device != "cpu" and candidate.backend in PYTORCH else wall_seconds
 
 
 def cuda_seconds(call: Callable[[], Any]) -> float:
-    """From the first kernel to the last, synchronised before and after."""
+    """GPU time of a call in seconds, synchronized before and after."""
     torch.cuda.synchronize()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
@@ -163,61 +163,60 @@ def cuda_seconds(call: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def measure_memory(entries: Sequence[Entry], images: Sequence[np.ndarray]) -> list[str]:
-    """Set each entry's `memory`; one process for each contender does all its batches. Returns what went wrong."""
-    wrong = []
-    contenders = list(dict.fromkeys(entry.contender for entry in entries))
-    for contender in progress_bar(contenders, "memory"):
-        own = sorted((entry for entry in entries if entry.contender == contender), key=lambda entry: entry.batch)
+def measure_memory(measurements: Sequence[Measurement], images: Sequence[np.ndarray]) -> list[str]:
+    """Set the `memory` of each measurement; each candidate runs in its own process. Returns error messages."""
+    errors = []
+    candidates = list(dict.fromkeys(m.candidate for m in measurements))
+    for candidate in progress_bar(candidates, "memory"):
+        own = sorted((m for m in measurements if m.candidate == candidate), key=lambda m: m.batch)
         try:
-            peaks = peak_memory(contender_memory, contender, list(images), [entry.batch for entry in own])
+            peaks = peak_memory(candidate_memory, candidate, list(images), [m.batch for m in own])
         except UserError as error:
-            # The times, which took minutes, are there.
-            wrong.append(f"{contender.network}, {contender.backend}: memory was not measured: {error}")
+            # Not raised, to keep the latencies, which took minutes.
+            errors.append(f"{candidate.network}, {candidate.backend}: memory was not measured: {error}")
             continue
-        for entry, peak in zip(own, peaks, strict=True):
-            entry.memory = peak
-    return wrong
+        for measurement, peak in zip(own, peaks, strict=True):
+            measurement.memory = peak
+    return errors
 
 
-def contender_memory(contender: Candidate, images: Sequence[np.ndarray], batches: Sequence[int]) -> list[int | None]:
-    """The peak of running it at each of these ascending batches, in bytes, in this process, which has run nothing yet.
+def candidate_memory(candidate: Candidate, images: Sequence[np.ndarray], batches: Sequence[int]) -> list[int | None]:
+    """Peak memory in bytes of running a candidate at each batch size (ascending), measured in a fresh process.
 
-    On the CPU what the process grows by once libraries are imported: weights, maps, and what backends keep. What
-    loading and compiling need for a while is left out. PyTorch on a GPU: what tensors take there. None where
-    neither is known.
+    On the CPU: the growth of the process after the imports (weights, feature maps, buffers of backends), without the
+    temporary memory of loading and compiling. PyTorch on a GPU: the memory of its tensors. None if neither is known.
     """
-    on_gpu = contender.device != "cpu"
+    on_gpu = candidate.device != "cpu"
     for package in PACKAGES:
-        if package.startswith(contender.backend) or contender.kind == "foreign":
+        if package.startswith(candidate.backend) or candidate.kind == "raw_onnx":
             importlib.import_module(package)
-    growth = Growth()
-    run = open_contender(contender)
+    growth = MemoryGrowth()
+    detect = open_candidate(candidate)
     peaks: list[int | None] = []
     for batch in batches:
-        inputs = batch_of(images, contender.size, batch)
+        inputs = make_batch(images, candidate.size, batch)
         for _ in range(2):
-            run(inputs)
-        growth.forget_peak()
+            detect(inputs)
+        growth.reset_peak()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
-            run(inputs)
+            detect(inputs)
         if on_gpu:
-            peaks.append(torch.cuda.max_memory_allocated() if contender.backend in PYTORCH else None)
+            peaks.append(torch.cuda.max_memory_allocated() if candidate.backend in PYTORCH else None)
         else:
             peaks.append(growth.peak())
     return peaks
 
 
-class OtherPrograms:
-    """How much of the CPU went to other programs since this was made; Linux alone tells that."""
+class CpuContention:
+    """The share of CPU time that other programs used since this object was created; known on Linux only."""
 
     def __init__(self) -> None:
         self.start = self._seconds()
 
-    def share(self) -> float | None:
-        """Of the time of all cores, in [0, 1]."""
+    def fraction(self) -> float | None:
+        """Fraction of the time of all cores, in [0, 1]."""
         now = self._seconds()
         if self.start is None or now is None:
             return None
@@ -225,12 +224,12 @@ class OtherPrograms:
         return min(1.0, max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9))
 
     def report(self) -> str:
-        share = self.share()
-        return "not known" if share is None else f"{share:.0%} of the CPU went to other programs while it was timed"
+        fraction = self.fraction()
+        return "not known" if fraction is None else f"other programs used {fraction:.0%} of the CPU during the timing"
 
     @staticmethod
     def _seconds() -> tuple[float, float, float] | None:
-        """Now; of the CPU used by all programs, by this one."""
+        """Wall time; CPU time of all programs; CPU time of this process."""
         try:
             user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
         except (OSError, ValueError):
@@ -239,14 +238,14 @@ class OtherPrograms:
         return time.monotonic(), busy, time.process_time()
 
 
-def describe(settings: Settings, device: torch.device) -> dict[str, str]:
-    """What has to be known to judge the numbers."""
+def describe_environment(settings: Settings, device: torch.device) -> dict[str, str]:
+    """Hardware, versions and settings that affect the results."""
     images = ", ".join(settings.images) or "drawn"
     return {
         "hardware": hardware(device),
         "threads": str(torch.get_num_threads()),
         "versions": versions(PACKAGES),
         "seed": str(settings.seed),
-        "image": f"{images}, squeezed to the input's size; times are from uint8 pixels to boxes",
-        "runs": f"{settings.runs} timed calls a row, {TURN} at a turn, all rows of a batch by turns",
+        "image": f"{images}, resized to the input size; times are from uint8 pixels to boxes",
+        "runs": f"{settings.runs} timed calls per row, {TURN} per turn, all rows of a batch in turns",
     }

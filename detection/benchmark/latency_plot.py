@@ -1,4 +1,4 @@
-"""An image of AP against latency."""
+"""Plots AP against latency."""
 
 import io
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from detection.core.outputs import write_output
 MARKERS = "osD^vPX*<>"
 
 
-NO_AP = "--plot needs an AP: a best.pt knows its own, those of others are given as --ap NETWORK=AP"
+NO_AP = "--plot needs an AP: best.pt holds its own; give the AP of other networks as --ap NETWORK=AP"
 
 
 def check_plot(path: str | Path, settings: Settings) -> None:
-    """Raises UserError where an image of what these settings measure could not be drawn or written."""
+    """Raises UserError if the plot of a benchmark with these settings could not be drawn or written."""
     if not settings.aps and not any(kind_of(target) == "checkpoint" for target in settings.targets):
         raise UserError(NO_AP)
     path = Path(path)
@@ -27,9 +27,9 @@ def check_plot(path: str | Path, settings: Settings) -> None:
 
 
 def plot_latency(report: LatencyReport, path: str | Path) -> None:
-    """Write an image with a point for each row of the smallest batch whose AP is known; the format is the name's.
+    """Plot a point for each row of the smallest batch with a known AP; the suffix of `path` determines the format.
 
-    A network has a colour, a backend has a marker. Latency is logarithmic: what counts is by how many times.
+    Each network has a color, each backend a marker. The latency axis is logarithmic, because ratios matter.
 
     Raises:
         UserError: no row has an AP, or the file cannot be written.
@@ -42,7 +42,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
         raise UserError(NO_AP)
     networks = list(dict.fromkeys(row.network for row in rows))
     backends = list(dict.fromkeys(row.backend for row in rows))
-    # Without pyplot there is no global state and no window.
+    # Not pyplot, which has global state and may open windows.
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for row in rows:
@@ -58,7 +58,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
         own = sorted((row for row in rows if row.network == network), key=_milliseconds)
         color = f"C{networks.index(network) % 10}"
         axes.plot([_milliseconds(row) for row in own], [_ap(row) for row in own], color=color, alpha=0.4, zorder=0)
-        # Neighbours on one line: names by turns above and below it.
+        # Labels of neighboring points are alternately above and below the line.
         for i, row in enumerate(own):
             axes.annotate(
                 f"{row.backend}\n{_milliseconds(row):.3g} ms",
@@ -78,7 +78,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
     axes.set_xlabel(f"median latency at batch {rows[0].batch} (ms, logarithmic)")
     axes.set_ylabel("AP")
     axes.grid(True, which="both", alpha=0.25)
-    # Beside the points, wherever they lie.
+    # Outside the axes, so that it does not cover points.
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     hardware, threads = report.environment.get("hardware", ""), report.environment.get("threads", "")
     axes.set_title(f"{hardware}; threads: {threads}", fontsize=9)
@@ -88,7 +88,7 @@ def plot_latency(report: LatencyReport, path: str | Path) -> None:
 
 
 def plotted_rows(rows: Sequence[LatencyRow]) -> list[LatencyRow]:
-    """Those of the smallest batch that were measured and whose AP is known."""
+    """The measured rows of the smallest batch with a known AP."""
     known = [row for row in rows if row.median is not None and row.ap is not None]
     smallest = min((row.batch for row in known), default=0)
     return [row for row in known if row.batch == smallest]

@@ -1,4 +1,4 @@
-"""What `detection.benchmark.latency` measured, as text, Markdown and CSV. Imports no torch."""
+"""Formats the results of `detection.benchmark.latency` as text, Markdown and CSV. Does not import torch."""
 
 import csv
 import io
@@ -14,17 +14,18 @@ from detection.core.text import aligned, markdown
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One network in one backend at one batch.
+    """One network in one backend at one batch size.
 
     Attributes:
-        network: as the user named it.
+        network: as given by the user.
         backend: eager, channels_last, compile, cuda_graph, onnxruntime, openvino, torchscript or torch_export.
-        size: height and width in pixels of the image that the network computes on; None where not known.
-        seconds: of each timed call, in order; none where it could not be measured, see `reason`.
-        boxes: that came out, an image; None of a foreign file.
-        memory: bytes that the process grew by, at most, see `detection.benchmark.memory_growth`.
-        file_bytes: of the file that is run.
-        parameters, macs: learned numbers, and multiply-adds of an image; None of a foreign file.
+        size: height and width of the network's input in pixels; None if unknown.
+        seconds: of each timed call, in order; empty if it could not be measured, see `reason`.
+        boxes: detections per image; None for an ONNX file of another program.
+        memory: peak growth of the process in bytes, see `detection.benchmark.memory_growth`.
+        file_bytes: size of the file.
+        parameters, macs: number of parameters, and multiply-adds for one image; None for an ONNX file of another
+            program.
         ap: COCO AP in [0, 1].
     """
 
@@ -43,27 +44,27 @@ class LatencyRow:
 
     @property
     def median(self) -> float | None:
-        """Seconds of a call, all images of its batch together."""
+        """Median seconds of a call with the whole batch."""
         return statistics.median(self.seconds) if self.seconds else None
 
     @property
     def p95(self) -> float | None:
-        """Seconds that 95 % of the calls keep below, interpolated."""
+        """95th percentile of the seconds of a call, interpolated."""
         return float(np.percentile(self.seconds, 95)) if self.seconds else None
 
     @property
     def throughput(self) -> float | None:
-        """Images a second, of the median."""
+        """Images per second, from the median."""
         return None if self.median is None else self.batch / self.median
 
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Rows, and what has to be known to judge them.
+    """Rows and the environment of the measurement.
 
     Attributes:
         environment: name -> value: hardware, threads, versions, seed, …
-        remarks: sentences about how the networks of the rows were had.
+        remarks: sentences about how the networks were created.
     """
 
     rows: tuple[LatencyRow, ...]
@@ -71,7 +72,7 @@ class LatencyReport:
     remarks: tuple[str, ...] = ()
 
     def speedups(self) -> list[float | None]:
-        """How many times as fast as the first measured row of the same batch each row is."""
+        """The speed of each row relative to the first measured row of the same batch."""
         first: dict[int, float] = {}
         for row in self.rows:
             if row.median is not None:
@@ -82,7 +83,7 @@ class LatencyReport:
         """ "text" (aligned columns) or "markdown", with environment and remarks; "csv" (plain seconds and bytes)."""
         if style == "csv":
             return self._csv()
-        # A column in which nothing is known tells nothing.
+        # Columns without any value are left out.
         lines = [_cells(row, speedup) for row, speedup in zip(self.rows, self.speedups(), strict=True)]
         shown = [i for i in range(len(HEADER)) if i < LEFT or any(line[i] != UNKNOWN for line in lines)]
         header, cells = [HEADER[i] for i in shown], [[line[i] for i in shown] for line in lines]
@@ -100,7 +101,7 @@ class LatencyReport:
         return "\n\n".join(block for block in ("\n".join(above), table, "\n".join(below)) if block)
 
     def _csv(self) -> str:
-        """Each line can be read alone: it carries the environment, too."""
+        """Each line is complete by itself: it includes the environment."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow((*CSV_HEADER, *self.environment))
@@ -155,7 +156,7 @@ def _number(value: float | None, unit: float, decimals: int) -> str:
 
 
 def parse_aps(texts: Sequence[str]) -> dict[str, float]:
-    """['best.pt=0.5'] -> {'best.pt': 0.5}. Raises UserError where it is not NAME=AP with AP in [0, 1]."""
+    """['best.pt=0.5'] -> {'best.pt': 0.5}. Raises UserError if a text is not NAME=AP with AP in [0, 1]."""
     aps = {}
     for text in texts:
         name, equals, value = text.rpartition("=")

@@ -1,4 +1,4 @@
-"""How much memory a network takes, measured in a process of its own."""
+"""Measures the memory of a network in a process of its own."""
 
 import multiprocessing
 import sys
@@ -13,14 +13,14 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(measure: Callable[..., list[int | None]], *arguments: Any) -> list[int | None]:
-    """What `measure(*arguments)` returns when called in a fresh process; its exceptions are raised here.
+    """Call `measure(*arguments)` in a fresh process and return its result; its exceptions are raised here.
 
     Args:
-        measure: a function of a module, and arguments that can be pickled.
+        measure: a module-level function; its arguments must be picklable.
     """
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        # The imports, which take seconds, are made once for all such processes.
+        # The imports take seconds; the fork server runs them once for all processes.
         context.set_forkserver_preload(["detection.benchmark.latency"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(theirs, measure, *arguments))
@@ -46,21 +46,21 @@ def _run(pipe: Connection, measure: Callable[..., list[int | None]], *arguments:
         pipe.send(error)
 
 
-class Growth:
-    """By how many bytes this process has grown at most since this was made; Linux alone tells that."""
+class MemoryGrowth:
+    """Peak growth of this process in bytes since this object was created; known on Linux only."""
 
     def __init__(self) -> None:
         self.start = _status("VmRSS")
 
-    def forget_peak(self) -> None:
-        """Leave out what was needed so far, to load and to compile, and has been given back."""
+    def reset_peak(self) -> None:
+        """Reset the peak, to exclude the temporary memory of loading and compiling."""
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             return
 
     def peak(self) -> int | None:
-        """None where the system does not tell."""
+        """Bytes since the last reset; None if the system does not report them."""
         now = _status("VmHWM")
         return None if self.start is None or now is None else max(0, now - self.start)
 

@@ -1,4 +1,4 @@
-"""Any ONNX file in ONNX Runtime, on inputs of its own kind: its raw session time."""
+"""Runs any ONNX file in ONNX Runtime on random inputs of its declared types, to time the session."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +24,21 @@ TYPES = {
 
 
 class OnnxModel:
-    """A session of a file about which nothing is known but its inputs.
+    """A session for an ONNX file of which only the inputs are known.
 
     Args:
         path: an ONNX file.
-        size: height and width in pixels, for dimensions that the file leaves open.
+        size: height and width in pixels, for dynamic dimensions.
         threads: of the session.
-        device: where ONNX Runtime shall run it, if it can.
+        device: on which ONNX Runtime runs it, if it supports the device.
 
     Attributes:
-        fixed_batch: images that it takes in a call; None where that is open.
-        size: height and width of the images that it gets; None where no input looks like images.
-        metadata: what its makers wrote into it.
+        fixed_batch: batch size of the file; None if it is dynamic.
+        size: height and width of the input images; None if no input has the shape of images.
+        metadata: the custom metadata of the file.
 
     Raises:
-        UserError: the file cannot be read, or an input is of a kind that cannot be made up.
+        UserError: the file cannot be read, or the type of an input is not supported.
     """
 
     def __init__(self, path: str | Path, size: tuple[int, int], threads: int, device: torch.device = CPU) -> None:
@@ -48,10 +48,10 @@ class OnnxModel:
         self.inputs = [(i.name, i.type, list(i.shape)) for i in self.session.get_inputs()]
         for name, kind, _ in self.inputs:
             if kind not in TYPES:
-                raise UserError(f"{path}: input {name!r} is {kind}; only numbers can be made up: {', '.join(TYPES)}")
+                raise UserError(f"{path}: input {name!r} is {kind}; supported types: {', '.join(TYPES)}")
         batches = [shape[0] for _, _, shape in self.inputs if shape and isinstance(shape[0], int)]
         self.fixed_batch: int | None = batches[0] if batches else None
-        self.asked_size = size
+        self.default_size = size
         self.size: tuple[int, int] | None = None
         for name, _, shape in self.inputs:
             if len(shape) == 4:
@@ -61,16 +61,16 @@ class OnnxModel:
         self._feeds: dict[int, dict[str, np.ndarray]] = {}
 
     def __call__(self, images: Sequence[Any]) -> None:
-        """Run it on as many made-up images as these."""
+        """Run the session on a random batch of the same size as `images`."""
         batch = len(images)
         if batch not in self._feeds:
-            self._feeds[batch] = self._make(batch)
+            self._feeds[batch] = self._random_inputs(batch)
         try:
             self.session.run(None, self._feeds[batch])
         except Exception as error:
             raise UserError(f"{self.path} fails on random inputs: {str(error).splitlines()[0][:300]}") from error
 
-    def _make(self, batch: int) -> dict[str, np.ndarray]:
+    def _random_inputs(self, batch: int) -> dict[str, np.ndarray]:
         random = np.random.default_rng(0)
         feeds = {}
         for name, kind, shape in self.inputs:
@@ -80,13 +80,13 @@ class OnnxModel:
             elif np.issubdtype(dtype, np.floating):
                 feeds[name] = random.random(full).astype(dtype)
             else:
-                # Detectors take the sizes of images as integers; a side is one.
-                feeds[name] = np.full(full, min(self.asked_size)).astype(dtype)
+                # Integer inputs of detectors are the sizes of images.
+                feeds[name] = np.full(full, min(self.default_size)).astype(dtype)
         return feeds
 
     def _shape(self, name: str, shape: Sequence[int | str | None], batch: int) -> tuple[int, ...]:
-        """The declared shape with `batch`, three channels and the asked size in place of what is open."""
-        height, width = self.asked_size
+        """The declared shape; dynamic dimensions become `batch`, three channels and the default size."""
+        height, width = self.default_size
         defaults: tuple[int, ...]
         if len(shape) == 4:
             defaults = (batch, height, width, 3) if _is_channels_last(shape) else (batch, 3, height, width)
@@ -95,7 +95,7 @@ class OnnxModel:
         else:
             raise UserError(
                 f"{self.path}: input {name!r} has the shape {list(shape)}; only images (four dimensions) may have "
-                "open dimensions besides the first. Fix them when the file is exported"
+                "dynamic dimensions besides the first. Export the file with fixed dimensions"
             )
         return tuple(side if isinstance(side, int) else default for side, default in zip(shape, defaults, strict=True))
 

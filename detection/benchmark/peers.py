@@ -1,4 +1,4 @@
-"""torchvision's detectors, to be measured beside this toolkit's: random weights, so that nothing is downloaded."""
+"""torchvision's detectors for comparison, with random weights so that nothing is downloaded."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torchvision.models.detection import (
     ssdlite320_mobilenet_v3_large,
 )
 
-from detection.benchmark.untrained import like_trained
+from detection.benchmark.untrained import build_untrained
 from detection.core.errors import UserError
 from detection.core.extras import require
 from detection.runtime.onnx import open_session
@@ -25,18 +25,18 @@ SSD_SIDE = 320
 
 
 def peer_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width that a peer computes on where it is asked for `size`."""
+    """Height and width of the input of a peer for images of `size`."""
     return (SSD_SIDE, SSD_SIDE) if name.startswith("ssdlite") else size
 
 
 def build_peer(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
-    """One of `detection.benchmark.settings.PEERS`, with random weights, that takes images of `size` as they are.
+    """Build one of `detection.benchmark.settings.PEERS` with random weights; it does not resize images of `size`.
+
+    Faster R-CNN has 150 proposals, the default of its builder and of torchvision's published model. Its batch norms can
+    be folded; the frozen ones of the published weights are a little slower.
 
     Args:
-        num_classes: object classes, *without* background (torchvision's own count includes it).
-
-    Faster R-CNN has the few proposals (150) that its builder sets, as in the model that torchvision publishes. Its
-    batch norms can be folded; those of the published weights are frozen, and a little slower.
+        num_classes: object classes, *without* background (torchvision's count includes it).
     """
     weights: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": num_classes + 1}
     sides = {"min_size": min(size), "max_size": max(size)}
@@ -53,17 +53,17 @@ def save_peer(
     num_classes: int,
     size: tuple[int, int],
     images: Sequence[Tensor],
-    candidates: int,
+    num_candidates: int,
     seed: int,
 ) -> nn.Module:
-    """Write a peer that does a trained network's work (see `untrained`) to a file for `open_peer`."""
-    model, threshold = like_trained(lambda: build_peer(name, num_classes, size), images, candidates, seed)
+    """Save a peer with as much work as a trained network (see `untrained`) for `open_peer`."""
+    model, threshold = build_untrained(lambda: build_peer(name, num_classes, size), images, num_candidates, seed)
     torch.save({"weights": model.state_dict(), "score_threshold": threshold}, path)
     return _with_threshold(model, threshold)
 
 
 def open_peer(name: str, path: Path, num_classes: int, size: tuple[int, int]) -> nn.Module:
-    """The peer that `save_peer` wrote, in evaluation mode on the CPU."""
+    """Load a file of `save_peer`, in evaluation mode on the CPU."""
     model = build_peer(name, num_classes, size)
     content = torch.load(path, weights_only=True)
     model.load_state_dict(content["weights"])
@@ -71,24 +71,24 @@ def open_peer(name: str, path: Path, num_classes: int, size: tuple[int, int]) ->
 
 
 def _with_threshold(model: nn.Module, threshold: float) -> nn.Module:
-    holder: Any = model.roi_heads if isinstance(model, FasterRCNN) else model
-    holder.score_thresh = threshold
+    head: Any = model.roi_heads if isinstance(model, FasterRCNN) else model
+    head.score_thresh = threshold
     return model
 
 
 def export_peer(model: nn.Module, path: Path, image: Tensor) -> None:
-    """Write a peer as ONNX the way torchvision's documentation says: traced, for one image of this size.
+    """Export a peer to ONNX as in torchvision's documentation: traced, for one image of this size.
 
     Args:
         image: uint8 [3, H, W].
 
     Raises:
-        UserError: `onnx` is not installed, or this PyTorch cannot trace to ONNX any more.
+        UserError: `onnx` is not installed, or this version of PyTorch no longer traces to ONNX.
     """
     require("torchvision's detectors in ONNX", "onnx")
     try:
         with warnings.catch_warnings():
-            # Tracing warns of what depends on the image's size, which is fixed here, and of its own old age.
+            # Tracing warns about values that depend on the image size, which is fixed here, and about its deprecation.
             warnings.simplefilter("ignore")
             torch.onnx.export(model, ([image.float() / 255],), str(path), dynamo=False, opset_version=17)
     except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
@@ -97,7 +97,7 @@ def export_peer(model: nn.Module, path: Path, image: Tensor) -> None:
 
 
 class PeerSession:
-    """What `export_peer` wrote, in ONNX Runtime: a list of one uint8 image [3, H, W] -> [{boxes}]."""
+    """Runs a file of `export_peer` in ONNX Runtime: a list of one uint8 image [3, H, W] -> [{boxes}]."""
 
     fixed_batch = 1
 
@@ -106,6 +106,6 @@ class PeerSession:
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, np.ndarray]]:
         (image,) = images
-        # All three put out the boxes first.
+        # The boxes are the first output of all peers.
         boxes, *_ = self.session.run(None, {self.session.get_inputs()[0].name: (image.float() / 255).numpy()})
         return [{"boxes": boxes}]

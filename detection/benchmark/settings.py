@@ -1,4 +1,4 @@
-"""What a user asks `tools/benchmark.py` to time, checked before anything heavy is imported."""
+"""The settings of `tools/benchmark.py`, checked before slow imports."""
 
 import difflib
 from collections.abc import Sequence
@@ -13,32 +13,32 @@ DIVISOR = 32
 PYTORCH = ("eager", "channels_last", "compile", "cuda_graph")
 BACKENDS = (*PYTORCH, "onnxruntime", "openvino")
 EXPORTED = {".onnx": "onnxruntime", ".xml": "openvino", ".torchscript": "torchscript", ".pt2": "torch_export"}
-"""How an exported file's name ends -> what runs it."""
+"""Suffix of an exported file -> its backend."""
 PEERS = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn_v2")
-"""torchvision's, by the names of their builders."""
+"""Detectors of torchvision, by the names of their builders."""
 PEER_BACKENDS = ("eager", "onnxruntime")
-"""A peer's, where none are named: what people run, and what is as fast on most CPUs as torchvision lets it be."""
+"""Default backends of a peer: the usual one, and the fastest on most CPUs that torchvision supports."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are timed.
+    """Settings of a latency benchmark.
 
     Attributes:
-        targets: configs (.yaml), checkpoints (.pt, .pth) and exported files (see `EXPORTED`), in the table's order.
-        peers: torchvision's detectors (`PEERS`) as well.
-        backends: of configs, checkpoints and peers. None: all that can run here; what cannot gets a row that says so.
-        batches: images in a call.
-        threads: of each network, on the CPU. None: as many as PyTorch takes.
+        targets: configs (.yaml), checkpoints (.pt, .pth) and exported files (see `EXPORTED`), in table order.
+        peers: add torchvision's detectors (`PEERS`).
+        backends: of configs, checkpoints and peers. None: all; those that cannot run get a row with the reason.
+        batches: batch sizes.
+        threads: CPU threads of each network. None: PyTorch's default.
         runs: timed calls of each row.
-        size: height and width of the images. None: a config's and a checkpoint's own sides, and those of the first
-            of them for peers and foreign files.
-        images: images that are detected in; a drawn one where there is none.
-        num_classes: of networks with random weights. None: as many as the first trained one has, else 80.
-        score_threshold: of checkpoints, in place of their own `eval.score_threshold`.
+        size: height and width of the images. None: the sizes in the configs; peers and ONNX files of other programs get
+            the size of the first config or checkpoint.
+        images: input images; default: a drawn one.
+        num_classes: of networks with random weights. None: that of the first checkpoint, else 80.
+        score_threshold: of checkpoints, instead of `eval.score_threshold` in their configs.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        aps: network -> AP, where its file does not know it.
-        memory: measure that, too, each row in a process of its own.
+        aps: network -> AP, for files that do not hold it.
+        memory: measure the memory as well, each row in a process of its own.
     """
 
     targets: tuple[str, ...] = ()
@@ -76,18 +76,18 @@ class Settings:
 
 
 def kind_of(target: str) -> str:
-    """ "config", "checkpoint" or "exported". Raises UserError for a file that is absent or of none of these kinds."""
+    """ "config", "checkpoint" or "exported". Raises UserError for a missing file or one of another kind."""
     path = Path(target)
     suffix = path.suffix.lower()
     kind = {".yaml": "config", ".yml": "config", ".pt": "checkpoint", ".pth": "checkpoint"}.get(suffix)
     kind = kind or ("exported" if suffix in EXPORTED else None)
     if kind is None:
-        hint = "; what a backbone costs is told by --cost" if not suffix else ""
+        hint = "; for the cost of a backbone use --cost" if not suffix else ""
         raise UserError(
             f"{target} is neither a config (.yaml) nor a checkpoint (.pt, .pth) nor an exported file "
             f"({', '.join(EXPORTED)}){hint}"
         )
-    # A config's absence is told where it is read, with the nearest name.
+    # `load_config` reports a missing config with the closest name.
     if kind != "config" and not path.is_file():
         raise UserError(f"{'file' if kind == 'exported' else kind} {target} does not exist")
     return kind

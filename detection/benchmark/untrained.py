@@ -1,10 +1,10 @@
-"""Detectors with random weights that do the work of trained ones, so that their time says something.
+"""Builds detectors with random weights whose latency is comparable to that of trained ones.
 
-Box decoding and NMS work on the candidates, the (box, class) pairs with a score above the threshold, and a random
-network has either none of them or all: RetinaNet's scores are all 0.01 at the start, SSD's and Faster R-CNN's all
-1 / (classes + 1). So the threshold is put where as many candidates pass as with a trained network. And the
-batch norms, which a freshly built network has not yet got any statistics for, take them from the images: else maps
-would fade or blow up from layer to layer, and numbers near zero (denormals) are slow to compute with.
+Box decoding and NMS process the candidates, the (box, class) pairs with a score above the threshold. A random network
+has none or all of them: all scores of RetinaNet are 0.01 at first, those of SSD and Faster R-CNN 1 / (classes + 1). So
+the threshold is chosen such that as many candidates pass as in a trained network. The batch norms take their statistics
+from the images. Otherwise activations would vanish or explode from layer to layer, and values near zero (denormals)
+slow down the computation.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,18 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 
 from detection.models.ghostdet import GhostDet
 
-CANDIDATES = 1000
-"""Of an image, where no trained network in the table tells. configs/retina_ghost_320.yaml trained on bccd has,
-of 57 618, some 57 500 above 0.001 (the threshold of evaluations), 2400 above 0.05, 1100 above 0.1 and 100 above 0.3."""
+NUM_NMS_CANDIDATES = 1000
+"""Default number of candidates of an image, without a trained network in the table. configs/retina_ghost_320.yaml
+trained on bccd has 57 618 pairs: about 57 500 above 0.001 (the threshold of evaluations), 2400 above 0.05, 1100 above
+0.1 and 100 above 0.3."""
 
 
 @torch.no_grad()
-def settle(model: nn.Module, images: Sequence[Tensor]) -> None:
-    """Let the batch norms of a detector in evaluation mode take their statistics from these images.
+def update_batch_norms(model: nn.Module, images: Sequence[Tensor]) -> None:
+    """Set the statistics of the batch norms of a detector in evaluation mode to those of the images.
 
     Args:
-        images: at least two (a batch norm refuses a single 1x1 map), float [3, H, W] in [0, 1].
+        images: float [3, H, W] in [0, 1]; at least two, because a batch norm raises an error for a single 1x1 map.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -40,8 +41,8 @@ def settle(model: nn.Module, images: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def candidate_scores(model: nn.Module, image: Tensor) -> Tensor:
-    """Scores of all (box, class) pairs that a detector weighs for one image, descending, float32 [n].
+def nms_candidate_scores(model: nn.Module, image: Tensor) -> Tensor:
+    """Scores of all (box, class) pairs of a detector for one image, descending, float32 [n].
 
     Args:
         model: torchvision's RetinaNet, SSD or Faster R-CNN, or one of this toolkit, in evaluation mode.
@@ -55,26 +56,27 @@ def candidate_scores(model: nn.Module, image: Tensor) -> Tensor:
     finally:
         handle.remove()
     logits = outputs[0][0] if isinstance(model, FasterRCNN) else outputs[0]["cls_logits"]
-    # The others' first column is the background.
+    # In the others the first column is the background.
     scores = logits.sigmoid() if isinstance(model, RetinaNet | GhostDet) else logits.softmax(-1)[..., 1:]
     return scores.flatten().sort(descending=True).values
 
 
-def threshold_for(scores: Tensor, candidates: int) -> float:
-    """The score threshold that so many of these descending scores are above; all, where they are fewer."""
-    return float(scores[candidates]) if candidates < len(scores) else 0.0
+def score_threshold_for(scores: Tensor, num_candidates: int) -> float:
+    """The score threshold that `num_candidates` of these descending scores exceed; 0 if there are fewer scores."""
+    return float(scores[num_candidates]) if num_candidates < len(scores) else 0.0
 
 
-def like_trained(
-    build: Callable[[], nn.Module], images: Sequence[Tensor], candidates: int, seed: int
+def build_untrained(
+    build: Callable[[], nn.Module], images: Sequence[Tensor], num_candidates: int, seed: int
 ) -> tuple[nn.Module, float]:
-    """A built and settled detector in evaluation mode, and the score threshold for so many candidates.
+    """Build a detector in evaluation mode with batch norm statistics of the images, and find the score threshold.
 
     Args:
         images: uint8 [3, H, W].
+        num_candidates: number of (box, class) pairs of the first image that pass the threshold.
     """
     torch.manual_seed(seed)
     model = build().eval()
-    units = [image.float() / 255 for image in images]
-    settle(model, [units[i % len(units)] for i in range(max(2, len(units)))])
-    return model, threshold_for(candidate_scores(model, units[0]), candidates)
+    inputs = [image.float() / 255 for image in images]
+    update_batch_norms(model, [inputs[i % len(inputs)] for i in range(max(2, len(inputs)))])
+    return model, score_threshold_for(nms_candidate_scores(model, inputs[0]), num_candidates)

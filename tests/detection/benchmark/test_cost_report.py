@@ -117,7 +117,7 @@ def test_a_network_too_deep_for_the_image():
     with torch.device("meta"):
         model = torch.nn.Module()
         model.backbone, model.head = Deep(), torch.nn.Identity()
-    with pytest.raises(UserError, match="deep is too deep for an image of 32x32 pixels"):
+    with pytest.raises(UserError, match="an image of 32x32 pixels is too small for deep"):
         detector_costs("deep", model, (32, 32))
 
 
@@ -131,7 +131,7 @@ def test_parse_size(text, size):
 
 @pytest.mark.parametrize("text", ["", "0", "320x0", "800x", "x800", "-3", "3.5", "800x1333x3", "wide", "123456"])
 def test_parse_size_refuses(text):
-    with pytest.raises(UserError, match="is neither a side, like 320, nor HEIGHTxWIDTH"):
+    with pytest.raises(UserError, match="expected: a side, like 320, or HEIGHTxWIDTH"):
         parse_size(text)
 
 

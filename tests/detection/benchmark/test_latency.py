@@ -11,11 +11,11 @@ from conftest import ROOT, run_seed
 
 from detection import UserError, build_model
 from detection.benchmark import cuda_graph, latency
-from detection.benchmark.cuda_graph import GraphedCall, record_graphs
+from detection.benchmark.cuda_graph import GraphedCall, capture_graphs
 from detection.benchmark.latency import cuda_seconds
 from detection.benchmark.latency_plot import check_plot, plot_latency, plotted_rows
 from detection.benchmark.latency_report import LatencyReport, LatencyRow
-from detection.benchmark.memory_growth import Growth, peak_memory
+from detection.benchmark.memory_growth import MemoryGrowth, peak_memory
 from detection.benchmark.settings import Settings
 from detection.core import interleave as interleave_module
 from detection.core.interleave import interleave
@@ -183,7 +183,7 @@ def test_recorded_parts_give_the_same_detections(tiny_config, monkeypatch, detec
     with torch.inference_mode():
         expected = [model(image)[0] for image in images]
         monkeypatch.setattr(cuda_graph, "capture_cuda", capture_on_cpu)
-        record_graphs(model)
+        capture_graphs(model)
         # The first image once more: recorded outputs were overwritten by the second.
         found = [model(image)[0] for image in (*images, images[0])]
     for one, other in zip(found, (*expected, expected[0]), strict=True):
@@ -196,19 +196,19 @@ def test_other_programs_are_noticed(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     # Ten seconds; the machine was busy for eight of twenty, five of them with this program.
     readings = iter([(100.0, 50.0, 7.0), (110.0, 58.0, 12.0), (100.0, 50.0, 7.0), None])
-    monkeypatch.setattr(latency.OtherPrograms, "_seconds", staticmethod(lambda: next(readings)))
-    assert latency.OtherPrograms().share() == pytest.approx(3 / 20)
-    assert latency.OtherPrograms().report() == "not known"
+    monkeypatch.setattr(latency.CpuContention, "_seconds", staticmethod(lambda: next(readings)))
+    assert latency.CpuContention().fraction() == pytest.approx(3 / 20)
+    assert latency.CpuContention().report() == "not known"
 
 
 # ---- memory
 
 
 def hold(megabytes: int) -> list[int | None]:
-    growth = Growth()
+    growth = MemoryGrowth()
     given_back = np.ones(80_000_000, np.uint8)
     del given_back
-    growth.forget_peak()
+    growth.reset_peak()
     held = np.ones(megabytes * 1_000_000, np.uint8)
     return [growth.peak(), int(held[-1])]
 

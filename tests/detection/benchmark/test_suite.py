@@ -19,8 +19,8 @@ from detection.benchmark.latency import measure_latency
 from detection.benchmark.latency_report import parse_aps
 from detection.benchmark.onnx_models import OnnxModel
 from detection.benchmark.settings import PEERS, Settings
-from detection.benchmark.suite import batch_of, make_images
-from detection.benchmark.untrained import candidate_scores, like_trained, threshold_for
+from detection.benchmark.suite import make_batch, make_images
+from detection.benchmark.untrained import build_untrained, nms_candidate_scores, score_threshold_for
 from detection.checkpoint import read_checkpoint
 
 SMALL = str(ROOT / "configs/retina_ghost_320.yaml")
@@ -33,11 +33,11 @@ SMALL = str(ROOT / "configs/retina_ghost_320.yaml")
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
     config = tiny_config.with_overrides([f"model.detector={detector}"])
-    images = batch_of(make_images(Settings()), (64, 96), 1)
-    model, threshold = like_trained(lambda: build_model(config, 2), images, 50, seed=1)
-    scores = candidate_scores(model, images[0].float() / 255)
+    images = make_batch(make_images(Settings()), (64, 96), 1)
+    model, threshold = build_untrained(lambda: build_model(config, 2), images, 50, seed=1)
+    scores = nms_candidate_scores(model, images[0].float() / 255)
     assert int((scores > threshold).sum()) == 50
-    again, same = like_trained(lambda: build_model(config, 2), images, 50, seed=1)
+    again, same = build_untrained(lambda: build_model(config, 2), images, 50, seed=1)
     assert same == threshold
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     # The norms have seen the image, and will not be changed by the next one.
@@ -47,7 +47,7 @@ def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
 
 def test_threshold_for():
     scores = torch.tensor([0.9, 0.5, 0.4, 0.1])
-    assert threshold_for(scores, 2) == pytest.approx(0.4) and threshold_for(scores, 9) == 0.0
+    assert score_threshold_for(scores, 2) == pytest.approx(0.4) and score_threshold_for(scores, 9) == 0.0
 
 
 @pytest.mark.numeric
@@ -55,12 +55,12 @@ def test_threshold_for():
 def test_peers_do_a_trained_networks_work(tmp_path, name):
     size = peers.peer_size(name, (64, 96))
     assert size == ((320, 320) if name.startswith("ssdlite") else (64, 96))
-    inputs = batch_of(make_images(Settings()), size, 1)
+    inputs = make_batch(make_images(Settings()), size, 1)
     model = peers.save_peer(name, tmp_path / "peer.pth", 3, size, inputs, 40, seed=0)
     opened = peers.open_peer(name, tmp_path / "peer.pth", 3, size)
     unit = inputs[0].float() / 255
-    scores = candidate_scores(opened, unit)
-    assert torch.equal(scores, candidate_scores(model, unit))
+    scores = nms_candidate_scores(opened, unit)
+    assert torch.equal(scores, nms_candidate_scores(model, unit))
     for each in (model, opened):
         assert int((scores > getattr(each, "roi_heads", each).score_thresh).sum()) == 40
     # Three classes and the background.
@@ -96,7 +96,7 @@ def write_onnx(path, inputs: dict[str, tuple[int, list]]) -> str:
         nodes.append(helper.make_node("ReduceSum", [f"{name}_float"], [f"{name}_sum"], keepdims=0))
         outputs.append(helper.make_tensor_value_info(f"{name}_sum", TensorProto.FLOAT, []))
     declared = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
-    graph = helper.make_graph(nodes, "foreign", declared, outputs)
+    graph = helper.make_graph(nodes, "raw_onnx", declared, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return str(path)
@@ -133,7 +133,7 @@ def test_a_foreign_file_with_sizes_and_bytes(tmp_path):
     ("kind", "shape", "message"),
     [
         (TensorProto.STRING, ["n"], "input 'x' is tensor\\(string\\)"),
-        (TensorProto.FLOAT, ["n", "words"], "only images \\(four dimensions\\) may have open dimensions"),
+        (TensorProto.FLOAT, ["n", "words"], "only images \\(four dimensions\\) may have dynamic dimensions"),
     ],
 )
 def test_foreign_files_that_are_not_of_images(tmp_path, kind, shape, message):
@@ -191,7 +191,9 @@ def test_a_checkpoint_and_a_config_in_pytorch(trained, tiny_yaml):
     assert {(r.parameters, r.macs) for r in report.rows} == {(total.parameters, total.macs)}
     assert [r.ap for r in report.rows] == [read_checkpoint(best)["numbers"]["AP"]] * 4 + [None] * 4
     (remark,) = report.remarks
-    assert remark.startswith(f"Random weights, 2 classes: {tiny_yaml}.") and f"as many as {best} does" in remark
+    assert (
+        remark.startswith(f"Random weights, 2 classes: {tiny_yaml}.") and f", as in {best} (box, class) pairs" in remark
+    )
     assert report.environment["threads"] == "1" and "% of the CPU" in report.environment["disturbance"]
     assert report.environment["seed"] == "0"
     assert f"torch {torch.__version__.split('+')[0]}" in report.environment["versions"]
@@ -267,7 +269,7 @@ def test_peers_in_one_table():
 def test_graphs_need_a_gpu(trained):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(UserError, match="cuda_graph records what a GPU does"):
+    with pytest.raises(UserError, match="cuda_graph needs a GPU"):
         measure_latency(Settings((str(trained / "best.pt"),), backends=("cuda_graph",)))
 
 
@@ -281,7 +283,7 @@ def test_graphs_need_a_gpu(trained):
         ({"targets": ("absent.onnx",)}, "file absent.onnx does not exist"),
         ({"targets": (SMALL.replace("ghost", "gost"),)}, "did you mean"),
         ({"targets": ("model.tflite",)}, r"neither a config \(.yaml\) nor a checkpoint"),
-        ({"targets": ("ghostnet",)}, "what a backbone costs is told by --cost"),
+        ({"targets": ("ghostnet",)}, "for the cost of a backbone use --cost"),
         ({"backends": ("eagre",)}, "unknown backend 'eagre' .did you mean 'eager'"),
         ({"size": (300, 320)}, "size 300x320: .* multiples of 32; the nearest is 288x320"),
         ({"images": ("absent.jpg",)}, "image absent.jpg does not exist"),
