@@ -124,10 +124,10 @@ class SuiteBuilder:
                 random.append(name)
                 (self._add_config if kind == "config" else self._add_peer)(name)
         if random:
-            number = f"{self._num_nms_candidates}" + (f", as in {self.checkpoint}" if self.checkpoint else "")
+            like = f", as in {self.checkpoint}" if self.checkpoint else ""
             self.suite.remarks.append(
                 f"Random weights, {self.num_classes} classes: {', '.join(random)}. Their score thresholds let up to "
-                f"{number} (box, class) pairs of an image pass to NMS."
+                f"{self._num_nms_candidates} (box, class) pairs of an image pass to NMS{like}."
             )
         return self.suite
 

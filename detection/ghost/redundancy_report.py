@@ -1,4 +1,4 @@
-"""What tools/redundancy.py does: from a network's name and images to a report, a CSV and an image."""
+"""tools/redundancy.py: reports the redundancy of the feature maps of a layer as text, a CSV and an image."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from detection.data.transforms import to_tensor
 from detection.inference.sample_images import read_images, sample_image_paths
 
 
-def explore(
+def redundancy_report(
     network: str,
     images: Sequence[str],
     *,
@@ -36,18 +36,18 @@ def explore(
     """Find the most similar pairs of feature maps; write OUT/NETWORK_LAYER.png and .csv.
 
     Args:
-        network, width, weights: as of `build_backbone`.
-        images: images, folders or globs. Filters are fitted to `count` of them together; the first is drawn.
-        layer: by default `backbones.redundancy.default_layer`.
-        size: side in pixels that the images are squeezed to.
-        pairs: how many are drawn and printed; the CSV holds all.
+        network, width, weights: see `build_backbone`.
+        images: images, folders or globs. Filters are fitted to `count` of them; the first is drawn.
+        layer: default: `backbones.redundancy.default_layer`.
+        size: side in pixels to which images are resized.
+        pairs: number of pairs that are drawn and printed; the CSV has all.
         force: overwrite files that this toolkit did not write.
 
     Returns:
         The text to print.
 
     Raises:
-        UserError: anything wrong with network, weights, layer or images; see the message.
+        UserError: the network, weights, layer or images cannot be used.
     """
     out = Path(out)
     try:
@@ -74,8 +74,8 @@ def explore(
     return "\n".join([head, *warning, to_text(found, pairs), f"written: {out / stem}.png and .csv"])
 
 
-def layer_table(network: str, *, width: float = 1.0, size: int = 224) -> str:
-    """The names that `--layer` takes, with class and shape. Raises UserError for an unknown network."""
+def list_layers_table(network: str, *, width: float = 1.0, size: int = 224) -> str:
+    """A table of the layers for `--layer` with class and shape. Raises UserError for an unknown network."""
     try:
         backbone = build_backbone(network, width=width)
         layers = list_layers(backbone, torch.zeros(1, 3, size, size))
@@ -88,7 +88,7 @@ def layer_table(network: str, *, width: float = 1.0, size: int = 224) -> str:
 
 
 def to_text(found: Redundancy, count: int) -> str:
-    """The best pairs, and what share of all maps others could stand in for."""
+    """The best pairs, and the fraction of maps that other maps predict below several errors."""
     sizes = list(found.pairs[0].errors)
     rows = [
         f"mean squared error of a d x d filter from one map to another, / variance of the target (0 exact, 1 useless); "
@@ -115,7 +115,7 @@ def to_text(found: Redundancy, count: int) -> str:
 
 
 def to_csv(found: Redundancy) -> str:
-    """One line a pair, best first: source, target, mse_d1, …"""
+    """One line for each pair, best first: source, target, mse_d1, …"""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     sizes = list(found.pairs[0].errors)

@@ -1,4 +1,4 @@
-"""What smaller files of a detector are judged by: AP on images of the val set, and time, all files by turns."""
+"""Measures the AP of exported files on images of the val set, and their latency, all files in turns."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from detection.data.load_split import read_split
 from detection.evaluation.coco_evaluator import Evaluation, evaluate_results
 from detection.evaluation.detect_dataset import detect_dataset, eval_loader
 from detection.evaluation.score import category_ids_of
-from detection.quantization.onnx import Frames
+from detection.quantization.onnx import CanvasBatch
 from detection.runtime.exported import ExportedDetector, open_exported
 from detection.runtime.metadata import Metadata
 
@@ -29,12 +29,13 @@ HEADER = ("file", "MB", "of float32", "AP", "change", "AP50", "ms", "times as fa
 
 @dataclass
 class Row:
-    """A file and what was measured of it.
+    """A file and its measurements.
 
     Attributes:
         precision: float32, fp16 or int8.
-        size: bytes, of OpenVINO both files.
-        left: how many of the layers are not int8, and how many there are; None where that was not asked for.
+        size: bytes; for OpenVINO of both files.
+        metrics: COCO metrics on the val images.
+        float32_layers: number of layers in float32 and number of all layers; None for files that are not int8.
         milliseconds: median time of a batch.
     """
 
@@ -42,17 +43,17 @@ class Row:
     file_format: str
     precision: str
     size: int
-    numbers: dict[str, float]
-    left: tuple[int, int] | None = None
+    metrics: dict[str, float]
+    float32_layers: tuple[int, int] | None = None
     milliseconds: float = 0.0
 
 
 class AccuracyTest:
-    """The images of `data.val`, or some of them, on which files are scored."""
+    """Scores files on the images of `data.val`, or on some of them."""
 
     def __init__(self, config: DetectionConfig, metadata: Metadata, count: int, threads: int) -> None:
         index = read_split(config.data, "val", alone=True)
-        self.index = index.part(spread(len(index), count))
+        self.index = index.part(evenly_spaced(len(index), count))
         self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
         self.metadata, self.threads = metadata, threads
         dataset = DetectionDataset(
@@ -61,66 +62,66 @@ class AccuracyTest:
         self.loader = eval_loader(dataset, metadata.batch or 1, config.data.workers, CPU)
 
     def score(self, path: Path) -> Evaluation:
-        """Detect with a file and score what it finds."""
+        """Detect objects with a file and evaluate the results."""
         run, metadata = open_exported(path, CPU, self.threads)
         detector = ExportedDetector(run, metadata, path)
         return evaluate_results(self.index, detect_dataset(detector, self.loader, self.category_ids, CPU))
 
-    def frame(self) -> Frames:
-        """The first images, as a file takes them."""
+    def first_batch(self) -> CanvasBatch:
+        """The first images, as inputs of a file."""
         images, _ = next(iter(self.loader))
         detector = ExportedDetector(lambda images, sizes: {}, self.metadata)
         return detector.pad_to_canvas([image.permute(1, 2, 0).numpy() for image in images])
 
 
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the first `total` numbers, spread evenly."""
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers 0 … `total` - 1, spread evenly."""
     chosen = min(count, total)
     return [i * total // chosen for i in range(chosen)]
 
 
-def latencies(paths: Sequence[Path], frame: Frames, threads: int, runs: int = 30) -> list[float]:
-    """Median milliseconds of each file for the same images, by turns."""
-    calls = [partial(open_exported(path, CPU, threads)[0], *frame) for path in paths]
+def measure_latencies(paths: Sequence[Path], batch: CanvasBatch, threads: int, runs: int = 30) -> list[float]:
+    """Median milliseconds of each file for the same batch, in turns."""
+    calls = [partial(open_exported(path, CPU, threads)[0], *batch) for path in paths]
     with progress_bar(None, "timing", len(paths) * runs) as bar:
         return [1000 * statistics.median(own) for own in interleave(calls, runs, progress=bar.update)]
 
 
-def report(rows: Sequence[Row], images: int, shape: Sequence[int], threads: int) -> str:
-    """The table, and what it was measured on."""
-    plain = {row.file_format: row for row in rows if row.precision == "float32"}
+def format_report(rows: Sequence[Row], images: int, shape: Sequence[int], threads: int) -> str:
+    """The table as Markdown, and the conditions of the measurement."""
+    float32 = {row.file_format: row for row in rows if row.precision == "float32"}
     cells = []
     for row in rows:
-        other = plain[row.file_format]
+        other = float32[row.file_format]
         cells.append(
             (
                 row.path.name,
                 f"{row.size / 1e6:.1f}",
                 f"{row.size / other.size:.0%}",
-                f"{row.numbers['AP']:.4f}",
-                "" if row is other else f"{row.numbers['AP'] - other.numbers['AP']:+.4f}",
-                f"{row.numbers['AP50']:.4f}",
+                f"{row.metrics['AP']:.4f}",
+                "" if row is other else f"{row.metrics['AP'] - other.metrics['AP']:+.4f}",
+                f"{row.metrics['AP50']:.4f}",
                 f"{row.milliseconds:.1f}",
                 f"{other.milliseconds / row.milliseconds:.2f}",
-                "" if row.left is None else f"{row.left[0]} of {row.left[1]}",
+                "" if row.float32_layers is None else f"{row.float32_layers[0]} of {row.float32_layers[1]}",
             )
         )
     lines = [
         markdown(HEADER, cells, left=1),
         "",
-        f"AP on {images} images of data.val. Time: median of batches of {shape[0]} in frames of "
-        f"{shape[1]}x{shape[2]}, {threads} thread{'s' if threads > 1 else ''}, the files by turns.",
-        int8_support(),
+        f"AP on {images} images of data.val. Time: median of batches of {shape[0]} on a canvas of "
+        f"{shape[1]}x{shape[2]}, {threads} thread{'s' if threads > 1 else ''}, the files in turns.",
+        describe_int8_support(),
     ]
     return "\n".join(lines)
 
 
-def int8_support() -> str:
-    """Whether this processor adds up products of 8 bits in one instruction, on which the speed of int8 hangs."""
+def describe_int8_support() -> str:
+    """Whether this processor has instructions for int8 dot products, which determine the speed of int8."""
     fields = cpu_fields()
     if not fields:
         return f"Processor: {processor_name()}."
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     found = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-    has = f"has {', '.join(found)}" if found else "has no instructions for int8 (VNNI): int8 gains little speed on it"
+    has = f"has {', '.join(found)}" if found else "has no instructions for int8 (VNNI), so int8 is hardly faster"
     return f"Processor: {processor_name()}; {has}."

@@ -1,4 +1,4 @@
-"""What tools/quantize.py does: smaller files of a detector, and what each of them costs in AP and takes in time."""
+"""tools/quantize.py: writes smaller files of a detector (fp16, int8) and measures their AP and latency."""
 
 import dataclasses
 import tempfile
@@ -18,8 +18,8 @@ from detection.data.load_split import read_split
 from detection.data.transforms import resize
 from detection.export.exporter import build_export_spec, exported_files, verify_export
 from detection.inference.sample_images import sample_image_paths
-from detection.quantization.accuracy import AccuracyTest, Row, latencies, report, spread
-from detection.quantization.onnx import Frames, OnnxQuantizer, store_fp16
+from detection.quantization.accuracy import AccuracyTest, Row, evenly_spaced, format_report, measure_latencies
+from detection.quantization.onnx import CanvasBatch, OnnxQuantizer, store_weights_fp16
 from detection.runtime.exported import ExportedDetector
 from detection.runtime.metadata import METADATA_KEY, Metadata, parse_metadata
 
@@ -44,19 +44,19 @@ def quantize_checkpoint(
     overrides: Sequence[str] = (),
     force: bool = False,
 ) -> str:
-    """Write NAME.float32, NAME.fp16 and NAME.int8 files of a checkpoint, score and time all of them.
+    """Write NAME.float32, NAME.fp16 and NAME.int8 files of a checkpoint; measure the AP and latency of all.
 
-    An int8 file that loses more than `max_loss` AP gets layers back in float32, those first that change the answers
-    most when they alone are quantised: 1, 2, 4, … until it holds.
+    If an int8 file loses more than `max_loss` AP, the 1, 2, 4, … layers with the largest quantization error stay in
+    float32, until the loss is within the limit.
 
     Args:
         formats: "onnx", "openvino".
-        precisions: "fp16", "int8"; the float32 file to compare with is always made.
+        precisions: "fp16", "int8"; the float32 file is always written for comparison.
         form, batch, size: see `detection.export.exporter.build_export_spec`.
         out: folder; default: the checkpoint's.
         calibration: images for the ranges of int8 (files, folders, globs); default: `data.train` of the config.
-        calibration_images, val_images: at most so many, spread evenly.
-        keep: patterns of names of layers that stay in float32 in any case.
+        calibration_images, val_images: largest number of images, spread evenly over all.
+        keep: name patterns of layers that always stay in float32.
         threads: of the runtimes.
         overrides: `key=value` for the config.
         force: overwrite files that this toolkit did not write.
@@ -65,8 +65,8 @@ def quantize_checkpoint(
         A Markdown table, which is also written to NAME.quantized.md.
 
     Raises:
-        UserError: unreadable checkpoint or data, a missing extra, `keep` that matches nothing, or no int8 file
-            within `max_loss`.
+        UserError: the checkpoint or the data cannot be read, an extra is missing, a pattern of `keep` matches nothing,
+            or no int8 file is within `max_loss`.
     """
     folder = Path(checkpoint).parent if out is None else Path(out)
     require_for_quantization(formats, precisions)
@@ -77,29 +77,32 @@ def quantize_checkpoint(
     check_outputs([table, *files], [checkpoint], force=force)
     model, metadata = export_float32(checkpoint, form, batch, size, overrides)
     config = parse_config(dict(metadata.config), f"config in {checkpoint}")
-    exam = AccuracyTest(config, metadata, val_images, threads)
+    accuracy_test = AccuracyTest(config, metadata, val_images, threads)
     quantizer = None
     if "int8" in precisions:
-        frames = calibration_frames(config, metadata, calibration, calibration_images)
-        quantizer = OnnxQuantizer(model, frames, threads)
+        batches = calibration_batches(config, metadata, calibration, calibration_images)
+        quantizer = OnnxQuantizer(model, batches, threads)
     rows = []
     for file_format in formats:
-        maker = QuantizedExporter(file_format, model, metadata, quantizer)
-        plain = folder / f"{stem}.float32{SUFFIXES[file_format]}"
-        size_ = maker.plain(plain)
-        numbers = exam.score(plain).numbers
-        rows.append(Row(plain, file_format, "float32", size_, numbers))
-        print(f"{plain}: AP {numbers['AP']:.4f}", flush=True)
+        exporter = QuantizedExporter(file_format, model, metadata, quantizer)
+        float32_path = folder / f"{stem}.float32{SUFFIXES[file_format]}"
+        num_bytes = exporter.write_float32(float32_path)
+        metrics = accuracy_test.score(float32_path).numbers
+        rows.append(Row(float32_path, file_format, "float32", num_bytes, metrics))
+        print(f"{float32_path}: AP {metrics['AP']:.4f}", flush=True)
         for precision in precisions:
             path = folder / f"{stem}.{precision}{SUFFIXES[file_format]}"
             if precision == "fp16":
-                rows.append(Row(path, file_format, precision, maker.fp16(path), exam.score(path).numbers))
+                num_bytes = exporter.write_fp16(path)
+                rows.append(Row(path, file_format, precision, num_bytes, accuracy_test.score(path).numbers))
             else:
-                rows.append(search_int8(maker, exam, path, numbers["AP"], max_loss, keep))
-            print(f"{path}: AP {rows[-1].numbers['AP']:.4f}", flush=True)
-    for row, milliseconds in zip(rows, latencies([row.path for row in rows], exam.frame(), threads), strict=True):
+                rows.append(search_int8(exporter, accuracy_test, path, metrics["AP"], max_loss, keep))
+            print(f"{path}: AP {rows[-1].metrics['AP']:.4f}", flush=True)
+    first_batch = accuracy_test.first_batch()
+    times = measure_latencies([row.path for row in rows], first_batch, threads)
+    for row, milliseconds in zip(rows, times, strict=True):
         row.milliseconds = milliseconds
-    text = report(rows, len(exam.index), exam.frame()[0].shape, threads)
+    text = format_report(rows, len(accuracy_test.index), first_batch[0].shape, threads)
     write_output(table, lambda file: file.write(f"{text}\n".encode()))
     return text
 
@@ -107,7 +110,7 @@ def quantize_checkpoint(
 def export_float32(
     checkpoint: str | Path, form: str, batch: int | None, size: tuple[int, int] | None, overrides: Sequence[str]
 ) -> tuple[Any, Metadata]:
-    """The checkpoint as an `onnx.ModelProto`, compared with PyTorch, and its metadata."""
+    """Export a checkpoint to an `onnx.ModelProto`, compare it with PyTorch, and return it with its metadata."""
     from detection.export.onnx import export_onnx
 
     spec = build_export_spec(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
@@ -122,14 +125,16 @@ def export_float32(
     return model, metadata
 
 
-def calibration_frames(config: DetectionConfig, metadata: Metadata, sources: Sequence[str], count: int) -> list[Frames]:
-    """Images as the file takes them, resized and put into frames as in detection.
+def calibration_batches(
+    config: DetectionConfig, metadata: Metadata, sources: Sequence[str], count: int
+) -> list[CanvasBatch]:
+    """Calibration images, resized and padded as in detection.
 
     Args:
         sources: images; empty: those of `data.train`.
 
     Raises:
-        UserError: they are not there, or cannot be read.
+        UserError: the images do not exist or cannot be read.
     """
     if sources:
         paths = sample_image_paths(sources, count)
@@ -138,19 +143,19 @@ def calibration_frames(config: DetectionConfig, metadata: Metadata, sources: Seq
             index = read_split(config.data, "train")
         except UserError as error:
             raise UserError(
-                f"int8 is calibrated on images of the training, or name some: --calibration DIR ({error})"
+                f"int8 needs images for its calibration: those of data.train, or --calibration DIR ({error})"
             ) from None
-        paths = [str(Path(index.images) / str(index.file_names[i])) for i in spread(len(index), count)]
-    # Only for its frames.
+        paths = [str(Path(index.images) / str(index.file_names[i])) for i in evenly_spaced(len(index), count)]
+    # Only for `pad_to_canvas`.
     detector = ExportedDetector(lambda images, sizes: {}, metadata)
-    frames, step = [], metadata.batch or 1
+    batches, step = [], metadata.batch or 1
     bar = progress_bar(range(0, len(paths), step), "reading")
     for start in bar:
         images = [read_image(path) for path in paths[start : start + step]]
-        frames.append(
+        batches.append(
             detector.pad_to_canvas([resize(image, metadata.short_side, metadata.long_side)[0] for image in images])
         )
-    return frames
+    return batches
 
 
 class QuantizedExporter:
@@ -158,43 +163,43 @@ class QuantizedExporter:
 
     Args:
         model: the float32 detector as an `onnx.ModelProto`.
-        quantizer: of the same; None where no int8 is made.
+        quantizer: of the same model; None without int8.
     """
 
     def __init__(self, file_format: str, model: Any, metadata: Metadata, quantizer: OnnxQuantizer | None) -> None:
         self.file_format, self.model, self.metadata = file_format, model, metadata
         self.quantizer = quantizer
 
-    def plain(self, path: Path) -> int:
-        """Write the float32 file -> bytes."""
+    def write_float32(self, path: Path) -> int:
+        """Write the float32 file. Returns its size in bytes."""
         if self.file_format == "onnx":
             return self._write_onnx(self.model, self.metadata, path)
         return self._write_openvino(self._openvino(), self.metadata, path)
 
-    def fp16(self, path: Path) -> int:
-        """Write the file whose weights are stored as float16 -> bytes."""
+    def write_fp16(self, path: Path) -> int:
+        """Write the file whose weights are stored as float16. Returns its size in bytes."""
         metadata = dataclasses.replace(self.metadata, quantized={"weights": "float16"})
         if self.file_format == "onnx":
-            return self._write_onnx(store_fp16(self.model), metadata, path)
+            return self._write_onnx(store_weights_fp16(self.model), metadata, path)
         return self._write_openvino(self._openvino(), metadata, path, fp16=True)
 
-    def int8(self, path: Path, kept: Collection[str]) -> int:
-        """Write the int8 file, these layers in float32 -> bytes."""
+    def write_int8(self, path: Path, float32_layers: Collection[str]) -> int:
+        """Write the int8 file, with these layers in float32. Returns its size in bytes."""
         quantizer = self.quantizer
         assert quantizer is not None
         note = {
             "weights": "int8 (7 bits), per channel",
             "activations": "uint8",
-            "calibration_images": sum(len(images) for images, _ in quantizer.frames),
-            "layers": [layer for layer in quantizer.layers if layer not in kept],
-            "float32_layers": [layer for layer in quantizer.layers if layer in kept],
+            "calibration_images": sum(len(images) for images, _ in quantizer.batches),
+            "layers": [layer for layer in quantizer.layers if layer not in float32_layers],
+            "float32_layers": [layer for layer in quantizer.layers if layer in float32_layers],
         }
         metadata = dataclasses.replace(self.metadata, quantized=note)
         if self.file_format == "onnx":
-            return self._write_onnx(quantizer.quantized(kept), metadata, path)
-        from detection.quantization.openvino import quantized_openvino
+            return self._write_onnx(quantizer.quantized(float32_layers), metadata, path)
+        from detection.quantization.openvino import quantize_openvino
 
-        model = quantized_openvino(self.model, quantizer.units, quantizer.frames, kept)
+        model = quantize_openvino(self.model, quantizer.layer_groups, quantizer.batches, float32_layers)
         return self._write_openvino(model, metadata, path)
 
     def _openvino(self) -> Any:
@@ -221,53 +226,56 @@ class QuantizedExporter:
 
 
 def search_int8(
-    maker: QuantizedExporter,
-    exam: AccuracyTest,
+    exporter: QuantizedExporter,
+    accuracy_test: AccuracyTest,
     path: Path,
     reference: float,
     max_loss: float,
     keep: Sequence[str] = (),
 ) -> Row:
-    """Write the int8 file with the fewest layers in float32 (of 0, 1, 2, 4, … more than `keep` says) that scores within
-    `max_loss` of `reference` AP.
+    """Write the int8 file with the fewest float32 layers (0, 1, 2, 4, … in addition to `keep`) whose AP is within
+    `max_loss` of `reference`.
 
     Raises:
-        UserError: `keep` matches nothing, or no file does.
+        UserError: a pattern of `keep` matches nothing, or no file is within `max_loss`.
     """
-    quantizer = maker.quantizer
+    quantizer = exporter.quantizer
     assert quantizer is not None
-    kept = matching(quantizer.layers, keep)
-    rest = [layer for layer in quantizer.layers if layer not in kept]
-    worst: list[str] = []
-    back = 0
-    while back < len(rest):
-        left = {*kept, *worst[:back]}
-        size = maker.int8(path, left)
-        numbers = exam.score(path).numbers
-        if reference - numbers["AP"] <= max_loss:
-            return Row(path, maker.file_format, "int8", size, numbers, (len(left), len(quantizer.layers)))
+    always = match_layers(quantizer.layers, keep)
+    others = [layer for layer in quantizer.layers if layer not in always]
+    ranking: list[str] = []
+    count = 0
+    while count < len(others):
+        float32_layers = {*always, *ranking[:count]}
+        num_bytes = exporter.write_int8(path, float32_layers)
+        metrics = accuracy_test.score(path).numbers
+        counts = (len(float32_layers), len(quantizer.layers))
+        if reference - metrics["AP"] <= max_loss:
+            return Row(path, exporter.file_format, "int8", num_bytes, metrics, counts)
         print(
-            f"{path}: AP {numbers['AP']:.4f} with {len(left)} of {len(quantizer.layers)} layers in float32: "
-            f"{reference - numbers['AP']:.4f} lost, more than {max_loss:g}",
+            f"{path}: AP {metrics['AP']:.4f} with {counts[0]} of {counts[1]} layers in float32: "
+            f"{reference - metrics['AP']:.4f} lost, more than {max_loss:g}",
             flush=True,
         )
-        if not worst:
+        if not ranking:
             errors = quantizer.errors()
-            worst = sorted(rest, key=lambda layer: -errors[layer])
-        back = max(1, 2 * back)
+            ranking = sorted(others, key=lambda layer: -errors[layer])
+        count = max(1, 2 * count)
     for file in (path, path.with_suffix(".bin")):
         file.unlink(missing_ok=True)
-    raise UserError(f"no int8 file of {maker.file_format} stays within --max-loss {max_loss:g}; use --precision fp16")
+    raise UserError(
+        f"no int8 file of {exporter.file_format} stays within --max-loss {max_loss:g}; use --precision fp16"
+    )
 
 
-def matching(layers: Sequence[str], patterns: Sequence[str]) -> set[str]:
+def match_layers(layers: Sequence[str], patterns: Sequence[str]) -> set[str]:
     """Layers whose names match a pattern. Raises UserError for a pattern that matches none."""
     found = set()
     for pattern in patterns:
-        some = {layer for layer in layers if fnmatchcase(layer, pattern)}
-        if not some:
+        matches = {layer for layer in layers if fnmatchcase(layer, pattern)}
+        if not matches:
             raise UserError(
-                f"--keep {pattern!r} matches no layer; they are called like {', '.join(layers[:: len(layers) // 4])}"
+                f"--keep {pattern!r} matches no layer; examples of names: {', '.join(layers[:: len(layers) // 4])}"
             )
-        found |= some
+        found |= matches
     return found

@@ -433,7 +433,7 @@ def test_options_of_the_tool(tool, trained, images, tmp_path):
     done = tool("detect", trained / "best.pt", images, "--out", tmp_path / "json", "--no-images")
     assert done.returncode == 0 and not list((tmp_path / "json").glob("*.jpg"))
     wrong = ["detect", trained / "best.pt", images, "--out", tmp_path / "out"]
-    assert_clear_error(tool(*wrong, "--tile", "8"), "tiles of 8 pixels are too small")
+    assert_clear_error(tool(*wrong, "--tile", "8"), "the tile size must be at least 32 pixels")
     assert_clear_error(tool(*wrong, "--tile", "64", "--overlap", "1"), "an overlap of 1.0 is not possible")
 
 

@@ -142,7 +142,9 @@ def test_images_of_several_sizes_together(predictor):
         np.testing.assert_allclose(np.sort(alone["scores"]), np.sort(found["scores"]), atol=1e-3)
 
 
-@pytest.mark.parametrize(("size", "overlap", "message"), [(8, 0.2, "too small"), (96, 0.95, "overlap of 0.95")])
+@pytest.mark.parametrize(
+    ("size", "overlap", "message"), [(8, 0.2, "at least 32 pixels"), (96, 0.95, "between 0 and 0.9, not 0.95")]
+)
 def test_wrong_options(predictor, size, overlap, message):
     with pytest.raises(UserError, match=message):
         TiledPredictor(predictor, size, overlap)

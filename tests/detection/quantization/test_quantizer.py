@@ -11,8 +11,8 @@ from conftest import assert_clear_error
 from detection import UserError
 from detection.data.formats.coco import read_coco
 from detection.inference.predictor import Predictor
-from detection.quantization.accuracy import spread
-from detection.quantization.quantizer import matching, search_int8
+from detection.quantization.accuracy import evenly_spaced
+from detection.quantization.quantizer import match_layers, search_int8
 from detection.runtime.metadata import METADATA_KEY
 
 
@@ -52,9 +52,9 @@ def test_mistakes(tool, trained, tmp_path):
     done = tool("quantize", trained / "best.pt", "--out", tmp_path, "--calibration", tmp_path / "nowhere")
     assert_clear_error(done, "nowhere", "does not exist")
     assert_clear_error(tool("quantize", tmp_path / "no.pt"), "does not exist")
-    with pytest.raises(UserError, match=r"--keep '\*head9\*' matches no layer; they are called like /a, /b"):
-        matching(["/a", "/b", "/c", "/d"], ["*head9*"])
-    assert matching(["/a/x", "/b/x", "/c"], ["/a*", "/c"]) == {"/a/x", "/c"}
+    with pytest.raises(UserError, match=r"--keep '\*head9\*' matches no layer; examples of names: /a, /b"):
+        match_layers(["/a", "/b", "/c", "/d"], ["*head9*"])
+    assert match_layers(["/a/x", "/b/x", "/c"], ["/a*", "/c"]) == {"/a/x", "/c"}
 
 
 @dataclass
@@ -76,8 +76,8 @@ class QuantizedExporter:
         self.quantizer = Quantizer()
         self.made = []
 
-    def int8(self, path, kept):
-        self.made.append(set(kept))
+    def write_int8(self, path, float32_layers):
+        self.made.append(set(float32_layers))
         path.write_bytes(b"int8")
         return 4
 
@@ -85,37 +85,40 @@ class QuantizedExporter:
 class AccuracyTest:
     """AP falls by 0.02 for each of b, d and f that is quantised."""
 
-    def __init__(self, maker):
-        self.maker = maker
+    def __init__(self, exporter):
+        self.exporter = exporter
 
     def score(self, path):
-        ap = 0.5 - 0.02 * len({"b", "d", "f"} - self.maker.made[-1])
+        ap = 0.5 - 0.02 * len({"b", "d", "f"} - self.exporter.made[-1])
         return SimpleNamespace(numbers={"AP": ap})
 
 
 def test_layers_go_back_until_it_holds(tmp_path, capsys):
-    maker = QuantizedExporter()
-    row = search_int8(maker, AccuracyTest(maker), tmp_path / "x.onnx", 0.5, 0.01)
+    exporter = QuantizedExporter()
+    row = search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.5, 0.01)
     # None, the worst one, the worst two, the worst four.
-    assert maker.made == [set(), {"e"}, {"e", "b"}, {"e", "b", "d", "f"}]
-    assert row.left == (4, 7) and row.numbers["AP"] == 0.5 and maker.quantizer.asked == 1
+    assert exporter.made == [set(), {"e"}, {"e", "b"}, {"e", "b", "d", "f"}]
+    assert row.float32_layers == (4, 7) and row.metrics["AP"] == 0.5 and exporter.quantizer.asked == 1
     assert "0.0600 lost, more than 0.01" in capsys.readouterr().out
-    maker = QuantizedExporter()
-    assert search_int8(maker, AccuracyTest(maker), tmp_path / "x.onnx", 0.5, 0.01, ["[bdf]"]).left == (3, 7)
-    assert maker.made == [{"b", "d", "f"}] and maker.quantizer.asked == 0
+    exporter = QuantizedExporter()
+    assert search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.5, 0.01, ["[bdf]"]).float32_layers == (
+        3,
+        7,
+    )
+    assert exporter.made == [{"b", "d", "f"}] and exporter.quantizer.asked == 0
 
 
 def test_no_file_is_left_where_none_holds(tmp_path):
-    maker = QuantizedExporter()
+    exporter = QuantizedExporter()
     with pytest.raises(UserError, match=r"no int8 file of onnx stays within --max-loss 0\.01; use --precision fp16"):
-        search_int8(maker, AccuracyTest(maker), tmp_path / "x.onnx", 0.9, 0.01)
+        search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.9, 0.01)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_part_of_the_annotations(coco_set):
     index = read_coco(coco_set / "annotations.json")
-    chosen = spread(len(index), 5)
-    assert chosen == [0, 2, 4, 7, 9] and spread(3, 5) == [0, 1, 2]
+    chosen = evenly_spaced(len(index), 5)
+    assert chosen == [0, 2, 4, 7, 9] and evenly_spaced(3, 5) == [0, 1, 2]
     part = index.part(chosen)
     assert len(part) == 5
     for i, old in enumerate(chosen):

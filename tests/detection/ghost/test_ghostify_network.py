@@ -19,8 +19,8 @@ from detection.config import GhostifyConfig
 from detection.config_io import parse_config
 from detection.engine.train_detector import run_training
 from detection.evaluation.score import score_checkpoint
-from detection.ghost.ghostify_detector import ghostify_network
-from detection.ghost.redundancy_report import explore, layer_table
+from detection.ghost.ghostify_network import ghostify_network
+from detection.ghost.redundancy_report import list_layers_table, redundancy_report
 from detection.inference.predictor import Predictor
 from detection.models.ghost_recipe import part_of
 
@@ -133,7 +133,7 @@ def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, images, coco_set, 
     done = tool("ghostify", *network, "--images", images, "--size", 96, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "kept: first convolution" in done.stdout and "kept: depthwise" in done.stdout
-    assert "Fitted to 6 images, measured on 1 images that were kept from the fit" in done.stdout
+    assert "Fitted to 6 images, measured on 1 images that were held out from the fit" in done.stdout
     random, fitted = numbers(done.stdout, "mean of layers")
     assert fitted < 0.7 < 1 < random and len(numbers(done.stdout, "network output")) == 2
 
@@ -239,7 +239,7 @@ def test_redundancy(tool, images, tmp_path):
     image = cv2.imread(str(tmp_path / "out" / "ghostnet_blocks.1.0.ghost1.png"))
     assert image.shape[0] > 600 and image.shape[1] > 1000 and image.std() > 20
 
-    table = layer_table("ghostnet", size=224)
+    table = list_layers_table("ghostnet", size=224)
     assert "blocks.2.0.ghost1 " in table and "24x56x56" in table
 
 
@@ -253,6 +253,6 @@ def test_redundancy_mistakes(images, tmp_path):
         ({"out": tmp_path / "file" / "x"}, "cannot be written to"),
     ):
         with pytest.raises(UserError, match=message):
-            explore("ghostnet", [str(images)], **{"width": 0.5, "size": 64, "out": tmp_path, **arguments})
+            redundancy_report("ghostnet", [str(images)], **{"width": 0.5, "size": 64, "out": tmp_path, **arguments})
     with pytest.raises(UserError, match=r"broken\.jpg is not an image"):
-        explore("ghostnet", [str(tmp_path / "broken.jpg")])
+        redundancy_report("ghostnet", [str(tmp_path / "broken.jpg")])

@@ -1,4 +1,4 @@
-"""What tools/ghostify.py does: ghost a backbone or a detector, and tell what it saves and what it costs in error."""
+"""tools/ghostify.py: ghosts a backbone or a detector, and reports the saved costs and the errors."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -32,27 +32,27 @@ from detection.inference.sample_images import read_images, sample_image_paths
 from detection.models.build import build_model
 from detection.models.ghost_recipe import ghostify_by, ghostify_detector, raw_outputs, recipe_config
 
-# A YAML does not say how many classes there are; only the prediction layers, which are kept, depend on it.
-CLASSES_OF_A_CONFIG = 80
+# Number of classes for a config, which does not define it. Only the prediction layers, which are kept, depend on it.
+DEFAULT_NUM_CLASSES = 80
 BATCH = 4
 
 
 @dataclass
-class Subject:
-    """A network to be ghosted, and how it is dealt with.
+class NetworkAdapter:
+    """A backbone or a detector with the functions to ghost, compare and save it.
 
     Attributes:
-        pack: list of uint8 images [3, H, W] -> an input of the model.
-        apply: (model, example, calibration) -> report; ghosts the model in place.
-        forward: what `output_errors` compares; None is the model's output.
-        content: (ghosted model, report) -> what is written to a file; None where nothing can be.
+        make_input: list of uint8 images [3, H, W] -> an input of the model.
+        ghostify: (model, example, calibration) -> report; ghosts the model in place.
+        forward: the outputs that `output_errors` compares; None: the output of the model.
+        file_content: (ghosted model, report) -> content of the file; None if there are no weights to save.
     """
 
     model: nn.Module
-    pack: Callable[[list[Tensor]], Any]
-    apply: Callable[[nn.Module, Any, Any], GhostReport]
+    make_input: Callable[[list[Tensor]], Any]
+    ghostify: Callable[[nn.Module, Any, Any], GhostReport]
     forward: Callable[[nn.Module, Any], Any] | None
-    content: Callable[[nn.Module, GhostReport], dict[str, Any]] | None
+    file_content: Callable[[nn.Module, GhostReport], dict[str, Any]] | None
 
 
 def ghostify_network(
@@ -74,67 +74,66 @@ def ghostify_network(
     Args:
         network: name of a backbone, a checkpoint (.pt) or a config (.yaml) of a detector.
         width, weights: of a backbone.
-        images: images, folders or globs; none: only the report of costs.
-        size: side in pixels that the images are squeezed to (a square, so that they make batches).
-        count: at most this many images, spread evenly over what is found. Every fourth is kept from the fit,
-            for the errors.
-        init: what is written: "fit" or "random" weights. Both are compared.
+        images: images, folders or globs; without images only the costs are reported.
+        size: side in pixels to which images are resized (squares, so that they form batches).
+        count: largest number of images, spread evenly over all. Every fourth is held out to measure errors.
+        init: weights in the file: "fit" or "random". The report compares both.
         force: overwrite a file that this toolkit did not write.
-        out: file to write: for a backbone a state dict for `model.backbone.weights`, for a checkpoint a checkpoint.
+        out: the file: for a backbone a state dict for `model.backbone.weights`, for a checkpoint a checkpoint.
 
     Returns:
         The text to print.
 
     Raises:
-        UserError: anything wrong with network, weights, images or patterns; see the message.
+        UserError: the network, weights, images or patterns cannot be used.
     """
     if init == "fit" and out is not None and not images:
-        raise UserError("--init fit needs images to fit on: give --images, or --init random")
+        raise UserError("--init fit needs images for the fit; give --images, or --init random")
     if out is not None:
         if not Path(out).parent.is_dir():
             raise UserError(f"--out {out}: folder {Path(out).parent} does not exist")
         check_outputs([out], [network, weights, *images], force=force)
     place = pick_device(device)
-    subject = _subject(network, spec, width, weights)
-    subject.model.to(place).eval()
-    if out is not None and subject.content is None:
+    adapter = _load_network(network, spec, width, weights)
+    adapter.model.to(place).eval()
+    if out is not None and adapter.file_content is None:
         raise UserError(
             f"{network} is a config and has no weights to write; train with model.ghostify, or give a checkpoint"
         )
 
     def batches(tensors: list[Tensor]) -> list[Any]:
-        return [_to(subject.pack(tensors[i : i + BATCH]), place) for i in range(0, len(tensors), BATCH)]
+        return [_to(adapter.make_input(tensors[i : i + BATCH]), place) for i in range(0, len(tensors), BATCH)]
 
-    example = _to(subject.pack([torch.zeros(3, size, size, dtype=torch.uint8)]), place)
-    random = copy.deepcopy(subject.model)
-    report = subject.apply(random, example, None)
+    example = _to(adapter.make_input([torch.zeros(3, size, size, dtype=torch.uint8)]), place)
+    random = copy.deepcopy(adapter.model)
+    report = adapter.ghostify(random, example, None)
     text = [str(report)]
     ghosted = random
     if images:
         tensors = [to_tensor(image) for image in read_images(sample_image_paths(images, count), size)]
         fitting = [p for i, p in enumerate(tensors) if i % 4 != 3]
         held_out = tensors[3::4] or fitting
-        fitted = copy.deepcopy(subject.model)
-        fitted_report = subject.apply(fitted, None, batches(fitting))
+        fitted = copy.deepcopy(adapter.model)
+        fitted_report = adapter.ghostify(fitted, None, batches(fitting))
         layers = [layer.name for layer in report.replaced]
         errors = [
-            output_errors(subject.model, model, layers, batches(held_out), subject.forward)
+            output_errors(adapter.model, model, layers, batches(held_out), adapter.forward)
             for model in (random, fitted)
         ]
         text.append(_error_table(layers, errors[0], errors[1], len(fitting), len(tensors[3::4])))
         if init == "fit":
             ghosted, report = fitted, fitted_report
-    if out is not None and subject.content is not None:
-        text.append(_write(Path(out), subject.content(ghosted.cpu(), report), network, width))
+    if out is not None and adapter.file_content is not None:
+        text.append(_write(Path(out), adapter.file_content(ghosted.cpu(), report), network, width))
     return "\n\n".join(text)
 
 
-def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | None) -> Subject:
+def _load_network(network: str, spec: GhostifyConfig, width: float, weights: str | None) -> NetworkAdapter:
     path = Path(network)
     if path.suffix in (".yaml", ".yml"):
         config = load_config(path)
         config.model.ghostify = None
-        return _detector_subject(build_model(config, CLASSES_OF_A_CONFIG), spec, None)
+        return _detector_adapter(build_model(config, DEFAULT_NUM_CLASSES), spec, None)
     if path.suffix in (".pt", ".pth") or path.is_file():
         checkpoint = read_checkpoint(path)
         config, classes = config_of(checkpoint, path), classes_of(checkpoint, path)
@@ -143,7 +142,7 @@ def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | No
         config.model.backbone.weights = None
         model = build_model(config, len(classes.names))
         load_model_state(model, weights_of(checkpoint, path), path)
-        return _detector_subject(model, spec, (config, classes))
+        return _detector_adapter(model, spec, (config, classes))
     try:
         backbone = build_backbone(network, width=width, weights=weights)
     except ValueError as error:
@@ -161,10 +160,10 @@ def _subject(network: str, spec: GhostifyConfig, width: float, weights: str | No
     def content(model: nn.Module, report: GhostReport) -> dict[str, Any]:
         return {"network": network, "width": width, "ghostify": report.recipe, "state_dict": model.state_dict()}
 
-    return Subject(backbone, lambda images: normalize(torch.stack(images) / 255, backbone), apply, None, content)
+    return NetworkAdapter(backbone, lambda images: normalize(torch.stack(images) / 255, backbone), apply, None, content)
 
 
-def _detector_subject(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any, Classes] | None) -> Subject:
+def _detector_adapter(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any, Classes] | None) -> NetworkAdapter:
     def content(ghosted: nn.Module, report: GhostReport) -> dict[str, Any]:
         assert trained is not None
         config, classes = trained
@@ -177,7 +176,7 @@ def _detector_subject(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any
             "numbers": None,
         }
 
-    return Subject(
+    return NetworkAdapter(
         model,
         lambda images: (images,),
         lambda model, example, calibration: ghostify_detector(model, spec, example=example, calibration=calibration),
@@ -193,11 +192,11 @@ def _error_table(
     used: int,
     held_out: int,
 ) -> str:
-    on = f"on {held_out} images that were kept from the fit" if held_out else "on the images of the fit themselves"
+    on = f"on {held_out} images that were held out from the fit" if held_out else "on the images of the fit"
     width = max(len(layer) for layer in [*layers, "mean of layers", "network output"])
     rows = [
-        f"error against the original: squared difference / variance; 0 equal, 1 as far off as a constant.\n"
-        f"Fitted to {used} images, measured {on}. Layers by themselves, given the original's input.",
+        f"error against the original: squared difference / variance; 0 is equal, 1 is the error of a constant.\n"
+        f"Fitted to {used} images, measured {on}. Each layer gets the input of the original.",
         f"{'layer':<{width}}  {'random':>8}  {'fitted':>8}",
     ]
     rows += [f"{layer:<{width}}  {random[0][layer]:>8.3f}  {fitted[0][layer]:>8.3f}" for layer in layers]
