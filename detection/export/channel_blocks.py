@@ -1,9 +1,9 @@
-"""Maps whose channels fill whole blocks, so that a runtime can keep them in its own layout.
+"""Pads the channels of feature maps to whole blocks, so that ONNX Runtime can keep its blocked memory layout.
 
-CPUs convolve fastest where a map lies in blocks of 8 channels. ONNX Runtime leaves that layout before a concatenation
-whose parts end within a block (12, 20 or 36 channels: GhostNet is full of them) and goes back behind it, and depthwise
-convolutions of such widths it computes channel by channel. Here they are given channels of zeros up to the next block
-and all weights follow, so that the answers stay as they are. It costs nothing: whole blocks were computed anyway.
+CPUs convolve fastest with maps in blocks of 8 channels. ONNX Runtime leaves that layout for a concatenation whose parts
+end within a block (12, 20 or 36 channels, common in GhostNet) and returns to it afterwards; depthwise convolutions of
+such widths run channel by channel. Here such maps get channels of zeros up to the next block, and the weights are
+padded to match, so the outputs do not change. The padding costs nothing, because whole blocks are computed anyway.
 """
 
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 BLOCK = 8
-"""Of ONNX Runtime with AVX2; with AVX-512 it has 16, where fewer widths fit, but padding to it would double the work on
-GhostNet's finest maps elsewhere."""
-POINTWISE = {"Relu", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Identity"}
-POOLING = {"GlobalAveragePool", "MaxPool", "AveragePool"}
+"""Block size of ONNX Runtime with AVX2. With AVX-512 it is 16, which fits fewer widths, but padding to 16 would double
+the work for GhostNet's finest maps on other processors."""
+POINTWISE_OPS = {"Relu", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Identity"}
+POOLING_OPS = {"GlobalAveragePool", "MaxPool", "AveragePool"}
 
 Layout = tuple[int, ...]
-"""Of each channel there is now: which one it was, or -1 for zeros."""
+"""For each channel of the padded map: its index in the original map, or -1 for zeros."""
 
 
-class Groups:
-    """Maps that must have the same layout, because a node takes them channel by channel."""
+class LayoutGroups:
+    """Union-find of maps that need the same layout, because a node processes them channel by channel."""
 
     def __init__(self, channels: dict[str, int]) -> None:
         self.channels = channels
@@ -36,7 +36,7 @@ class Groups:
         return name
 
     def tie(self, names: Iterable[str]) -> None:
-        """One layout for all of them; none, where one is no map or has another width."""
+        """Use one layout for all of them; leave them unchanged if one is not a map or has another width."""
         names = list(names)
         maps = [name for name in names if name in self.parent]
         if len(maps) < len(names) or len({self.channels[name] for name in maps}) > 1:
@@ -49,21 +49,21 @@ class Groups:
             self.fixed.add(roots[0])
 
     def fix(self, names: Iterable[str]) -> bool:
-        """Leave their layouts as they are. -> whether that is news."""
+        """Leave their layouts unchanged. Returns whether this changes any group."""
         roots = {self.root(name) for name in names if name in self.parent}
-        news = roots - self.fixed
+        changed = roots - self.fixed
         self.fixed |= roots
-        return bool(news)
+        return bool(changed)
 
 
 def map_channels(graph: Any) -> dict[str, int]:
-    """Of each tensor of four dimensions between an `onnx.GraphProto`'s nodes the second one; 0 where it is unknown."""
+    """Name -> number of channels of each four-dimensional tensor in an `onnx.GraphProto`; 0 if unknown."""
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     return {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
 
 
-def in_blocks(model: Any, block: int = BLOCK) -> Any:
-    """The model, changed in place: channels of zeros where maps are concatenated or convolved in parts of blocks.
+def pad_channels_to_blocks(model: Any, block: int = BLOCK) -> Any:
+    """Add channels of zeros to maps that are concatenated or convolved in partial blocks; changes the model in place.
 
     Args:
         model: an `onnx.ModelProto` whose shapes are inferred.
@@ -77,7 +77,7 @@ def in_blocks(model: Any, block: int = BLOCK) -> Any:
     layouts = _layouts(graph, weights, channels, block)
 
     def scattered(name: str, axis: int, layout: Layout | None) -> str:
-        """The weights with zeros where the layout has them; under another name, as others may read them, too."""
+        """Pad weights with zeros according to the layout, under a new name because other nodes may use the original."""
         if layout is None:
             return name
         values = onnx.numpy_helper.to_array(weights[name])
@@ -112,10 +112,10 @@ def in_blocks(model: Any, block: int = BLOCK) -> Any:
 
 
 def _layouts(graph: Any, weights: dict[str, Any], channels: dict[str, int], block: int) -> dict[str, Layout]:
-    """Of the maps that get channels of zeros, by name."""
+    """Name -> layout of the maps that get channels of zeros."""
     import onnx
 
-    groups = Groups(channels)
+    groups = LayoutGroups(channels)
     concats = []
     for node in graph.node:
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -126,7 +126,7 @@ def _layouts(graph: Any, weights: dict[str, Any], channels: dict[str, int], bloc
                 groups.tie([*data, *node.output])
             elif group > 1:
                 groups.fix([*data, *node.output])
-        elif node.op_type in POINTWISE | POOLING and len(data) == len(node.output) == 1:
+        elif node.op_type in POINTWISE_OPS | POOLING_OPS and len(data) == len(node.output) == 1:
             groups.tie([*data, *node.output])
         elif node.op_type in ("Add", "Mul") and all(_by_channel(weights[n].dims) for n in node.input if n in weights):
             groups.tie([*data, *node.output])
@@ -137,18 +137,18 @@ def _layouts(graph: Any, weights: dict[str, Any], channels: dict[str, int], bloc
         else:
             groups.fix([*data, *node.output])
 
-    while True:  # until nothing more has to stay as it is
+    while True:  # until no more layouts have to stay unchanged
         composed: dict[str, Layout] = {}
-        news = False
+        changed = False
 
         def layout(name: str, composed: dict[str, Layout] = composed) -> Layout:
             root, count = groups.root(name), channels[name]
             padding = 0 if root in groups.fixed else -count % block
             return composed.get(root, (*range(count), *[-1] * padding))
 
-        for output, inputs in 2 * concats:  # once more to see that all fit
+        for output, inputs in 2 * concats:  # the second pass checks that all layouts are consistent
             if output not in channels or groups.root(output) in groups.fixed:
-                news |= groups.fix(inputs)
+                changed |= groups.fix(inputs)
                 continue
             whole: list[int] = []
             start = 0
@@ -156,14 +156,14 @@ def _layouts(graph: Any, weights: dict[str, Any], channels: dict[str, int], bloc
                 whole += [start + i if i >= 0 else -1 for i in layout(name)]
                 start += channels[name]
             if composed.setdefault(groups.root(output), tuple(whole)) != tuple(whole):
-                news |= groups.fix([output, *inputs])
-        if not news:
+                changed |= groups.fix([output, *inputs])
+        if not changed:
             break
-    found = {name: layout(name) for name in channels}
-    return {name: one for name, one in found.items() if len(one) > channels[name]}
+    layouts = {name: layout(name) for name in channels}
+    return {name: padded for name, padded in layouts.items() if len(padded) > channels[name]}
 
 
 def _by_channel(dims: Iterable[int]) -> bool:
-    """Whether constants of such a shape are one for all, or one for each channel."""
+    """Whether a constant of this shape is a scalar or has one value for each channel."""
     first, (_, height, width) = list(dims)[:-3], [1, 1, 1, *dims][-3:]
     return height == width == 1 and all(dim == 1 for dim in first)

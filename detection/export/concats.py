@@ -1,8 +1,8 @@
-"""Concatenations of maps that an ONNX graph can do without.
+"""Removes concatenations of feature maps from an ONNX graph.
 
-A ghost module puts two halves together, and most often a convolution of all channels follows, which could as well
-take each half by itself and add up. That saves copying the wider map, and adding up costs nothing, as the second
-convolution does it.
+A ghost module concatenates two halves, and usually a convolution follows. Two convolutions, one for each half, and the
+sum of their outputs are equivalent. This avoids copying the wider map, and the sum costs nothing, because runtimes fuse
+it into the second convolution.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ import numpy as np
 from detection.export.channel_blocks import map_channels
 
 ALIGNED = 4
-"""ONNX Runtime convolves in its own layout what has a multiple of so many channels; a part of 18 would leave it, where
-the whole of 36 does not. (Measured: GhostNet 0.5, whose halves are such, was as slow as 1.0.)"""
+"""ONNX Runtime uses its own layout for multiples of this number of channels: for a map of 36 channels, but not for its
+halves of 18. (Measured: with such halves GhostNet 0.5 was as slow as 1.0.)"""
 
 
-def without_concats(model: Any) -> Any:
-    """The model, changed in place: a concatenation of channels that only convolutions read gives way to its parts.
+def remove_concats(model: Any) -> Any:
+    """Remove concatenations of channels whose output only convolutions read; changes the model in place.
 
-    A convolution of all channels becomes one for each part, and their sum. A depthwise one becomes one for each part,
-    and the concatenation comes after it, where it may vanish in the next convolution. Parts must have multiples of
+    A convolution becomes one convolution for each part, and their sum. A depthwise convolution becomes one for each
+    part, followed by the concatenation, which may be removed at the next convolution. Parts must have multiples of
     `ALIGNED` channels.
 
     Args:
@@ -48,13 +48,13 @@ def without_concats(model: Any) -> Any:
         return next((a.i for a in conv.attribute if a.name == "group"), 1)
 
     def splits(conv: Any, whole: int) -> bool:
-        """Whether a node is a convolution that can take the parts of `whole` channels one by one."""
+        """Whether a node is a convolution that can process parts of `whole` channels separately."""
         if conv.op_type != "Conv" or not all(name in weights for name in conv.input[1:]):
             return False
         return group_of(conv) in (1, whole) and (group_of(conv) == 1 or len(array(conv.input[1])) == whole)
 
     def part_of(conv: Any, number: int, source: str, rows: slice, bias: bool) -> Any:
-        """The convolution of one part: all of its outputs, or of a depthwise one those of the part."""
+        """The convolution of one part; a depthwise one computes only the outputs of the part."""
         weight, name = array(conv.input[1]), f"{conv.name}/part{number}"
         inputs = [source, constant(f"{name}.weight", weight[:, rows] if group_of(conv) == 1 else weight[rows])]
         if bias:
@@ -67,7 +67,7 @@ def without_concats(model: Any) -> Any:
         return part
 
     nodes: list[Any] = []
-    # Of each concatenation that is to vanish: its inputs, and which channels each of them has.
+    # Output of a removed concatenation -> its inputs and their channels.
     parts: dict[str, list[tuple[str, slice]]] = {}
     for number, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{number}"

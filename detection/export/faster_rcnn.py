@@ -22,18 +22,18 @@ from detection.export.detector_ops import (
     topk_per_level,
 )
 
-SMALLEST_PROPOSAL, SMALLEST_BOX = 1e-3, 1e-2
-"""Sides in pixels below which torchvision drops proposals and detections."""
+MIN_PROPOSAL_SIZE, MIN_BOX_SIZE = 1e-3, 1e-2
+"""Smallest sides in pixels of proposals and detections, as in torchvision."""
 
 
 class FasterRCNNDetector(nn.Module):
-    """The end-to-end form. -> boxes float32 [N, D, 4], labels int64 [N, D], scores float32 [N, D].
+    """The end-to-end form: outputs boxes float32 [N, D, 4], labels int64 [N, D] and scores float32 [N, D].
 
-    What torchvision does image by image, done for all at once, with as many proposals for each: where there are
-    fewer, the rest are empty boxes whose scores are set to zero.
+    Computes torchvision's two stages for all images of a batch at once, with the same number of proposals for each
+    image. Missing proposals are empty boxes with a score of zero.
 
     Args:
-        size: (height, width) of all frames, or None.
+        size: (height, width) of a fixed canvas, or None.
     """
 
     def __init__(self, model: FasterRCNN, size: tuple[int, int] | None, nms: NmsFn = nms_mask) -> None:
@@ -53,23 +53,23 @@ class FasterRCNNDetector(nn.Module):
         return self.classify(maps, proposals, valid, sizes)
 
     def propose(self, maps: list[Tensor], height: Any, width: Any, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """-> proposals [N, R, 4], the best first, and which of them are some [N, R]."""
+        """The first stage -> proposals [N, R, 4] in descending order, and which of them are valid [N, R]."""
         rpn = self.rpn
-        objectness, codes = rpn.head(maps)
-        best, places, counts = topk_per_level(
+        objectness, deltas = rpn.head(maps)
+        best, indices, counts = topk_per_level(
             [permute_and_flatten(x) for x in objectness], rpn.pre_nms_top_n(), self.fixed
         )
-        codes = torch.cat([permute_and_flatten(x) for x in codes], dim=1).reshape(maps[0].shape[0], -1, 4)
-        anchors = self.anchors(height, width, maps)[places]
-        boxes = decode_boxes(gather_rows(codes, places), anchors, rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip)
+        deltas = torch.cat([permute_and_flatten(x) for x in deltas], dim=1).reshape(maps[0].shape[0], -1, 4)
+        deltas, anchors = gather_rows(deltas, indices), self.anchors(height, width, maps)[indices]
+        boxes = decode_boxes(deltas, anchors, rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip)
         boxes = clip_boxes(boxes, sizes)
-        scores = best.sigmoid() * large(boxes, SMALLEST_PROPOSAL)
-        # Levels do not suppress each other.
+        scores = best.sigmoid() * is_large(boxes, MIN_PROPOSAL_SIZE)
+        # NMS runs within each level.
         level = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=boxes.device)
-        own = level == torch.arange(len(counts), device=boxes.device)[:, None]
-        most = rpn.post_nms_top_n()
-        kept = self.nms(boxes, scores[:, None, :] * own, rpn.nms_thresh, rpn.score_thresh, most)
-        scores, order = (scores * kept.amax(1)).topk(min(most, sum(counts)))
+        one_hot = level == torch.arange(len(counts), device=boxes.device)[:, None]
+        max_proposals = rpn.post_nms_top_n()
+        kept = self.nms(boxes, scores[:, None, :] * one_hot, rpn.nms_thresh, rpn.score_thresh, max_proposals)
+        scores, order = (scores * kept.amax(1)).topk(min(max_proposals, sum(counts)))
         valid = scores > 0
         return gather_rows(boxes, order) * valid[:, :, None], valid
 
@@ -78,28 +78,32 @@ class FasterRCNNDetector(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.heads
         count, rows = proposals.shape[0], proposals.shape[1]
-        logits, codes = heads.box_predictor(heads.box_head(self.cut_out(maps, proposals)))
+        logits, deltas = heads.box_predictor(heads.box_head(self.roi_align_levels(maps, proposals)))
         classes = logits.shape[1] - 1
         scores = logits.softmax(-1)[:, 1:].reshape(count, rows, classes) * valid[:, :, None]
-        codes = codes.reshape(count, rows, classes + 1, 4)[:, :, 1:]
+        deltas = deltas.reshape(count, rows, classes + 1, 4)[:, :, 1:]
         extent = proposals[..., 2:] - proposals[..., :2]
         regions = torch.cat([proposals[..., :2] + 0.5 * extent, extent], dim=-1)[:, :, None]
-        boxes = decode_boxes(codes, regions, heads.box_coder.weights, heads.box_coder.bbox_xform_clip)
+        boxes = decode_boxes(deltas, regions, heads.box_coder.weights, heads.box_coder.bbox_xform_clip)
         boxes = clip_boxes(boxes, sizes)
-        scores = scores * large(boxes, SMALLEST_BOX)
-        # Each class has boxes of its own: classes of an image are to the suppression what images are.
+        scores = scores * is_large(boxes, MIN_BOX_SIZE)
+        # Each class has its own boxes, so NMS treats the classes of an image as separate images.
         boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
-        most = heads.detections_per_img
+        max_detections = heads.detections_per_img
         kept = self.nms(
-            boxes.reshape(-1, rows, 4), scores.reshape(-1, 1, rows), heads.nms_thresh, heads.score_thresh, most
+            boxes.reshape(-1, rows, 4),
+            scores.reshape(-1, 1, rows),
+            heads.nms_thresh,
+            heads.score_thresh,
+            max_detections,
         )
         scores = (scores * kept.reshape(count, classes, rows)).flatten(1)
         labels = torch.arange(1, classes + 1, device=scores.device)[:, None].expand(classes, rows).flatten()
         labels = labels[None].expand(count, -1)
-        return final_detections(boxes.flatten(1, 2), labels, scores, most)
+        return final_detections(boxes.flatten(1, 2), labels, scores, max_detections)
 
-    def cut_out(self, maps: list[Tensor], proposals: Tensor) -> Tensor:
-        """RoIAlign, each proposal from the level of its size (`MultiScaleRoIAlign`): [N, R, 4] -> [N·R, C, S, S]."""
+    def roi_align_levels(self, maps: list[Tensor], proposals: Tensor) -> Tensor:
+        """RoIAlign from the level of each proposal's size (`MultiScaleRoIAlign`): [N, R, 4] -> [N·R, C, S, S]."""
         pool = self.heads.box_roi_pool
         count, rows = proposals.shape[0], proposals.shape[1]
         image = torch.arange(count, device=proposals.device, dtype=proposals.dtype)[:, None, None]
@@ -107,23 +111,24 @@ class FasterRCNNDetector(nn.Module):
         side = torch.sqrt((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2]))
         level = torch.floor(pool.canonical_level + torch.log2(side / pool.canonical_scale) + 1e-6)
         level = level.clamp(self.lowest, self.highest)
-        pieces, places = [], []
+        features, indices = [], []
         for k in range(self.lowest, self.highest + 1):
-            of_level = torch.where(level == k)[0]
-            piece = roi_align(
-                maps[k - self.lowest], regions[of_level], pool.output_size, 2.0**-k, pool.sampling_ratio, aligned=False
+            index = torch.where(level == k)[0]
+            features.append(
+                roi_align(
+                    maps[k - self.lowest], regions[index], pool.output_size, 2.0**-k, pool.sampling_ratio, aligned=False
+                )
             )
-            pieces.append(piece)
-            places.append(of_level)
-        # Back into the order of the proposals.
-        order = torch.cat(places)
-        back = torch.zeros_like(level, dtype=torch.int64).scatter(
+            indices.append(index)
+        # Restore the order of the proposals.
+        order = torch.cat(indices)
+        inverse = torch.zeros_like(level, dtype=torch.int64).scatter(
             0, order, torch.arange(count * rows, device=order.device)
         )
-        return torch.cat(pieces)[back]
+        return torch.cat(features)[inverse]
 
 
-def large(boxes: Tensor, side: float) -> Tensor:
-    """Boxes [..., 4] -> whether both sides have at least so many pixels [...]."""
+def is_large(boxes: Tensor, side: float) -> Tensor:
+    """Whether both sides of boxes [..., 4] have at least `side` pixels: bool [...]."""
     extent = boxes[..., 2:] - boxes[..., :2]
     return (extent >= side).all(-1)

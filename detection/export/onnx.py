@@ -1,4 +1,4 @@
-"""ONNX: translate, simplify, check, write with metadata."""
+"""ONNX: exports, simplifies, checks and writes a detector with its metadata."""
 
 import contextlib
 import dataclasses
@@ -15,38 +15,36 @@ from torch import Tensor
 from detection.core.errors import UserError
 from detection.core.extras import require
 from detection.core.outputs import write_output
-from detection.export.channel_blocks import in_blocks, map_channels
-from detection.export.concats import without_concats
+from detection.export.channel_blocks import map_channels, pad_channels_to_blocks
+from detection.export.concats import remove_concats
 from detection.export.detector_ops import nms_mask
 from detection.export.spec import ExportSpec
 from detection.runtime.metadata import METADATA_KEY, Metadata
 
 OPSET = 17
-"""Of 2022: ONNX Runtime 1.12, its web build, OpenVINO 2022.3 and TensorRT 8.6 have it."""
-LIMIT = 2 * 1024**3
-"""What a protobuf message may weigh."""
+"""Supported by ONNX Runtime 1.12 (2022), its web build, OpenVINO 2022.3 and TensorRT 8.6."""
 
 
 class OnnxNmsMask(torch.autograd.Function):
-    """`detection.export.detector_ops.nms_mask`; in the file one NonMaxSuppression, its choice scattered into a mask."""
+    """`detection.export.detector_ops.nms_mask` as an ONNX NonMaxSuppression whose result is scattered into a mask."""
 
     @staticmethod
     def forward(
-        ctx: Any, boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, most: int
+        ctx: Any, boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, max_output: int
     ) -> Tensor:
-        return nms_mask(boxes, scores, nms_threshold, score_threshold, most)
+        return nms_mask(boxes, scores, nms_threshold, score_threshold, max_output)
 
     @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, nms_threshold: float, score_threshold: float, most: int) -> Any:
+    def symbolic(g: Any, boxes: Any, scores: Any, nms_threshold: float, score_threshold: float, max_output: int) -> Any:
         def constant(value: Any, dtype: torch.dtype) -> Any:
             return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))
 
-        # Rows of (image, group, place).
+        # Rows of (image, group, index).
         selected = g.op(
             "NonMaxSuppression",
             boxes,
             scores,
-            constant([most], torch.int64),
+            constant([max_output], torch.int64),
             constant([nms_threshold], torch.float32),
             constant([score_threshold], torch.float32),
         )
@@ -60,21 +58,20 @@ def export_onnx(spec: ExportSpec, path: Path) -> list[str]:
     """Write a detector as ONNX.
 
     Returns:
-        A line that tells of the file.
+        One line that describes the file.
 
     Raises:
-        UserError: the libraries are not installed, the network has what ONNX cannot say, or the path cannot be
-            written to.
+        UserError: the libraries are not installed, ONNX does not support the network, or the path cannot be written to.
     """
     require("ONNX export", "onnx", "onnxslim")
     import onnx
     import onnxslim
 
-    model = onnxslim.slim(tidied(onnx.load_from_string(translate(spec))))
-    model = in_blocks(onnx.shape_inference.infer_shapes(model))
-    model = without_concats(model)
+    model = onnxslim.slim(canonicalize(onnx.load_from_string(translate(spec))))
+    model = pad_channels_to_blocks(onnx.shape_inference.infer_shapes(model))
+    model = remove_concats(model)
     del model.graph.value_info[:]
-    _tell_shapes(model, spec.metadata)
+    _set_output_shapes(model, spec.metadata)
     versions = {**spec.metadata.versions, "onnx": onnx.__version__, "opset": str(OPSET)}
     metadata = dataclasses.replace(spec.metadata, versions=versions)
     del model.metadata_props[:]
@@ -90,23 +87,23 @@ def export_onnx(spec: ExportSpec, path: Path) -> list[str]:
 
 
 def translate(spec: ExportSpec) -> bytes:
-    """The network as an ONNX model, as PyTorch's exporter writes it.
+    """Export the network with PyTorch's exporter -> a serialized ONNX model.
 
     Raises:
-        UserError: the network has an operation that ONNX lacks.
+        UserError: ONNX does not support an operation of the network.
     """
     metadata = spec.metadata
     if hasattr(spec.network, "nms"):
         spec.network.nms = OnnxNmsMask.apply
-    frame = {} if metadata.size else {1: "height", 2: "width"}
-    images = {} if metadata.batch else {0: "batch"}
-    axes = {"images": {**images, **frame}, "sizes": images, **{name: dict(images) for name in spec.outputs}}
+    sides = {} if metadata.size else {1: "height", 2: "width"}
+    batch = {} if metadata.batch else {0: "batch"}
+    axes = {"images": {**batch, **sides}, "sizes": batch, **{name: dict(batch) for name in spec.outputs}}
     if metadata.form == "raw" and not metadata.size:
         for name in spec.outputs:
             axes[name][1] = "anchors"
     buffer: Any = io.BytesIO()
     try:
-        with torch.no_grad(), _silence():
+        with torch.no_grad(), _quiet_exporter():
             torch.onnx.export(
                 spec.network,
                 spec.example,
@@ -118,13 +115,15 @@ def translate(spec: ExportSpec) -> bytes:
                 dynamo=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UserError(f"the network cannot be written as ONNX: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the network cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
     return buffer.getvalue()
 
 
-def tidied(model: Any) -> Any:
-    """What keeps runtimes from working in their own layout of maps, and simplifiers leave: slices that take all
-    channels (ghost modules have them), and means over a map that are no pooling."""
+def canonicalize(model: Any) -> Any:
+    """Remove slices that take all channels (from ghost modules), and turn means over a map into global pooling.
+
+    Simplifiers do not do this, and these operators keep runtimes from using their own memory layout.
+    """
     import onnx
 
     model = onnx.shape_inference.infer_shapes(model)
@@ -136,17 +135,17 @@ def tidied(model: Any) -> Any:
     def constant(name: str) -> list[int] | None:
         return onnx.numpy_helper.to_array(constants[name]).tolist() if name in constants else None
 
-    passed_on: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     nodes = []
     for node in graph.node:
         for i, name in enumerate(node.input):
-            node.input[i] = passed_on.get(name, name)
+            node.input[i] = aliases.get(name, name)
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "Slice":
             starts, ends, axes, *steps = (constant(name) for name in node.input[1:])
             whole = channels.get(node.input[0], 0)
             if (starts, axes, steps or [[1]]) == ([0], [1], [[1]]) and ends and 0 < whole <= ends[0]:
-                passed_on[node.output[0]] = node.input[0]
+                aliases[node.output[0]] = node.input[0]
                 continue
         if node.op_type == "ReduceMean" and attributes.get("keepdims", 1) and node.input[0] in channels:
             if sorted(axis % 4 for axis in attributes.get("axes", ())) == [2, 3]:
@@ -157,8 +156,8 @@ def tidied(model: Any) -> Any:
     return model
 
 
-def _tell_shapes(model: Any, metadata: Metadata) -> None:
-    """Sizes of the outputs that the exporter could not know."""
+def _set_output_shapes(model: Any, metadata: Metadata) -> None:
+    """Set the output dimensions that the exporter cannot infer."""
     most, classes = metadata.max_detections, len(metadata.names)
     known = {"boxes": (None, most, 4), "labels": (None, most), "scores": (None, most)}
     known |= {"cls_logits": (None, None, classes), "bbox_regression": (None, None, 4)}
@@ -169,9 +168,8 @@ def _tell_shapes(model: Any, metadata: Metadata) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Without the exporter's warnings on what it always does; what goes wrong is an error, or seen when the file is
-    compared with PyTorch."""
+def _quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's warnings. Problems raise errors or show in the comparison with PyTorch."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

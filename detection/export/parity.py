@@ -1,4 +1,4 @@
-"""How far two detectors' results are from each other."""
+"""Measures the difference between the results of two detectors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 
-SAME_BOX, SAME_SCORE = 2.0, 0.05
-"""Detections further apart than this (pixels, score) are not the same one."""
-FLIPS = 0.005
-"""The share of detections that may have no counterpart: two boxes whose IoU is the threshold of the suppression to the
-last digit are one for one program and two for the other."""
+MATCH_PIXELS, MATCH_SCORE = 2.0, 0.05
+"""Largest difference (pixels, score) between matching detections."""
+MAX_UNMATCHED = 0.005
+"""Fraction of detections that may be unmatched: if the IoU of two boxes equals the NMS threshold up to rounding, one
+program may keep both and the other only one."""
 
 
 @dataclass
 class Parity:
-    """Largest differences between detections that belong together, and how many belong to none.
+    """Largest differences between matching detections, and the number of unmatched ones.
 
     Attributes:
-        images, detections: how many were compared.
-        boxes: pixels.
-        scores: of 1.
-        unmatched: detections that only one of the two has, but for those that a difference of `tolerance`
-            in score lets come and go at the threshold or at the end of the list.
+        images, detections: number of compared images and detections.
+        boxes: largest difference of box coordinates in pixels.
+        scores: largest difference of scores.
+        unmatched: detections of only one of the two, without those whose score is within `tolerance` of the score
+            threshold or of the last detection in a full list.
     """
 
     images: int = 0
@@ -41,7 +41,7 @@ class Parity:
         )
 
     def within(self, boxes: float, scores: float) -> bool:
-        return self.unmatched <= FLIPS * self.detections and self.boxes <= boxes and self.scores <= scores
+        return self.unmatched <= MAX_UNMATCHED * self.detections and self.boxes <= boxes and self.scores <= scores
 
     def __str__(self) -> str:
         text = f"{self.detections} detections on {self.images} images: "
@@ -59,19 +59,19 @@ def compare(
 ) -> Parity:
     """Compare the results {boxes [n, 4], labels [n], scores [n]} of two detectors on the same images.
 
-    Their order is not compared: scores that differ by rounding may change places.
+    The order is ignored, because scores that differ by rounding may be sorted differently.
     """
     parity = Parity(images=len(expected))
     for one, other in zip(found, expected, strict=True):
         a, b = _columns(one), _columns(other)
-        # Below this score a detection may be in one list alone.
+        # Below this score a detection may be in only one list.
         least = [score_threshold, *(x[2].min() for x in (a, b) if len(x[2]) >= max_detections)]
         parity.detections += len(b[2])
-        for mine, theirs in ((b, a), (a, b)):
-            boxes, scores, matched = _distances(mine, theirs)
+        for left, right in ((b, a), (a, b)):
+            boxes, scores, matched = _distances(left, right)
             parity.boxes = max(parity.boxes, float(boxes[matched].max(initial=0)))
             parity.scores = max(parity.scores, float(scores[matched].max(initial=0)))
-            parity.unmatched += int((mine[2][~matched] > max(least) + tolerance).sum())
+            parity.unmatched += int((left[2][~matched] > max(least) + tolerance).sum())
     return parity
 
 
@@ -82,15 +82,15 @@ def _columns(found: Mapping[str, Any]) -> Columns:
     return np.asarray(found["boxes"]), np.asarray(found["labels"]), np.asarray(found["scores"])
 
 
-def _distances(mine: Columns, theirs: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of mine the distance in box and in score to the nearest of theirs, and whether that is the same."""
-    count = len(mine[2])
-    if not len(theirs[2]):
+def _distances(left: Columns, right: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each detection of `left`: distance in box and score to the nearest of `right`, and whether they match."""
+    count = len(left[2])
+    if not len(right[2]):
         return np.zeros(count), np.zeros(count), np.zeros(count, bool)
-    boxes = np.abs(mine[0][:, None] - theirs[0][None]).max(-1)
-    scores = np.abs(mine[2][:, None] - theirs[2][None])
-    apart = boxes / SAME_BOX + scores / SAME_SCORE
-    apart[mine[1][:, None] != theirs[1][None]] = np.inf
-    nearest = (np.arange(count), apart.argmin(1))
-    same = (apart[nearest] < np.inf) & (boxes[nearest] <= SAME_BOX) & (scores[nearest] <= SAME_SCORE)
+    boxes = np.abs(left[0][:, None] - right[0][None]).max(-1)
+    scores = np.abs(left[2][:, None] - right[2][None])
+    distance = boxes / MATCH_PIXELS + scores / MATCH_SCORE
+    distance[left[1][:, None] != right[1][None]] = np.inf
+    nearest = (np.arange(count), distance.argmin(1))
+    same = (distance[nearest] < np.inf) & (boxes[nearest] <= MATCH_PIXELS) & (scores[nearest] <= MATCH_SCORE)
     return boxes[nearest], scores[nearest], same

@@ -22,8 +22,10 @@ from detection.models.retinanet import GhostRetinaNet
 
 
 class RetinaNetHeads(nn.Module):
-    """The raw form. -> cls_logits float32 [N, A, C], bbox_regression float32 [N, A, 4], for the anchors in the order of
-    the levels, their rows, their columns, and the anchors of a place."""
+    """The raw form: outputs cls_logits float32 [N, A, C] and bbox_regression float32 [N, A, 4].
+
+    Anchors are in the order of levels, rows, columns, and the anchors at one position.
+    """
 
     def __init__(self, model: GhostRetinaNet) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class RetinaNetHeads(nn.Module):
         return torch.cat(logits, dim=1).reshape(count, -1, self.num_classes), regression
 
     def levels(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Feature maps -> of each level the logits [N, n·C]; of all the regression [N, A, 4]."""
+        """Feature maps -> logits [N, n·C] of each level, and regression [N, A, 4] of all levels."""
         head = self.head
         logits = [head.classification_head.conv(x) for x in maps]
         boxes = [head.regression_head.conv(x) for x in maps]
@@ -50,12 +52,12 @@ class RetinaNetHeads(nn.Module):
 
 
 class RetinaNetDetector(nn.Module):
-    """The end-to-end form. -> boxes float32 [N, D, 4], labels int64 [N, D], scores float32 [N, D].
+    """The end-to-end form: outputs boxes float32 [N, D, 4], labels int64 [N, D] and scores float32 [N, D].
 
-    What torchvision's `postprocess_detections` does image by image, done for all at once.
+    Computes torchvision's `postprocess_detections` for all images of a batch at once.
 
     Args:
-        size: (height, width) of all frames, or None.
+        size: (height, width) of a fixed canvas, or None.
     """
 
     def __init__(self, model: GhostRetinaNet, size: tuple[int, int] | None, nms: NmsFn = nms_mask) -> None:
@@ -72,16 +74,16 @@ class RetinaNetDetector(nn.Module):
         heads, classes = self.heads, self.heads.num_classes
         maps = fpn_features(heads.backbone, heads.normalize(images, sizes))
         logits, regression = heads.levels(maps)
-        # The best above a threshold are the best, as far as they are above it: no need to search for those first.
-        best, places, _ = topk_per_level(logits, self.spec.pre_nms_top_k, self.fixed)
+        # Top-k first, threshold later (in NMS): the order does not change the result.
+        best, indices, _ = topk_per_level(logits, self.spec.pre_nms_top_k, self.fixed)
         scores = best.sigmoid()
-        anchor = torch.div(places, classes, rounding_mode="trunc")
-        label = places - anchor * classes
-        codes = gather_rows(regression, anchor)
+        anchor = torch.div(indices, classes, rounding_mode="trunc")
+        label = indices - anchor * classes
+        deltas = gather_rows(regression, anchor)
         anchors = self.anchors(images.shape[1], images.shape[2], maps)[anchor]
-        boxes = clip_boxes(decode_boxes(codes, anchors, self.box_weights, self.box_limit), sizes)
-        own = label[:, None, :] == torch.arange(classes, device=label.device)[:, None]
-        by_class = scores[:, None, :] * own
+        boxes = clip_boxes(decode_boxes(deltas, anchors, self.box_weights, self.box_limit), sizes)
+        one_hot = label[:, None, :] == torch.arange(classes, device=label.device)[:, None]
+        by_class = scores[:, None, :] * one_hot
         spec = self.spec
         kept = self.nms(boxes, by_class, spec.nms_threshold, spec.score_threshold, spec.max_detections)
         return final_detections(boxes, label + 1, scores * kept.amax(1), spec.max_detections)

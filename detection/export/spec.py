@@ -1,4 +1,4 @@
-"""A detector made ready for an exporter."""
+"""A detector that is ready for export."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,10 @@ class ExportSpec:
 
     Attributes:
         model: the PyTorch detector, on the CPU, in evaluation mode, fused.
-        network: (images uint8 [N, H, W, 3], sizes int64 [N, 2]) -> the outputs of the form, as a tuple. The end-to-end
-            form's attribute `nms` is how it suppresses boxes; a format may put its own in its place.
-        metadata: of the file to be.
-        example: inputs of a size and number that fit.
+        network: (images uint8 [N, H, W, 3], sizes int64 [N, 2]) -> the outputs of the form, as a tuple. The attribute
+            `nms` of the end-to-end form is its NMS function, which an exporter may replace.
+        metadata: of the file.
+        example: example inputs for tracing.
     """
 
     model: Any

@@ -111,34 +111,34 @@ def fold_batch_norms(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Modu
     more than once, as in `PerLevelTower`, keeps its norms. If the outputs of the folded network differ (something else
     reads the output of a convolution), an unchanged copy is returned.
     """
-    plain = copy.deepcopy(network)
-    names = {name: m for name, m in plain.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)}
+    original = copy.deepcopy(network)
+    modules = {name: m for name, m in original.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)}
     calls: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
     last: list[tuple[str, Tensor]] = []
 
-    def see(name: str, arguments: tuple, output: Any) -> None:
+    def record(name: str, arguments: tuple, output: Any) -> None:
         calls[name] += 1
-        if isinstance(names[name], nn.Conv2d):
+        if isinstance(modules[name], nn.Conv2d):
             last[:] = [(name, output)]
         elif last and arguments[0] is last[0][1]:
             pairs.append((last[0][0], name))
 
-    with torch.no_grad(), forward_hooks(names, see):
-        expected = plain(*example)
-    folded = copy.deepcopy(plain)
+    with torch.no_grad(), forward_hooks(modules, record):
+        expected = original(*example)
+    folded = copy.deepcopy(original)
     for conv, norm in pairs:
         if calls[conv] == calls[norm] == 1:
-            parts: Any = folded.get_submodule(conv), folded.get_submodule(norm)
-            replace(folded, conv, fuse_conv_bn_eval(*parts))
-            replace(folded, norm, nn.Identity())
+            pair: Any = folded.get_submodule(conv), folded.get_submodule(norm)
+            replace_module(folded, conv, fuse_conv_bn_eval(*pair))
+            replace_module(folded, norm, nn.Identity())
     with torch.no_grad():
         found = folded(*example)
     same = all(torch.allclose(a.float(), b.float(), atol=1e-2) for a, b in zip(found, expected, strict=True))
-    return folded if same else plain
+    return folded if same else original
 
 
-def replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one called `name`."""
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule `name`."""
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, module)

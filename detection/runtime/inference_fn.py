@@ -1,4 +1,4 @@
-"""The one signature of what runs an exported detector, whatever the runtime."""
+"""The signature of a function that runs an exported detector, for all runtimes."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's sessions, for detectors, for any file in the benchmark, and for models in memory."""
+"""Opens ONNX Runtime sessions for files and for models in memory, and checks ONNX files."""
 
 import logging
 from collections.abc import Iterator
@@ -17,42 +17,45 @@ from detection.runtime.metadata import non_finite_error
 log = logging.getLogger("detection")
 
 
-# Of ONNX's TensorProto.data_type.
-FLOATS = {1: np.float32, 10: np.float16, 11: np.float64}
+# TensorProto.data_type -> NumPy type.
+FLOAT_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}
 
 
 def check_onnx(path: Path) -> None:
-    """Look at a file before it is run.
+    """Check a file before it is loaded.
 
     Raises:
-        UserError: it cannot be read, is too large, is no ONNX file, or has weights that are NaN.
+        UserError: it cannot be read, is too large, is not an ONNX file, or has weights that are NaN.
     """
     try:
         for graph in _parts(memoryview(read_bytes(path)), 7):
             for initializer in _parts(graph, 5):
                 fields = dict(protobuf_fields(initializer))
                 kind, name, data = fields.get(2), fields.get(8), fields.get(9)
-                if not isinstance(kind, int) or kind not in FLOATS or isinstance(data, int | None):
+                if not isinstance(kind, int) or kind not in FLOAT_TYPES or isinstance(data, int | None):
                     continue
-                if np.isnan(np.frombuffer(data, FLOATS[kind])).any():
-                    called = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
-                    raise non_finite_error(path, called)
+                if np.isnan(np.frombuffer(data, FLOAT_TYPES[kind])).any():
+                    tensor = "" if isinstance(name, int | None) else bytes(name).decode(errors="replace")
+                    raise non_finite_error(path, tensor)
     except (OSError, UnreadableFile, ValueError) as error:
-        raise UserError(f"{path} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}") from error
+        raise UserError(
+            f"{path} is not an ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}"
+        ) from error
 
 
 def _parts(message: memoryview, number: int) -> Iterator[memoryview]:
-    """The parts of a protocol buffer message that have this field number."""
+    """The length-delimited fields of a protocol buffer message with this field number."""
     return (part for key, part in protobuf_fields(message) if key == number and not isinstance(part, int))
 
 
 def open_session(model: str | Path | bytes, device: torch.device, threads: int) -> Any:
-    """An `onnxruntime.InferenceSession`: on CUDA where the device says so and the installed build has it, else on the
-    CPU, with a warning.
+    """Open an `onnxruntime.InferenceSession` on the CPU or CUDA.
+
+    If the device is CUDA and the installed ONNX Runtime does not support it, a warning is logged and the CPU is used.
 
     Args:
-        model: a file, or one's content.
-        threads: that one operator may use.
+        model: a file, or the content of one.
+        threads: number of threads of one operator.
 
     Raises:
         UserError: ONNX Runtime is not installed, or cannot run the file.
@@ -72,9 +75,9 @@ def open_session(model: str | Path | bytes, device: torch.device, threads: int) 
             log.warning("%s runs on the CPU: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)", name)
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
-    # Its errors share no class but Exception.
+    # Its errors have no common class but Exception.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} is no ONNX file that ONNX Runtime can run (truncated or corrupt?): {reason[:300]}"
+            f"{name} is not an ONNX file that ONNX Runtime can run (truncated or corrupt?): {reason[:300]}"
         ) from error

@@ -18,11 +18,11 @@ from detection.runtime.metadata import METADATA_KEY, Metadata, check_signature, 
 log = logging.getLogger("detection")
 
 CHECKSUM = f"{METADATA_KEY}_bin_crc32"
-"""Where the .xml says what .bin it belongs to."""
+"""Key of the checksum of the .bin in the .xml."""
 
 
 def import_openvino(path: str | Path) -> Any:
-    """The package. Raises UserError, naming the extra, where it is not installed."""
+    """Import OpenVINO. Raises UserError that names the extra if it is not installed."""
     require(str(path), "openvino")
     import openvino
 
@@ -30,29 +30,30 @@ def import_openvino(path: str | Path) -> Any:
 
 
 def open_openvino(path: Path, device: torch.device, threads: int) -> tuple[InferenceFn, Metadata]:
-    """The function that a .xml and its .bin hold, on the CPU, and their metadata.
+    """Open a .xml and its .bin on the CPU -> (inference function, metadata).
 
     Raises:
-        UserError: OpenVINO is not installed; a file is absent, corrupt or foreign; the two do not belong together.
+        UserError: OpenVINO is not installed; a file is missing, corrupt or of another kind; or the two files do not
+            belong together.
     """
     openvino = import_openvino(path)
     if device.type != "cpu":
-        log.warning("%s runs on the CPU: OpenVINO does not know %s", path, device.type)
-    numbers = path.with_suffix(".bin")
-    if not numbers.is_file():
-        raise UserError(f"{numbers} is missing: an OpenVINO detector is two files, {path.name} and {numbers.name}")
+        log.warning("%s runs on the CPU: OpenVINO does not support %s", path, device.type)
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing: an OpenVINO detector is two files, {path.name} and {weights.name}")
     core = openvino.Core()
     try:
         check_size(path)
-        check_size(numbers)
-        model = core.read_model(path, numbers)
+        check_size(weights)
+        model = core.read_model(path, weights)
     except (RuntimeError, UnreadableFile) as error:
         raise UserError(
-            f"{path} and its .bin are no OpenVINO model (truncated or corrupt?): {_reason(error)}"
+            f"{path} and its .bin are not an OpenVINO model (truncated or corrupt?): {_reason(error)}"
         ) from error
-    metadata = parse_metadata(_note(model, METADATA_KEY), path)
-    if _note(model, CHECKSUM) != str(crc32(numbers.read_bytes())):
-        raise UserError(f"{numbers} does not belong to {path.name} (truncated, corrupt, or of another export)")
+    metadata = parse_metadata(_rt_info(model, METADATA_KEY), path)
+    if _rt_info(model, CHECKSUM) != str(crc32(weights.read_bytes())):
+        raise UserError(f"{weights} does not belong to {path.name} (truncated, corrupt, or of another export)")
     inputs = {i.any_name: (str(i.element_type.to_dtype()), _shape(i)) for i in model.inputs}
     check_signature(metadata, inputs, {output.any_name: _shape(output) for output in model.outputs}, path)
     for operation in model.get_ops():
@@ -62,19 +63,19 @@ def open_openvino(path: Path, device: torch.device, threads: int) -> tuple[Infer
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
-        # Else processors with bfloat16 or float16 compute in that, and find other boxes.
+        # Otherwise processors with bfloat16 or float16 use it, which changes the boxes.
         "INFERENCE_PRECISION_HINT": "f32",
     }
     compiled = core.compile_model(model, "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
-    # A request is for one thread at a time; tools/detect.py has several.
-    own = threading.local()
+    # A request is not thread-safe, and tools/detect.py uses several threads.
+    local = threading.local()
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        found = own.request.infer({"images": images, "sizes": sizes}, share_inputs=True)
-        return {name: found[name] for name in names}
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        outputs = local.request.infer({"images": images, "sizes": sizes}, share_inputs=True)
+        return {name: outputs[name] for name in names}
 
     return run, metadata
 
@@ -83,11 +84,11 @@ def _shape(port: Any) -> list[int | None]:
     return [side.get_length() if side.is_static else None for side in port.partial_shape]
 
 
-def _note(model: Any, key: str) -> str | None:
+def _rt_info(model: Any, key: str) -> str | None:
     return model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
 
 
 def _reason(error: Exception) -> str:
-    """OpenVINO's messages go over several lines, places in its source first."""
+    """The last line of OpenVINO's message; the lines before it are locations in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Opens a checkpoint or an exported file as a detector in PyTorch's calling protocol."""
+"""Opens a checkpoint or an exported file as a detector with torchvision's calling protocol."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,17 +17,17 @@ from detection.runtime.exported import exported_config, is_exported, load_export
 def load_detector(
     path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
 ) -> tuple[torch.nn.Module, DetectionConfig, Classes]:
-    """The model of a checkpoint (averaged weights where it has them) or of an exported file, ready for inference.
+    """Load a checkpoint (with its averaged weights, if it has them) or an exported file for inference.
 
-    A backbone that re-parameterises is fused: the model cannot be trained. Exported files are ONNX (`.onnx`), OpenVINO
+    A re-parameterizable backbone is fused, so the model cannot be trained. Exported files are ONNX (`.onnx`), OpenVINO
     (`.xml`), TorchScript (`.torchscript`) and torch.export (`.pt2`); see `detection.runtime.exported`.
 
     Args:
-        score_threshold: in place of the checkpoint's `eval.score_threshold`.
-        overrides: `key=value` for its config, e.g. eval.nms_threshold=0.6.
+        score_threshold: replaces `eval.score_threshold` of the config.
+        overrides: `key=value` for the config, e.g. eval.nms_threshold=0.6.
 
     Raises:
-        UserError: an unreadable file; of an exported one also overrides of what it cannot change any more.
+        UserError: the file cannot be read, or `overrides` change what is fixed in an exported file.
     """
     if is_exported(path):
         return load_exported(path, device, score_threshold=score_threshold, overrides=overrides)
@@ -35,7 +35,7 @@ def load_detector(
     classes = classes_of(content, path)
     config = config_of(content, path).with_overrides(overrides)
     build = config.model_copy(deep=True)
-    # Everything comes from the checkpoint: the file of pretrained weights need not be there any more.
+    # All weights are in the checkpoint; the file of pretrained weights may be missing.
     build.model.backbone.weights = None
     if score_threshold is not None:
         build.eval.score_threshold = score_threshold

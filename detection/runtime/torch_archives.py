@@ -1,4 +1,4 @@
-"""Runs the exported detectors of PyTorch's own formats: TorchScript and torch.export."""
+"""Runs exported detectors in PyTorch's own formats: TorchScript and torch.export."""
 
 import logging
 import warnings
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# Its operators (nms, roi_align) are what the files' graphs call by name.
+# The graphs in the files use its operators (nms, roi_align).
 import torchvision  # noqa: F401
 
 from backbones.file_limits import UnreadableFile, check_size, read_zip_directory
@@ -33,10 +33,10 @@ MAX_PROGRAM_SIZE = 1 << 26
 
 
 def open_torchscript(path: Path, device: torch.device) -> tuple[InferenceFn, Metadata]:
-    """The function of a TorchScript file, on the CPU, and its metadata. Raises UserError: corrupt or foreign file."""
+    """Open a TorchScript file on the CPU -> (inference function, metadata). Raises UserError for an unreadable file."""
     metadata = archived_metadata(path, "TorchScript")
     if device.type != "cpu":
-        log.warning("%s runs on the CPU, for which it was traced; use --format torch_export or onnx", path)
+        log.warning("%s runs on the CPU, where it was traced; use --format torch_export or onnx", path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the format is deprecated
@@ -44,11 +44,11 @@ def open_torchscript(path: Path, device: torch.device) -> tuple[InferenceFn, Met
     except Exception as error:
         raise UserError(_unreadable(path, "TorchScript", error)) from error
     _check_weights(module, path)
-    return _runner(module, metadata, torch.device("cpu"), path), metadata
+    return _inference_fn(module, metadata, torch.device("cpu"), path), metadata
 
 
 def open_torch_export(path: Path, device: torch.device) -> tuple[InferenceFn, Metadata]:
-    """The function of a torch.export file, on the device, and its metadata. Raises UserError: corrupt or foreign
+    """Open a torch.export file on the device -> (inference function, metadata). Raises UserError for an unreadable
     file."""
     metadata = archived_metadata(path, "torch.export")
     try:
@@ -64,15 +64,17 @@ def open_torch_export(path: Path, device: torch.device) -> tuple[InferenceFn, Me
         raise UserError(_unreadable(path, "torch.export", error)) from error
     _check_weights(module, path)
     if metadata.size is None:
-        return _padded(_runner(module, metadata, device, path), MIN_CANVAS_STRIDES * metadata.stride), metadata
-    return _runner(module, metadata, device, path), metadata
+        return _with_padding(
+            _inference_fn(module, metadata, device, path), MIN_CANVAS_STRIDES * metadata.stride
+        ), metadata
+    return _inference_fn(module, metadata, device, path), metadata
 
 
 def archived_metadata(path: Path, kind: str) -> Metadata:
-    """The extra file `METADATA_KEY` of PyTorch's archives, which are zip files, before anything in them is executed.
+    """Read the metadata from an archive of PyTorch (a zip file) without running code in it.
 
     Raises:
-        UserError: no archive, a truncated one, or one without metadata.
+        UserError: the file is not an archive, is truncated, or has no metadata.
     """
     try:
         with path.open("rb") as file:
@@ -80,8 +82,8 @@ def archived_metadata(path: Path, kind: str) -> Metadata:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: {damaged} in it has a wrong checksum; export the checkpoint again")
-            notes = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_KEY}")]
-            text = archive.read(notes[0]).decode() if notes else None
+            names = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_KEY}")]
+            text = archive.read(names[0]).decode() if names else None
     except (zipfile.BadZipFile, zlib.error, OSError, UnreadableFile, UnicodeDecodeError, EOFError) as error:
         raise UserError(_unreadable(path, kind, error)) from error
     return parse_metadata(text, path)
@@ -92,40 +94,41 @@ def _check_weights(module: torch.nn.Module, path: Path) -> None:
         raise non_finite_error(path, bad, "NaN or infinite")
 
 
-def _runner(module: Any, metadata: Metadata, device: torch.device, path: Path) -> InferenceFn:
+def _inference_fn(module: Any, metadata: Metadata, device: torch.device, path: Path) -> InferenceFn:
     names = OUTPUTS[metadata.form]
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         try:
             with torch.inference_mode():
-                found = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
+                outputs = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
         except RuntimeError as error:
             if "assertion" not in str(error):
                 raise
-            # What torch.export could not prove when it wrote the file, it checks now.
+            # The program checks assumptions that torch.export could not prove.
             raise UserError(
-                f"{path} cannot take {len(images)} images in frames of {images.shape[1]}x{images.shape[2]}; export "
+                f"{path} cannot run on {len(images)} images on a canvas of {images.shape[1]}x{images.shape[2]}; export "
                 f"it with a fixed --size and --batch, or --format onnx ({str(error).splitlines()[0]})"
             ) from error
-        return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}
+        return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
 
     return run
 
 
-def _padded(run: InferenceFn, least: int) -> InferenceFn:
-    """Frames with a side below `least` are put into larger ones; what is found in them stays where it is."""
+def _with_padding(run: InferenceFn, min_side: int) -> InferenceFn:
+    """Pad canvases with a side below `min_side` at the right and bottom, so boxes stay the same."""
 
-    def padded(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        missing = [max(0, least - side) for side in images.shape[1:3]]
+    def run_padded(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        missing = [max(0, min_side - side) for side in images.shape[1:3]]
         if any(missing):
             images = np.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
         return run(images, sizes)
 
-    return padded
+    return run_padded
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     return (
-        f"{path} is no {kind} file that PyTorch {torch.__version__} can read (truncated or corrupt?): {lines[0][:200]}"
+        f"{path} is not a {kind} file that PyTorch {torch.__version__} can read (truncated or corrupt?): "
+        f"{lines[0][:200]}"
     )

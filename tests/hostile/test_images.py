@@ -326,7 +326,7 @@ def test_an_image_that_was_made_in_memory():
     assert (as_rgb(modes()["P"]) == np.asarray(modes()["P"].convert("RGB"))).all()
     hsv = modes()["RGB"].convert("HSV")
     for bad in (hsv, modes()["F"], modes()["RGBA"].convert("RGBa")):
-        with pytest.raises(UserError, match=rf"PIL's mode {bad.mode} cannot be used"):
+        with pytest.raises(UserError, match=rf"PIL mode {bad.mode} is not supported"):
             as_rgb(bad)
 
 

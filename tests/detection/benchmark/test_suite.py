@@ -149,7 +149,7 @@ def test_foreign_files_that_are_not_of_images(tmp_path, kind, shape, message):
 
 def test_a_file_that_is_no_onnx(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"x\.onnx is no ONNX file that ONNX Runtime can run"):
+    with pytest.raises(UserError, match=r"x\.onnx is not an ONNX file that ONNX Runtime can run"):
         OnnxModel(tmp_path / "x.onnx", (64, 96), 1)
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from backbones import build_backbone
 from backbones.ghost import GhostBottleneck, GhostModule
-from detection.export.channel_blocks import BLOCK, in_blocks
-from detection.export.concats import without_concats
+from detection.export.channel_blocks import BLOCK, pad_channels_to_blocks
+from detection.export.concats import remove_concats
 
 # The exporter's, of itself.
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -29,7 +29,7 @@ def widths(model: onnx.ModelProto) -> collections.Counter:
 
 def assert_same_in_blocks(network: nn.Module, x: torch.Tensor, tmp_path) -> onnx.ModelProto:
     plain = exported(network, x, tmp_path)
-    padded = in_blocks(copy.deepcopy(plain))
+    padded = pad_channels_to_blocks(copy.deepcopy(plain))
     assert [n.op_type for n in padded.graph.node] == [n.op_type for n in plain.graph.node]
     for a, b in zip(outputs(padded, x), outputs(plain, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -99,7 +99,7 @@ class Kept(nn.Module):
 def test_others_are_left_as_they_are(tmp_path):
     x = torch.randn(1, 4, 9, 8)
     plain = exported(Kept(), x, tmp_path)
-    padded = in_blocks(copy.deepcopy(plain))
+    padded = pad_channels_to_blocks(copy.deepcopy(plain))
     assert widths(padded) == widths(plain)
 
 
@@ -140,6 +140,6 @@ def test_ghostnet(width, tmp_path, as_trained):
     x = torch.randn(1, 3, 64, 96)
     padded = assert_same_in_blocks(network, x, tmp_path)
     assert all(count % BLOCK == 0 for count in widths(padded))
-    both = without_concats(onnx.shape_inference.infer_shapes(copy.deepcopy(padded)))
+    both = remove_concats(onnx.shape_inference.infer_shapes(copy.deepcopy(padded)))
     for a, b in zip(outputs(both, x), outputs(padded, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones import build_backbone
 from backbones.ghost import GhostBottleneck
-from detection.export.concats import without_concats
+from detection.export.concats import remove_concats
 
 # The exporter's, of itself.
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -24,7 +24,7 @@ def operators(model: onnx.ModelProto) -> collections.Counter:
 
 def assert_same_without(network: nn.Module, x: torch.Tensor, tmp_path, left: int) -> onnx.ModelProto:
     plain = exported(network, x, tmp_path)
-    changed = without_concats(copy.deepcopy(plain))
+    changed = remove_concats(copy.deepcopy(plain))
     assert operators(changed)["Concat"] == left < operators(plain)["Concat"]
     for a, b in zip(outputs(changed, x), outputs(plain, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -84,7 +84,7 @@ class Kept(nn.Module):
 def test_others_are_left_as_they_are(tmp_path):
     x = torch.randn(1, 4, 9, 8)
     plain = exported(Kept(), x, tmp_path)
-    changed = without_concats(copy.deepcopy(plain))
+    changed = remove_concats(copy.deepcopy(plain))
     assert [n.op_type for n in changed.graph.node] == [n.op_type for n in plain.graph.node]
     assert operators(plain)["Concat"] == 4
 

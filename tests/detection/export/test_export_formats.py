@@ -273,7 +273,7 @@ def test_corrupt_and_foreign_files(files, tmp_path, name):
         shutil.copy(files[name].with_suffix(".bin"), path.with_suffix(".bin"))
     for content in (b"", b"<annotation><object>dog</object></annotation>", data[: len(data) // 2], data[:-100]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"file\.\w+ (and its \.bin are|is) no.*(truncated or corrupt|no metadata)"):
+        with pytest.raises(UserError, match=r"file\.\w+ .*(truncated or corrupt|no metadata)"):
             load_detector(path, CPU)
     with pytest.raises(UserError, match="does not exist"):
         load_detector(tmp_path / f"none{FORMATS[name]}", CPU)

@@ -21,7 +21,7 @@ from detection.export import onnx as onnx_file
 from detection.export.detector_ops import AnchorGrid, feature_map_shapes
 from detection.export.exporter import build_export_spec, export_checkpoint, verify_export
 from detection.export.parity import compare
-from detection.runtime.decode import anchors_of, decode
+from detection.runtime.decode import decode, make_anchors
 from detection.runtime.exported import load_exported
 from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.pytorch import load_detector
@@ -267,7 +267,7 @@ def test_anchors_are_torchvisions(detector, size):
         torch.testing.assert_close(corners, expected, rtol=0, atol=0)
     if detector == "retinanet":
         spec = {"strides": [8, 16, 32, 64, 128], "cells": [cell.tolist() for cell in generator.cell_anchors]}
-        np.testing.assert_array_equal(np.concatenate(anchors_of(spec, size)), expected.numpy())
+        np.testing.assert_array_equal(np.concatenate(make_anchors(spec, size)), expected.numpy())
 
 
 # ---- raw
@@ -395,5 +395,5 @@ def test_what_onnx_cannot_say(small, tmp_path, monkeypatch):
             return torch.linalg.svd(images[0, :, :, 0].float())[0], sizes
 
     spec.network = Odd()
-    with pytest.raises(UserError, match="cannot be written as ONNX"):
+    with pytest.raises(UserError, match="cannot be exported to ONNX"):
         onnx_file.export_onnx(spec, tmp_path / "x.onnx")

@@ -14,7 +14,7 @@ from detection.export.exporter import FORMATS, build_export_spec, export_checkpo
 from detection.export.ghostdet import GhostDetDetector
 from detection.export.parity import compare
 from detection.models.ghostdet import points_of
-from detection.runtime.decode import points_of as decoded_points
+from detection.runtime.decode import make_points
 from detection.runtime.pytorch import load_detector
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_a_file_finds_what_pytorch_finds(checkpoint, tmp_path, name, form, batch
 def test_the_points_of_the_numpy_decode():
     shapes = [(12, 44), (6, 22), (3, 11)]
     points, strides = points_of(shapes, CPU)
-    table = decoded_points({"strides": [8, 16, 32]}, (96, 352))
+    table = make_points({"strides": [8, 16, 32]}, (96, 352))
     np.testing.assert_array_equal(table, torch.cat([points, strides[:, None]], dim=1).numpy())
 
 

@@ -186,7 +186,7 @@ def test_broken_and_foreign_files(run, tmp_path, tool):
     data = (run / "best.onnx").read_bytes()
     for content in (data[: len(data) // 2], b"", b"\x00hello" * 100, data[5000:]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"file.onnx is no ONNX file that ONNX Runtime can run|no metadata"):
+        with pytest.raises(UserError, match=r"file.onnx is not an ONNX file that ONNX Runtime can run|no metadata"):
             load_detector(path, CPU)
     model = onnx.load(run / "best.onnx")
     del model.metadata_props[:]
