@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.benchmark.candidates import Candidate
-from detection.benchmark.cost import detector_total
+from detection.benchmark.detector_cost import detector_total
 from detection.benchmark.onnx_models import OnnxModel
 from detection.benchmark.peers import export_peer, peer_size, save_peer
 from detection.benchmark.settings import BACKENDS, DIVISOR, EXPORTED, PEER_BACKENDS, PEERS, PYTORCH, Settings, kind_of

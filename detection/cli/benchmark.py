@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for network in args.cost:
             if network.endswith(SUFFIXES):
                 load_config(network)
-        from detection.benchmark.cost import network_costs
+        from detection.benchmark.detector_cost import network_costs
 
         rows = []
         for network in args.cost:

@@ -19,7 +19,7 @@ def predict_training_memory(config: DetectionConfig, num_classes: int) -> dict[s
     # PyTorch takes seconds to import; the checks of datasets without a config do not need it.
     import torch
 
-    from detection.benchmark.cost import detector_costs
+    from detection.benchmark.detector_cost import detector_costs
     from detection.models.build import build_model
 
     config = config.model_copy(deep=True)

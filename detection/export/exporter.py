@@ -21,10 +21,13 @@ from detection.data.transforms import resize, to_tensor
 from detection.export.detector_ops import STRIDE
 from detection.export.faster_rcnn import FasterRCNNDetector
 from detection.export.ghostdet import GhostDetDetector, GhostDetHeads, point_spec
+from detection.export.onnx import export_onnx
+from detection.export.openvino import export_openvino
 from detection.export.parity import Parity, compare
 from detection.export.retinanet import RetinaNetDetector, RetinaNetHeads
 from detection.export.spec import ExportSpec
 from detection.export.torch_export import export_torch_export
+from detection.export.torchscript import export_torchscript
 from detection.models.ghostdet import GhostDet
 from detection.models.retinanet import GhostRetinaNet
 from detection.runtime.exported import ExportedDetector, open_exported
@@ -68,16 +71,10 @@ def export_checkpoint(
     check_outputs(exported_files(out), [checkpoint], force=force)
     spec = build_export_spec(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
     if file_format == "onnx":
-        from detection.export.onnx import export_onnx
-
         notes = export_onnx(spec, out)
     elif file_format == "openvino":
-        from detection.export.openvino import export_openvino
-
         notes = export_openvino(spec, out)
     elif file_format == "torchscript":
-        from detection.export.torchscript import export_torchscript
-
         notes = export_torchscript(spec, out)
     else:
         notes = export_torch_export(spec, out)

@@ -7,6 +7,7 @@ from zlib import crc32
 
 from detection.core.errors import UserError
 from detection.core.outputs import write_output
+from detection.export.onnx import export_onnx
 from detection.export.spec import ExportSpec
 from detection.runtime.metadata import METADATA_KEY
 from detection.runtime.openvino import CHECKSUM, import_openvino
@@ -34,8 +35,6 @@ def export_openvino(spec: ExportSpec, path: Path) -> list[str]:
 
 def openvino_model(spec: ExportSpec) -> Any:
     """Convert the detector to an `openvino.Model` in memory."""
-    from detection.export.onnx import export_onnx
-
     openvino = import_openvino("the export")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"

@@ -17,11 +17,15 @@ from detection.data.image_io import read_image
 from detection.data.load_split import read_split
 from detection.data.transforms import resize
 from detection.export.exporter import build_export_spec, exported_files, verify_export
+from detection.export.onnx import export_onnx
+from detection.export.openvino import save_openvino
 from detection.inference.sample_images import sample_image_paths
 from detection.quantization.accuracy import AccuracyTest, Row, evenly_spaced, format_report, measure_latencies
 from detection.quantization.onnx import CanvasBatch, OnnxQuantizer, store_weights_fp16
+from detection.quantization.openvino import quantize_openvino
 from detection.runtime.exported import ExportedDetector
 from detection.runtime.metadata import METADATA_KEY, Metadata, parse_metadata
+from detection.runtime.openvino import import_openvino
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -111,8 +115,6 @@ def export_float32(
     checkpoint: str | Path, form: str, batch: int | None, size: tuple[int, int] | None, overrides: Sequence[str]
 ) -> tuple[Any, Metadata]:
     """Export a checkpoint to an `onnx.ModelProto`, compare it with PyTorch, and return it with its metadata."""
-    from detection.export.onnx import export_onnx
-
     spec = build_export_spec(checkpoint, form=form, batch=batch, size=size, overrides=overrides)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
@@ -197,14 +199,10 @@ class QuantizedExporter:
         metadata = dataclasses.replace(self.metadata, quantized=note)
         if self.file_format == "onnx":
             return self._write_onnx(quantizer.quantized(float32_layers), metadata, path)
-        from detection.quantization.openvino import quantize_openvino
-
         model = quantize_openvino(self.model, quantizer.layer_groups, quantizer.batches, float32_layers)
         return self._write_openvino(model, metadata, path)
 
     def _openvino(self) -> Any:
-        from detection.runtime.openvino import import_openvino
-
         return import_openvino("--format openvino").Core().read_model(self.model.SerializeToString())
 
     @staticmethod
@@ -220,8 +218,6 @@ class QuantizedExporter:
 
     @staticmethod
     def _write_openvino(model: Any, metadata: Metadata, path: Path, fp16: bool = False) -> int:
-        from detection.export.openvino import save_openvino
-
         return save_openvino(model, metadata.to_json(), path, fp16=fp16)
 
 

@@ -21,6 +21,8 @@ from detection.runtime.decode import decode
 from detection.runtime.inference_fn import InferenceFn
 from detection.runtime.metadata import METADATA_KEY, OUTPUTS, Metadata, check_signature, parse_metadata
 from detection.runtime.onnx import check_onnx, open_session
+from detection.runtime.openvino import open_openvino
+from detection.runtime.torch_archives import open_torch_export, open_torchscript
 
 SUFFIXES = (".onnx", ".xml", ".torchscript", ".pt2")
 """ONNX, OpenVINO, TorchScript, torch.export."""
@@ -68,16 +70,10 @@ def open_exported(path: str | Path, device: torch.device, threads: int) -> tuple
     if suffix == ".onnx":
         return open_onnx(path, device, threads)
     if suffix == ".xml":
-        from detection.runtime.openvino import open_openvino
-
         return open_openvino(path, device, threads)
     if suffix == ".torchscript":
-        from detection.runtime.torch_archives import open_torchscript
-
         return open_torchscript(path, device)
     if suffix == ".pt2":
-        from detection.runtime.torch_archives import open_torch_export
-
         return open_torch_export(path, device)
     raise UserError(f"{path} is not an exported detector; expected: a file that ends in {', '.join(SUFFIXES)}")
 

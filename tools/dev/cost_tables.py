@@ -16,7 +16,7 @@ from backbones import GhostNet
 from backbones.cost import measure_cost
 from backbones.ghost_resnet import ghost_resnet50, ghost_resnet56
 from backbones.ghost_vgg import ghost_vgg16
-from detection.benchmark.cost import network_costs
+from detection.benchmark.detector_cost import network_costs
 from detection.cli.arguments import ToolParser, existing_file
 from detection.cli.run_tool import run_tool
 from detection.core.errors import UserError

@@ -12,8 +12,8 @@ from torchvision.models import detection as tv
 
 from backbones.cost import measure_cost
 from detection import UserError, build_model, load_config
-from detection.benchmark.cost import detector_costs, network_costs
 from detection.benchmark.cost_report import CostRow, format_rows, parse_size
+from detection.benchmark.detector_cost import detector_costs, network_costs
 
 SMALL = "configs/retina_ghost_320.yaml"
 TWO_STAGE = "configs/faster_rcnn_ghost.yaml"

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from detection import UserError, build_model
 from detection.benchmark import peers
 from detection.benchmark import suite as field
-from detection.benchmark.cost import detector_total, network_costs
+from detection.benchmark.detector_cost import detector_total, network_costs
 from detection.benchmark.latency import measure_latency
 from detection.benchmark.latency_report import parse_aps
 from detection.benchmark.onnx_models import OnnxModel
