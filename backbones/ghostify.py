@@ -265,9 +265,9 @@ def _reasons_to_keep(
         others = [n for p in convolution.parameters() for n in users[id(p)] if n != name]
         filter_size = convolution.in_channels * math.prod(convolution.kernel_size)
         if any(is_lazy(p) for p in convolution.parameters()):
-            reasons[name] = "not initialised: run the network once"
+            reasons[name] = "not initialized: run the network once"
         elif nn.utils.parametrize.is_parametrized(convolution) or "weight" not in convolution._parameters:
-            reasons[name] = "its weight is parametrised (weight norm, pruning, …)"
+            reasons[name] = "its weight is parametrized (weight norm, pruning, …)"
         elif type(convolution) is not nn.Conv2d:
             reasons[name] = f"a {type(convolution).__name__}, not a plain Conv2d"
         elif convolution._forward_hooks or convolution._forward_pre_hooks or convolution._backward_hooks:

@@ -56,7 +56,7 @@ class TimmFeatures(SequentialFeatures):
 
 
 def from_efficientnet_pytorch(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename EfficientNet-PyTorch's keys to timm's; other state dicts are returned as they are.
+    """Rename EfficientNet-PyTorch's keys to timm's; other state dicts are returned unchanged.
 
     Args:
         own: the state dict of timm's network. It is needed because timm numbers blocks within each stage and

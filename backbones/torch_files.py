@@ -48,7 +48,7 @@ def read_torch_file(path: Path) -> Any:
         elif begin == LEGACY:
             _check_legacy(file)
         else:
-            raise UnreadableFile("it is no file of torch.save")
+            raise UnreadableFile("it is not a file of torch.save")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -60,7 +60,7 @@ def read_torch_file(path: Path) -> Any:
         if "weights_only" in text and refused:
             raise UnreadableFile(_asks_for(refused[1])) from error
         reason = "it holds more than plain values and tensors" if "weights_only" in text else _first_line(error)
-        raise UnreadableFile(f"it is no file of torch.save, or a damaged one ({reason})") from error
+        raise UnreadableFile(f"it is not a file of torch.save, or it is damaged ({reason})") from error
     _check_values(content)
     return content
 
@@ -70,7 +70,7 @@ def _check_zip(file: BinaryIO, size: int) -> None:
     # All records are in one folder, whose name the writer chose.
     named = {record.filename.partition("/")[2]: record for record in records}
     if "constants.pkl" in named:
-        raise UnreadableFile("it is a program (TorchScript or torch.export), no file of torch.save")
+        raise UnreadableFile("it is a program (TorchScript or torch.export), not a file of torch.save")
     if "data.pkl" not in named:
         raise UnreadableFile("it is a zip file, but not one of torch.save")
     if (length := named["data.pkl"].file_size) > MAX_PICKLE_SIZE:
@@ -119,7 +119,7 @@ def _check_pickle(file: BinaryIO) -> None:
     except UnreadableFile:
         raise
     except Exception as error:
-        raise UnreadableFile(f"it is no file of torch.save, or a damaged one ({_first_line(error)})") from error
+        raise UnreadableFile(f"it is not a file of torch.save, or it is damaged ({_first_line(error)})") from error
 
 
 def _check_values(value: Any) -> None:

@@ -48,7 +48,7 @@ class _DtypeRecord:
 
     def __init__(self, code: str, *flags: object) -> None:
         if code not in NUMERIC_TYPES:
-            raise UnreadableFile(f"it holds an array of type {code!r}, which is no plain number")
+            raise UnreadableFile(f"it holds an array of type {code!r}, which is not numeric")
         self.code = code
         self.order = "="
 
@@ -87,7 +87,7 @@ class _Stateless:
     """Base class whose objects a pickle cannot set attributes on."""
 
     def __setstate__(self, state: Any) -> None:
-        raise UnreadableFile("it sets a state where there is none")
+        raise UnreadableFile("it sets the state of an object that has none")
 
 
 class _Encode(_Stateless):
@@ -168,7 +168,7 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # A damaged pickle can raise any exception: EOFError, IndexError, TypeError, …
         reason = str(error) or type(error).__name__
-        raise UnreadableFile(f"it is no file of paddle.save, or a damaged one ({reason})") from error
+        raise UnreadableFile(f"it is not a file of paddle.save, or it is damaged ({reason})") from error
     return state_dict
 
 
@@ -205,7 +205,7 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
     chunks: dict[str, tuple[list[int], str, list[memoryview]]] = {}
     for number, entry in protobuf_fields(content):
         if number != 1 or isinstance(entry, int):
-            raise UnreadableFile(f"field {number} is no part of a MindSpore checkpoint")
+            raise UnreadableFile(f"field {number} does not belong to a MindSpore checkpoint")
         parts = {key: part for key, part in protobuf_fields(entry) if not isinstance(part, int)}
         tag, tensor = _text(parts.get(1, content[:0])), parts.get(2)
         if tensor is None:
@@ -238,7 +238,7 @@ def _mindspore_tensor(message: memoryview) -> tuple[list[int], str, memoryview]:
         elif number == 3 and not isinstance(value, int):
             data = value
         else:
-            raise UnreadableFile(f"field {number} is no part of a MindSpore tensor")
+            raise UnreadableFile(f"field {number} does not belong to a MindSpore tensor")
     return dims, kind, data
 
 
@@ -246,7 +246,7 @@ def _text(content: memoryview) -> str:
     try:
         return str(content, "utf-8")
     except UnicodeDecodeError:
-        raise UnreadableFile("it is no MindSpore checkpoint, or a damaged or encrypted one") from None
+        raise UnreadableFile("it is not a MindSpore checkpoint, or it is damaged or encrypted") from None
 
 
 def protobuf_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -264,7 +264,7 @@ def protobuf_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview
             yield number, message[position : position + value]
             position += value
         else:
-            raise UnreadableFile("it is no MindSpore checkpoint, or a damaged or encrypted one")
+            raise UnreadableFile("it is not a MindSpore checkpoint, or it is damaged or encrypted")
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
@@ -277,7 +277,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
             return value, position + index + 1
-    raise UnreadableFile("it is no MindSpore checkpoint, or a damaged or encrypted one")
+    raise UnreadableFile("it is not a MindSpore checkpoint, or it is damaged or encrypted")
 
 
 # ---- both

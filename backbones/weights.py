@@ -127,11 +127,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > min(size, MAX_ZIP_DIRECTORY):
-        raise UnreadableFile("it is no safetensors file, or a truncated one")
+        raise UnreadableFile("it is not a safetensors file, or it is truncated")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UnreadableFile(f"it is no safetensors file, or a damaged one ({error})") from error
+        raise UnreadableFile(f"it is not a safetensors file, or it is damaged ({error})") from error
 
 
 def _read_timm(name: str, width: float) -> tuple[dict[str, Tensor], str]:

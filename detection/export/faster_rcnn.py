@@ -1,4 +1,4 @@
-"""Faster R-CNN as a function of tensors alone (see detection/export/detector_ops.py)."""
+"""Faster R-CNN as an exportable function of tensors (see detection/export/detector_ops.py)."""
 
 from typing import Any
 

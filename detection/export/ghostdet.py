@@ -1,4 +1,4 @@
-"""GhostDet as a function of tensors alone (see detection/export/detector_ops.py)."""
+"""GhostDet as an exportable function of tensors (see detection/export/detector_ops.py)."""
 
 from collections.abc import Sequence
 from typing import Any

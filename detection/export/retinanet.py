@@ -1,4 +1,4 @@
-"""RetinaNet as a function of tensors alone (see detection/export/detector_ops.py)."""
+"""RetinaNet as an exportable function of tensors (see detection/export/detector_ops.py)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The metadata in an exported file: with them, the file alone is enough to run the detector."""
+"""The metadata in an exported file: everything needed to run the detector without other files."""
 
 import dataclasses
 import json

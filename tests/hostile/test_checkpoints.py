@@ -83,13 +83,13 @@ FILES = {
         lambda path: torch.save({"a": Runs(os.mkdir, MARK)}, path, _use_new_zipfile_serialization=False),
         "asks for posix.mkdir.* nothing in it was run",
     ),
-    "a plain pickle": (lambda path: path.write_bytes(pickle.dumps(Runs(os.mkdir, MARK))), "no file of torch.save"),
+    "a plain pickle": (lambda path: path.write_bytes(pickle.dumps(Runs(os.mkdir, MARK))), "not a file of torch.save"),
     "a whole module": (saved(nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear"),
     "a class that is not allowed": (saved({"a": collections.ChainMap()}), "asks for collections.ChainMap"),
-    "another's attribute": (lambda path: archive(path, b"\x80\x02c_codecs\nencode\n}b."), "no file of torch.save"),
+    "another's attribute": (lambda path: archive(path, b"\x80\x02c_codecs\nencode\n}b."), "not a file of torch.save"),
     # what is no such file
     "empty": (bytes_of(b""), "is empty"),
-    "text": (bytes_of(b"root:x:0:0:root:/root:/bin/bash\n" * 30), "no file of torch.save"),
+    "text": (bytes_of(b"root:x:0:0:root:/root:/bin/bash\n" * 30), "not a file of torch.save"),
     "a zip file": (lambda path: zipfile.ZipFile(path, "w").close(), "zip file, but not one of torch.save"),
     "TorchScript": (lambda path: torch.jit.script(nn.ReLU()).save(path), "is a program|is compressed"),
     "cut": (lambda path: path.write_bytes(whole(path)[:-30]), "truncated or damaged"),
@@ -116,7 +116,7 @@ FILES = {
     "strides beyond the storage": (
         lambda path: archive(path, b"\x80\x02" + tensor("0", 1, b"K\1\x85", b"K\1\x85").replace(b"K\0K\1", b"K\1K\1")
                              + b".", {"0": bytes(4)}),
-        "no file of torch.save",
+        "not a file of torch.save",
     ),
     "strides of zero": (
         lambda path: archive(

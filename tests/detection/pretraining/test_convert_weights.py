@@ -69,7 +69,7 @@ def test_where_it_cannot_be_written(paddle_file, tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "w.pdparams").write_bytes(b"hello")
-    with pytest.raises(UserError, match=r"w\.pdparams cannot be read: it is no file of paddle\.save"):
+    with pytest.raises(UserError, match=r"w\.pdparams cannot be read: it is not a file of paddle\.save"):
         convert(tmp_path / "w.pdparams")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"not of a GhostNet classifier \(it has weight, bias"):
