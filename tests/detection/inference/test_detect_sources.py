@@ -434,7 +434,7 @@ def test_options_of_the_tool(tool, trained, images, tmp_path):
     assert done.returncode == 0 and not list((tmp_path / "json").glob("*.jpg"))
     wrong = ["detect", trained / "best.pt", images, "--out", tmp_path / "out"]
     assert_clear_error(tool(*wrong, "--tile", "8"), "the tile size must be at least 32 pixels")
-    assert_clear_error(tool(*wrong, "--tile", "64", "--overlap", "1"), "an overlap of 1.0 is not possible")
+    assert_clear_error(tool(*wrong, "--tile", "64", "--overlap", "1"), "the overlap must be between 0 and 0.9, not 1.0")
 
 
 def test_real_video(shared_data, trained, tmp_path):

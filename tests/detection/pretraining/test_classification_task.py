@@ -102,8 +102,8 @@ def test_weights_to_start_from(tmp_path):
     [
         ({"name": "ghostnte", "num_classes": 3}, "did you mean 'ghostnet'"),
         ({"name": "ghostnet", "num_classes": 1}, "at least two classes"),
-        ({"name": "ghostnet", "num_classes": 3, "ratio": 2}, "no choice of ratio"),
-        ({"name": "ghost_vgg16", "num_classes": 3, "width": 0.5}, "width 1 alone"),
+        ({"name": "ghostnet", "num_classes": 3, "ratio": 2}, "no ratio and kernel_size to set"),
+        ({"name": "ghost_vgg16", "num_classes": 3, "width": 0.5}, "has only width 1"),
     ],
 )
 def test_classifier_mistakes(arguments, message):
