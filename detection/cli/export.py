@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint = existing_file(checkpoints[0])
     require(f"--format {args.format}", *WRITERS.get(args.format, ()))
 
-    from detection.cli.export_options import parse_batch, parse_frame
+    from detection.cli.export_options import parse_batch, parse_canvas_size
     from detection.export.exporter import export_checkpoint
 
     lines = export_checkpoint(
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.format,
         form=args.form,
         batch=parse_batch(args.batch),
-        size=parse_frame(args.size),
+        size=parse_canvas_size(args.size),
         out=args.out,
         overrides=overrides,
         force=args.force,

@@ -13,7 +13,7 @@ def parse_batch(text: str) -> int | None:
     return int(text)
 
 
-def parse_frame(text: str) -> tuple[int, int] | None:
+def parse_canvas_size(text: str) -> tuple[int, int] | None:
     """'dynamic' -> None; '320' -> (320, 320); '384x640' -> (384, 640), height first. Raises UserError."""
     if text == "dynamic":
         return None

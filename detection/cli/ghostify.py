@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exclude=args.exclude,
     )
 
-    from detection.ghost.ghostify_detector import ghostify_network
+    from detection.ghost.ghostify_network import ghostify_network
 
     print(
         ghostify_network(

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     calibration = list(map(existing_source, args.calibration))
     require_for_quantization(args.format, args.precision)
 
-    from detection.cli.export_options import parse_batch, parse_frame
+    from detection.cli.export_options import parse_batch, parse_canvas_size
     from detection.quantization.quantizer import quantize_checkpoint
 
     text = quantize_checkpoint(
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         precisions=args.precision,
         form=args.form,
         batch=parse_batch(args.batch),
-        size=parse_frame(args.size),
+        size=parse_canvas_size(args.size),
         out=args.out,
         calibration=calibration,
         calibration_images=args.calibration_images,

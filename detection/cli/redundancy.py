@@ -46,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.list and not args.images:
         parser.error("--images (or --list) is needed")
 
-    from detection.ghost.redundancy_report import explore, layer_table
+    from detection.ghost.redundancy_report import list_layers_table, redundancy_report
 
     if args.list:
-        print(layer_table(args.network, width=args.width, size=args.size))
+        print(list_layers_table(args.network, width=args.width, size=args.size))
         return 0
     print(
-        explore(
+        redundancy_report(
             args.network,
             args.images,
             width=args.width,
