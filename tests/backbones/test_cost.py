@@ -32,7 +32,7 @@ def test_costs_by_hand_with_a_layer_that_is_called_twice():
     assert costs[""].parameters == 216 + 16 + 80 + 45
 
 
-def test_counting_leaves_no_hooks():
+def test_measure_cost_removes_its_hooks():
     model = Twice()
     measure_cost(model, torch.zeros(1, 3, 8, 8))
     assert not any(m._forward_hooks for m in model.modules())
@@ -57,7 +57,7 @@ def test_memory_by_hand():
     assert memory["0"] == image + 2 * wide and memory[""] == image + 2 * wide + narrow
 
 
-def test_memory_on_the_meta_device_is_that_of_real_tensors():
+def test_memory_on_the_meta_device_matches_the_cpu():
     real = measure_memory(GhostNet(0.5), torch.zeros(1, 3, 64, 64))
     with torch.device("meta"):
         meta = measure_memory(GhostNet(0.5), torch.zeros(1, 3, 64, 64))
@@ -66,7 +66,7 @@ def test_memory_on_the_meta_device_is_that_of_real_tensors():
     assert meta[""] == real[""] + 2 * 4 * channels
 
 
-def test_measuring_memory_changes_nothing():
+def test_measure_memory_does_not_change_the_model():
     model = small_network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     measure_memory(model, torch.rand(2, 3, 8, 8))
@@ -83,7 +83,7 @@ def test_measuring_memory_changes_nothing():
         (models.mobilenet_v3_large, models.MobileNet_V3_Large_Weights.IMAGENET1K_V1),
     ],
 )
-def test_counts_are_those_that_torchvision_publishes(build, weights):
+def test_counts_match_torchvision(build, weights):
     with torch.device("meta"):
         total = measure_cost(build().eval(), torch.zeros(1, 3, 224, 224))[""]
     assert total.parameters == weights.meta["num_params"]

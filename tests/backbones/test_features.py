@@ -1,4 +1,4 @@
-"""Every backbone by its name: levels, strides, gradients, freezing, and that no layer is lost."""
+"""All backbones: levels, strides, gradients, freezing, and that no layer is lost."""
 
 import copy
 import sys
@@ -65,7 +65,7 @@ def backbone(request):
 
 
 def reference(name):
-    """The whole network, straight from where it comes from."""
+    """The whole network from its original package."""
     own = {"ghostnet": "timm/ghostnet_100", "ghostnetv2": "timm/ghostnetv2_100"}
     name = own.get(name, name)
     if name.startswith("timm/"):
@@ -74,7 +74,7 @@ def reference(name):
 
 
 def sides(x, stride):
-    """What H / stride may be rounded to, for networks that pad and for such that do not."""
+    """The allowed roundings of H / stride, for networks with and without padding."""
     return [(side // stride, -(-side // stride)) for side in x.shape[2:]]
 
 
@@ -101,7 +101,7 @@ def test_every_parameter_learns(backbone):
 
 
 @pytest.mark.numeric
-def test_each_level_is_the_last_of_its_stride(backbone, as_trained):
+def test_each_level_is_the_last_module_of_its_stride(backbone, as_trained):
     """In the network as its authors run it, each level goes straight into a module that shrinks it, and after c5
     comes no convolution that looks further than one place."""
     network = as_trained(reference(backbone.asked))
@@ -170,7 +170,7 @@ def test_freezing_by_stage(backbone):
         ("timm/mobileone_s0", [48, 128, 256, 1024]),
     ],
 )
-def test_the_convolution_of_the_classifier_is_left_out(name, channels):
+def test_classifier_convolution_is_removed(name, channels):
     """… but not the 1x1 half of a separable convolution, as MobileOne's last one."""
     assert list(build_backbone(name).channels.values()) == channels
 
@@ -221,7 +221,7 @@ def test_without_timm(monkeypatch):
 
 
 class Odd(nn.Module):
-    """resnet18 with one thing in its forward pass that is no module."""
+    """resnet18 with one operation in its forward pass that is not a module."""
 
     def __init__(self, kind):
         super().__init__()
@@ -245,19 +245,19 @@ class Odd(nn.Module):
         return y.mean((2, 3))
 
 
-def test_a_plain_forward_pass_is_followed():
+def test_sequential_forward_pass_is_found():
     backbone = SequentialFeatures(Odd("none"), "odd").eval()
     assert list(backbone.state_dict()) == [k for k in Odd("none").state_dict() if not k.startswith("fc.")]
 
 
 @pytest.mark.parametrize("kind", ["in place between layers", "skips"])
-def test_a_network_that_is_no_chain_is_refused(kind):
+def test_network_that_is_not_sequential_raises(kind):
     with pytest.raises(ValueError, match="odd cannot be a backbone"):
         SequentialFeatures(Odd(kind), "odd")
 
 
 @pytest.mark.parametrize("name", ["ghostnetv2", "convnext_tiny", "timm/ghostnetv2_100"])
-def test_images_that_a_network_is_too_deep_for(name):
+def test_images_too_small_for_the_network(name):
     backbone = build_backbone(name).eval()
     with pytest.raises(ValueError, match=r"images of 16x40 pixels are too small .*enlarge them to 64"):
         backbone(torch.zeros(1, 3, 16, 40))
@@ -301,7 +301,7 @@ REFUSED = {"alexnet", "inception_v3", "maxvit_t", "squeezenet1_0", "squeezenet1_
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_all_of_torchvision():
-    """Every classifier works or is refused, and those that are refused are known."""
+    """Every classifier works or raises an error; the list of the latter is known."""
     names = [name for name in torchvision_names() if not name.startswith(("regnet_y_128gf", "vit_", "swin_"))]
     refused = set()
     for name in names:

@@ -1,4 +1,4 @@
-"""Weights of PaddleClas and MindCV: read without the frameworks, converted, and equal in what they compute.
+"""Weights of PaddleClas and MindCV: read without the frameworks and converted, with equal outputs.
 
 tests/foreign/check.py compares with the frameworks themselves; tests/foreign/samples holds small files they wrote.
 """
@@ -47,7 +47,7 @@ def test_paddles_bfloat16_and_tensors_among_other_values():
 
 
 def test_paddle_itself_can_write_files_that_call_eval():
-    """paddle.save of a DenseTensor calls builtins.eval on reading; nothing but NumPy's arrays is built here."""
+    """A file of paddle.save with a DenseTensor calls builtins.eval when it is loaded; our reader only builds arrays."""
     with pytest.raises(UnreadableFile, match=r"asks for builtins\.eval.*nothing in it was run"):
         read_pdparams(SAMPLES / "eval.pdparams")
 
@@ -71,8 +71,8 @@ def test_mindspores_checksum(tmp_path):
         read_mindspore(damaged)
 
 
-def test_our_writer_makes_mindspores_bytes(tmp_path):
-    """What the other tests read is what MindSpore writes."""
+def test_writer_matches_mindspore(tmp_path):
+    """The writer of the other tests creates the same bytes as MindSpore."""
     numbers = np.array(NUMBERS)
     half = torch.tensor(NUMBERS, dtype=torch.bfloat16).view(torch.int16).numpy()
     entries = {
@@ -89,7 +89,7 @@ def test_our_writer_makes_mindspores_bytes(tmp_path):
     assert path.read_bytes() == (SAMPLES / "types.ckpt").read_bytes()
 
 
-def test_mindspores_pieces_and_old_scalars(tmp_path):
+def test_mindspore_chunks_and_old_scalars(tmp_path):
     pieces = [np.arange(4, dtype="<f4").tobytes(), np.arange(4, 6, dtype="<f4").tobytes()]
     entries = {"large": ([2, 3], "Float32", pieces), "scalar": ([0], "Float32", [np.float32(2).tobytes()])}
     found = read_mindspore(write_mindspore(tmp_path / "w.ckpt", entries))
@@ -144,14 +144,14 @@ def test_mindcvs_network(tmp_path, width):
 
 
 @pytest.mark.numeric
-def test_the_layout_is_known_in_any_file(tmp_path):
-    """Both frameworks write safetensors, too, and people convert without renaming."""
+def test_layout_is_detected_in_any_file_format(tmp_path):
+    """Both frameworks also write safetensors, and files may be converted without renaming."""
     network = unsettle(PaddleGhostNet(0.5), seed=run_seed())
     torch.save({k: torch.from_numpy(v) for k, v in network.arrays().items()}, tmp_path / "paddle.pth")
     assert_same_outputs(network, 0.5, tmp_path / "paddle.pth")
 
 
-def test_the_report_says_what_was_left_over(tmp_path, caplog):
+def test_report_of_unexpected_tensors(tmp_path, caplog):
     entries = mindcv_entries(GhostNet(0.5).state_dict())
     entries["moments.conv_stem.weight"] = ([1], "Float32", [b"\0\0\0\0"])  # of a training's checkpoint
     state_dict, source = read_weights(write_mindspore(tmp_path / "w.ckpt", entries), "ghostnet", 0.5)
@@ -160,8 +160,8 @@ def test_the_report_says_what_was_left_over(tmp_path, caplog):
     assert "MindCV's layout, converted" in str(report)
 
 
-def test_padding_stays_silent_in_training():
-    """Where PaddleClas squeezes to fewer channels, the added ones put out nothing, now and after a step."""
+def test_padding_stays_zero_in_training():
+    """If PaddleClas squeezes to fewer channels, the added ones are zero, also after an optimizer step."""
     arrays = {k: torch.from_numpy(v) for k, v in unsettle(PaddleGhostNet(1.0)).arrays().items()}
     network = GhostNet(1.0)
     load_weights(network, convert_to_published(arrays))
@@ -177,7 +177,7 @@ def test_padding_stays_silent_in_training():
 # ---- mistakes
 
 
-def test_another_width_is_named(tmp_path):
+def test_another_width_is_reported(tmp_path):
     path = write_pdparams(tmp_path / "net.pdparams", PaddleGhostNet(0.5).arrays())
     with pytest.raises(WeightsError, match=r"the file's width is 0\.5: set model\.backbone\.width=0\.5"):
         build_backbone("ghostnet", width=1.3, weights=str(path))
@@ -189,7 +189,7 @@ def test_width_of_a_state_dict(width):
     assert ghostnet_width({}) is None
 
 
-def test_a_width_that_cannot_be_held_is_refused(tmp_path):
+def test_unsupported_width_raises(tmp_path):
     """At 1.1 a quarter of 132 channels is 33, which the published network rounds down to 32."""
     path = write_pdparams(tmp_path / "net.pdparams", PaddleGhostNet(1.1).arrays())
     with pytest.raises(WeightsError, match=r"net\.pdparams cannot be converted: .*squeezes to 33 .* to 32"):
@@ -205,13 +205,13 @@ def test_files_of_other_networks(tmp_path):
         read_weights(mindspore, "ghostnet", 1.0)
 
 
-def test_a_converted_file_fits_ghostnet_alone(tmp_path):
+def test_a_converted_file_fits_only_ghostnet(tmp_path):
     path = write_pdparams(tmp_path / "net.pdparams", PaddleGhostNet(0.5).arrays())
     with pytest.raises(WeightsError, match=r"0 matched.*Nothing matches"):
         build_backbone("mobilenet_v2", weights=str(path))
 
 
-def test_a_missing_part_is_named(tmp_path):
+def test_missing_tensors_are_reported(tmp_path):
     arrays = PaddleGhostNet(0.5).arrays()
     del arrays["_ghostbottleneck_15.se_block.squeeze.bias"]
     path = write_pdparams(tmp_path / "net.pdparams", arrays)
@@ -219,7 +219,7 @@ def test_a_missing_part_is_named(tmp_path):
         build_backbone("ghostnet", width=0.5, weights=str(path))
 
 
-def test_a_ckpt_of_pytorch_is_read_as_ever(tmp_path):
+def test_pytorch_ckpt_files(tmp_path):
     network = GhostNet(0.5)
     torch.save({"state_dict": network.state_dict()}, tmp_path / "lightning.ckpt")
     state_dict, _ = read_weights(tmp_path / "lightning.ckpt", "ghostnet", 0.5)
@@ -230,7 +230,7 @@ def test_a_ckpt_of_pytorch_is_read_as_ever(tmp_path):
 
 
 class Call:
-    """Pickled, it asks for `function(*arguments)` on reading."""
+    """Its pickle calls `function(*arguments)` when it is loaded."""
 
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -267,7 +267,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, name):
+def test_hostile_pickle_raises_and_runs_nothing(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("w.pdparams").write_bytes(HOSTILE[name])
     with pytest.raises(WeightsError, match=r"weights file w\.pdparams cannot be read: \S"):
@@ -277,7 +277,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, nam
     assert same(read_pdparams(SAMPLES / "protocol2.pdparams")["weight"], NUMBERS)
 
 
-def test_the_mark_would_be_made_by_an_ordinary_unpickler(tmp_path, monkeypatch):
+def test_standard_unpickler_runs_the_hostile_call(tmp_path, monkeypatch):
     for name in ("os.mkdir", "os.system", "eval", "exec, protocol 2", "in an array of objects"):
         (tmp_path / name.replace(" ", "")).mkdir()
         monkeypatch.chdir(tmp_path / name.replace(" ", ""))
@@ -339,7 +339,7 @@ def test_a_truncated_file_of_mindspore(tmp_path):
     ("name", "read"),
     [("protocol2.pdparams", read_pdparams), ("protocol4.pdparams", read_pdparams), ("types.ckpt", read_mindspore)],
 )
-def test_damaged_files_give_one_kind_of_error(tmp_path, name, read):
+def test_damaged_files_raise_one_error_class(tmp_path, name, read):
     content = (SAMPLES / name).read_bytes()
     generator = random.Random(0)
     refused = 0
@@ -367,7 +367,7 @@ def test_damaged_files_give_one_kind_of_error(tmp_path, name, read):
         (b"\x0a\x10\x0a\x01a\x12\x0b\x08\x03\x12\x07Float32", "a: 0 bytes do not make an array"),
     ],
 )
-def test_what_is_no_mindspore_checkpoint(tmp_path, content, message):
+def test_files_that_are_not_mindspore_checkpoints(tmp_path, content, message):
     (tmp_path / "w.ckpt").write_bytes(content)
     with pytest.raises(UnreadableFile, match=message):
         read_mindspore(tmp_path / "w.ckpt")

@@ -31,7 +31,7 @@ def cost(build, size: int, **arguments) -> tuple[float, float]:
         ({"kernel_size": 7}, 7.7, 163),
     ],
 )
-def test_vgg16_has_the_papers_costs_to_the_last_digit(arguments, parameters, macs):
+def test_vgg16_costs_match_the_paper_exactly(arguments, parameters, macs):
     found = cost(ghost_vgg16, 32, **arguments)
     assert round(found[0], 1) == parameters
     assert int(found[1]) == macs  # the paper cuts off: 107.2, 80.4, 65.7 and 163.6 are its 107, 80, 65 and 163
@@ -47,7 +47,7 @@ def test_resnet56_costs(arguments, parameters, macs):
     assert int(found[1]) == macs
 
 
-def test_resnet56_with_3x3_cheap_operations_costs_more_than_the_paper_says():
+def test_resnet56_with_3x3_cheap_operations_costs_more_than_in_the_paper():
     assert cost(ghost_resnet56, 32) == pytest.approx((0.438154, 65.286784))
 
 
@@ -65,7 +65,7 @@ def test_resnet50_costs_within_two_percent(arguments, parameters, macs):
 
 
 @pytest.mark.parametrize(("ratio", "parameters"), [(2, 13.953512), (4, 8.151752)])
-def test_resnet50_with_a_linear_classifier_has_more_parameters_than_the_paper_says(ratio, parameters):
+def test_resnet50_with_a_linear_classifier_has_more_parameters_than_in_the_paper(ratio, parameters):
     with torch.device("meta"):
         model = ghost_resnet50(ratio=ratio)
     assert sum(p.numel() for p in model.parameters()) == parameters * 1e6
@@ -82,7 +82,7 @@ def randomize_batch_norms(network: nn.Module) -> None:
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_plain_resnet50_is_torchvisions():
+def test_plain_resnet50_matches_torchvision():
     reference = torchvision.models.resnet50(num_classes=7).eval()
     randomize_batch_norms(reference)
     model = ghost_resnet50(7, ratio=1).eval()
@@ -98,7 +98,7 @@ def test_plain_resnet50_is_torchvisions():
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_plain_vgg16_is_torchvisions():
+def test_plain_vgg16_matches_torchvision():
     reference = torchvision.models.vgg16_bn(num_classes=1, init_weights=False).eval().features
     randomize_batch_norms(reference)
     model = GhostVGG16Features(ratio=1).eval()
@@ -132,7 +132,7 @@ def test_levels_at_odd_sizes(features, channels, ratio):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("build", [ghost_vgg16, ghost_resnet50, ghost_resnet56])
-def test_ghost_networks_are_of_ghost_modules_that_all_learn(build):
+def test_all_ghost_modules_get_gradients(build):
     model = build(4, ratio=2, kernel_size=3)
     plain = [
         name

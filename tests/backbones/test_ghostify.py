@@ -1,4 +1,4 @@
-"""ghostify: which convolutions it replaces, and that nothing else about the host network changes."""
+"""ghostify: the convolutions that it replaces, and that the rest of the network does not change."""
 
 import copy
 import warnings
@@ -40,7 +40,9 @@ def ghosts(model):
     ratio=st.integers(2, 30),
     cheap=st.sampled_from([1, 3, 5]),
 )
-def test_a_drop_in_has_the_convolutions_shape(channels, kernel, stride, padding, dilation, bias, mode, ratio, cheap):
+def test_drop_in_has_the_shape_of_the_convolution(
+    channels, kernel, stride, padding, dilation, bias, mode, ratio, cheap
+):
     stride = 1 if padding == "same" else stride
     host = nn.Sequential(conv(*channels, kernel, stride, padding, dilation, bias=bias, padding_mode=mode))
     x = torch.rand(2, channels[0], 15, 17)
@@ -74,7 +76,7 @@ def test_paper_arithmetic_and_report():
 
 
 @pytest.mark.numeric
-def test_random_weights_keep_the_hosts_spread_and_the_maps_variance():
+def test_random_weights_keep_the_standard_deviation_and_the_variance_of_maps():
     head = conv(64, 256, 3, padding=1)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.constant_(head.bias, -2.0)
@@ -87,7 +89,7 @@ def test_random_weights_keep_the_hosts_spread_and_the_maps_variance():
     assert float((ghost.var() / maps.var()).detach()) == pytest.approx(1, abs=0.1)
 
 
-def test_what_is_kept_and_why():
+def test_kept_layers_and_reasons():
     class Zoo(nn.Module):
         def __init__(self):
             super().__init__()
@@ -141,7 +143,7 @@ def test_what_is_kept_and_why():
     assert not ghostify(model).replaced  # a second call finds nothing more to do
 
 
-def test_places_with_1x1_maps_are_kept():
+def test_layers_with_1x1_maps_are_kept():
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Sequential(conv(32, 32, 1)), nn.ReLU())
     model = nn.Sequential(conv(3, 32, 3), pooled, nn.Sequential(nn.AdaptiveAvgPool2d(4), conv(32, 32, 1)))
     found = reasons(ghostify(model))
@@ -304,7 +306,7 @@ def test_torchvisions_networks(name, replaced, size):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_torchvisions_detector_keeps_its_predictions_by_default():
+def test_torchvision_detector_keeps_its_prediction_layers():
     model = torchvision.models.detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=20)
     found = reasons(ghostify(model, include=["head.*", "backbone.fpn.*"]))
     assert found["head.classification_head.cls_logits"] == found["head.regression_head.bbox_reg"] == "excluded"

@@ -1,4 +1,4 @@
-"""Ghost modules fitted to the original's weights: planted ghosts are found, and fitted beats random."""
+"""Ghost modules fitted to original weights: exact ghosts are recovered, and fitted weights beat random ones."""
 
 import copy
 import itertools
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.numeric
 
 
 def planted(ratio: int, d: int, groups: int, *, bias: bool, seed: int = 0) -> nn.Conv2d:
-    """A convolution all of whose maps but one in `ratio` are exact d x d filtered images of others; shuffled."""
+    """A convolution in which exact d x d filters predict all maps except one in `ratio` from others; shuffled."""
     generator = torch.Generator().manual_seed(run_seed(seed))
     convolution = nn.Conv2d(5, ratio * groups, d, padding=d // 2, bias=bias)
     weight = torch.zeros(ratio * groups, 5, d, d)
@@ -51,7 +51,7 @@ def test_planted_ghosts_are_recovered_exactly(ratio, d, groups, bias):
     assert error < 1e-5 and torch.allclose(model(unseen), expected, atol=1e-4)
 
 
-def test_channels_keep_their_places_and_primary_ones_are_exact():
+def test_channel_order_is_kept_and_primary_channels_are_exact():
     original = nn.Sequential(nn.Conv2d(6, 21, 3, 2, 1))
     x = torch.randn(2, 6, 17, 20)
     model = copy.deepcopy(original)
@@ -64,7 +64,7 @@ def test_channels_keep_their_places_and_primary_ones_are_exact():
     assert measured["0"] == pytest.approx(report.replaced[0].error, rel=1e-3)
 
 
-def test_pair_errors_equal_plain_least_squares():
+def test_pairwise_errors_match_least_squares():
     maps = [torch.randn(2, 4, 6, 7).cumsum(2) + 3, torch.randn(1, 4, 5, 9)]
     for d, bias in itertools.product((1, 3), (False, True)):
         errors = pairwise_errors(maps, d, bias=bias)
@@ -87,7 +87,7 @@ def test_pair_errors_equal_plain_least_squares():
             )
 
 
-def test_groups_are_near_the_best_there_are():
+def test_groups_are_close_to_the_optimum():
     above = []
     for _ in range(40):
         errors = torch.rand(6, 6).fill_diagonal_(0)
@@ -105,7 +105,7 @@ def test_groups_are_near_the_best_there_are():
     assert sum(above) / len(above) < 0.25  # of a random matching: 0.6; of these, in 25 times 40: 0.06 to 0.15
 
 
-def test_dead_and_constant_maps_do_no_harm():
+def test_dead_and_constant_maps():
     convolution = nn.Conv2d(3, 16, 3, padding=1)
     convolution.weight.data[4:] = 0
     model = nn.Sequential(convolution)
@@ -114,7 +114,7 @@ def test_dead_and_constant_maps_do_no_harm():
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_recording_keeps_maps_from_what_follows_and_stops_when_it_has_enough():
+def test_record_outputs_copies_and_stops_at_max_positions():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True))
     with torch.no_grad():
         maps = record_outputs(model, {"0": model[0]}, [torch.randn(2, 3, 10, 10)] * 5, max_positions=500)["0"]

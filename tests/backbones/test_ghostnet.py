@@ -48,7 +48,7 @@ def test_channels_and_strides(width, channels):
     assert backbone.strides == {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 
-def test_blocks_with_a_plain_shortcut_begin_as_the_identity_and_then_learn():
+def test_zero_init_residual_starts_as_identity_and_learns():
     backbone = build_backbone("ghostnet", width=0.5)
     plain = [m for m in backbone.modules() if isinstance(m, GhostBottleneck) and len(m.shortcut) == 0]
     assert len(plain) == 11
@@ -64,7 +64,7 @@ def test_blocks_with_a_plain_shortcut_begin_as_the_identity_and_then_learn():
 
 
 @pytest.mark.parametrize("width", TIMM_NAMES)
-def test_features_equal_timms_blocks(width):
+def test_features_match_timm(width):
     reference = timm.create_model(TIMM_NAMES[width]).eval()
     backbone = build_backbone("ghostnet", width=width).eval()
     torch.manual_seed(run_seed())
@@ -110,14 +110,14 @@ def test_state_dict_is_the_published_layout():
     assert len(GhostNet().state_dict()) == 512
 
 
-def test_backbone_carries_no_classifier():
+def test_backbone_has_no_classifier():
     keys = build_backbone("ghostnet").state_dict()
     assert not [k for k in keys if k.startswith(("blocks.9", "conv_head", "classifier"))]
     assert [k for k in keys if k.startswith("blocks.8.3.")]
 
 
 @pytest.mark.parametrize(("ratio", "out"), [(2, 16), (2, 15), (3, 16), (4, 10), (5, 7)])
-def test_ghost_module_shares(ratio, out):
+def test_ghost_module_channels(ratio, out):
     module = GhostModule(8, out, 3, ratio=ratio, cheap_kernel_size=5, stride=2)
     assert module(torch.zeros(1, 8, 9, 9)).shape == (1, out, 5, 5)
     assert module.primary_conv[0].out_channels == -(-out // ratio)

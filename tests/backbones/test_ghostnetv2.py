@@ -63,7 +63,7 @@ def test_published_layout(tmp_path):
     assert torch.equal(classifier.classifier.weight, network.classifier.weight)
 
 
-def test_version_1_and_other_widths_are_refused():
+def test_version_1_and_other_widths_raise():
     with pytest.raises(WeightsError, match=r"lacks tensors of the network \(blocks\.2\.0\.ghost1\.short_conv"):
         load_weights(build_backbone("ghostnetv2"), build_backbone("ghostnet").state_dict())
     with pytest.raises(WeightsError, match=r"does not have \(blocks\.2\.0\.ghost1\.short_conv"):

@@ -1,4 +1,4 @@
-"""The redundancy explorer: planted pairs, errors that fall with d, layers by name."""
+"""Redundancy: known pairs are found, errors decrease with d, layers are found by name."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from backbones.redundancy_plot import draw_pairs
 pytestmark = pytest.mark.numeric
 
 PLANTED = {(0, 5): 1, (7, 2): 3, (3, 9): 5}
-"""(source, target) -> side of the filter that made it."""
+"""(source, target) -> size of the filter between them."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_planted_pairs_come_first_and_errors_fall_with_d(maps):
     assert len(used) == len(set(used)) == 10 and 11 not in used
 
 
-def test_the_ghost_of_a_pair_is_what_its_error_says(maps):
+def test_prediction_of_a_pair_has_its_error(maps):
     pair = find_pairs(maps).pairs[-1]
     squared = sum(float((pair.predict(m[0, pair.source], 3) - m[0, pair.target]).square().sum()) for m in maps)
     target = torch.cat([m[:, pair.target].flatten() for m in maps]).double()

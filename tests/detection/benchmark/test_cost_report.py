@@ -31,7 +31,7 @@ def at_the_root(monkeypatch):
         (tv.fasterrcnn_resnet50_fpn, tv.FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
     ],
 )
-def test_multiply_adds_are_those_that_torchvision_publishes(build, weights):
+def test_multiply_adds_match_torchvision(build, weights):
     """torchvision counts at 800x800 and, for Faster R-CNN, 1000 proposals."""
     with torch.device("meta"):
         model = build(weights=None, weights_backbone=None)
@@ -53,7 +53,7 @@ def test_parts_add_up_to_the_detector(config):
     assert (parts[0].parameters, parts[0].macs) == (backbone.parameters, backbone.macs)
 
 
-def test_second_stage_is_counted_for_a_thousand_boxes():
+def test_second_stage_is_counted_for_1000_proposals():
     rows = {row.part: row for row in network_costs(TWO_STAGE, (64, 64), num_classes=3, layers=True)}
     assert rows["head.box_head.fc6"].macs == 1000 * 7 * 7 * 256 * 1024
     assert rows["head.box_predictor.cls_score"].macs == 1000 * 1024 * 4
@@ -67,7 +67,7 @@ def test_cost_grows_with_the_padded_image():
     assert large.memory == pytest.approx(2 * small.memory, rel=0.02)
 
 
-def test_the_whole_detector_truth():
+def test_neck_and_head_dominate_the_cost():
     """At 320 px GhostNet costs about 0.3 GMAC, a 256-channel RetinaNet neck and head fifteen."""
     backbone, neck, head, _ = network_costs("configs/retina_ghost.yaml", (320, 320))
     assert 0.2e9 < backbone.macs < 0.35e9
@@ -109,7 +109,7 @@ def test_mistakes(target, message):
         network_costs(target)
 
 
-def test_a_network_too_deep_for_the_image():
+def test_image_too_small_for_the_network():
     class Deep(torch.nn.Module):
         def forward(self, images):
             return torch.nn.functional.max_pool2d(images, 64)
@@ -130,7 +130,7 @@ def test_parse_size(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "0", "320x0", "800x", "x800", "-3", "3.5", "800x1333x3", "wide", "123456"])
-def test_parse_size_refuses(text):
+def test_parse_size_errors(text):
     with pytest.raises(UserError, match="expected: a side, like 320, or HEIGHTxWIDTH"):
         parse_size(text)
 

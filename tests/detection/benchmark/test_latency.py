@@ -1,4 +1,4 @@
-"""How long detectors take: the measuring itself, its table and its image."""
+"""Latency of detectors: the measurement, its table and its plot."""
 
 import csv
 import os
@@ -34,7 +34,7 @@ def timed(seconds, batch=2) -> LatencyRow:
 # ---- the numbers
 
 
-def test_numbers_of_a_row_fit_together():
+def test_row_statistics():
     found = timed([0.010 + 0.001 * i for i in range(21)])
     assert found.median == pytest.approx(0.020)
     assert found.p95 == pytest.approx(0.029)
@@ -45,7 +45,7 @@ def test_numbers_of_a_row_fit_together():
     assert (never.median, never.p95, never.throughput) == (None, None, None)
 
 
-def test_times_as_fast_is_of_the_first_measured_row_of_the_same_batch():
+def test_speedup_is_relative_to_the_first_measured_row_of_the_batch():
     rows = (
         row(seconds=(), reason="broken"),
         row("b", seconds=[0.02]),
@@ -83,7 +83,7 @@ def test_formats():
     assert third["median_s"] == "" and third["runs"] == "0" and "openvino" in third["not_measured_because"]
 
 
-def test_columns_of_which_nothing_is_known_are_left_out():
+def test_empty_columns_are_left_out():
     header = LatencyReport((row(),), {}).format("text").splitlines()[0]
     assert "median (ms)" in header and "AP" not in header and "memory" not in header
 
@@ -91,8 +91,8 @@ def test_columns_of_which_nothing_is_known_are_left_out():
 # ---- measuring
 
 
-def test_contenders_take_turns(monkeypatch):
-    """So that noise hits all alike: no entry has all its calls in a row, and the first of a round changes."""
+def test_candidates_are_interleaved(monkeypatch):
+    """Noise affects all candidates equally: calls are interleaved, and the order changes from round to round."""
     monkeypatch.setattr(interleave_module, "TURN", 2)
     log: list[str] = []
     told: list[int] = []
@@ -105,13 +105,13 @@ def test_contenders_take_turns(monkeypatch):
     )
 
 
-def test_what_is_timed_is_the_call_and_in_seconds():
+def test_timing_in_seconds():
     (seconds,) = interleave([lambda: latency.time.sleep(0.02)], 2)
     assert all(0.02 <= own < 0.5 for own in seconds)
 
 
-def test_the_gpu_is_timed_by_its_events(monkeypatch):
-    """The CPU twin of what runs on a GPU: which events are recorded, and when they are waited for."""
+def test_gpu_timing_uses_cuda_events(monkeypatch):
+    """A CPU version of the GPU timing: recorded events and synchronization."""
     log: list[str] = []
 
     class Event:
@@ -141,7 +141,7 @@ def test_the_gpu_is_timed_by_its_events(monkeypatch):
 
 
 def capture_on_cpu(call):
-    """What a CUDA graph does: the outputs stay where they are, and a replay computes them anew from the inputs."""
+    """A stand-in for a CUDA graph: a replay computes the same output tensors from the static inputs again."""
     output = call()
 
     def tensors(structure):
@@ -158,7 +158,7 @@ def capture_on_cpu(call):
 
 
 @pytest.mark.numeric
-def test_a_recorded_call_is_replayed_for_each_shape():
+def test_captured_call_is_replayed_for_each_shape():
     captured = []
     graphed = GraphedCall(
         lambda x: {"double": 2 * x[0], "sum": x[0] + x[1]}, lambda c: captured.append(c) or capture_on_cpu(c)
@@ -174,8 +174,8 @@ def test_a_recorded_call_is_replayed_for_each_shape():
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
-def test_recorded_parts_give_the_same_detections(tiny_config, monkeypatch, detector):
-    """The CPU twin of the backend cuda_graph."""
+def test_captured_parts_give_the_same_detections(tiny_config, monkeypatch, detector):
+    """A CPU version of the backend cuda_graph."""
     config = tiny_config.with_overrides([f"model.detector={detector}", "eval.score_threshold=0"])
     torch.manual_seed(run_seed())
     model = build_model(config, 2).eval()
@@ -192,7 +192,7 @@ def test_recorded_parts_give_the_same_detections(tiny_config, monkeypatch, detec
             assert torch.equal(one[name], other[name])
 
 
-def test_other_programs_are_noticed(monkeypatch):
+def test_cpu_contention(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     # Ten seconds; the machine was busy for eight of twenty, five of them with this program.
     readings = iter([(100.0, 50.0, 7.0), (110.0, 58.0, 12.0), (100.0, 50.0, 7.0), None])
@@ -221,7 +221,7 @@ def die() -> list[int | None]:
     os._exit(9)
 
 
-def test_memory_is_that_of_a_process_of_its_own():
+def test_memory_of_a_fresh_process():
     peak, _ = peak_memory(hold, 40)
     assert 38e6 < peak < 70e6
     with pytest.raises(UserError, match="no such luck"):
@@ -251,7 +251,7 @@ def test_plot(tmp_path):
         plot_latency(LatencyReport(rows[3:], {}), tmp_path / "x.png")
 
 
-def test_plot_mistakes_are_told_before_measuring(tmp_path):
+def test_plot_mistakes_are_reported_before_measuring(tmp_path):
     settings = Settings((SMALL,), aps={SMALL: 0.5})
     with pytest.raises(UserError, match=r"must end in \.png"):
         check_plot(tmp_path / "x.jpeg", settings)

@@ -1,4 +1,4 @@
-"""What detectors are timed: random weights like trained ones, foreign files, mistakes; and tools/benchmark.py."""
+"""Candidates of a benchmark: random weights, files of other programs, mistakes; and tools/benchmark.py."""
 
 import csv
 from dataclasses import replace
@@ -31,7 +31,7 @@ SMALL = str(ROOT / "configs/retina_ghost_320.yaml")
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
-def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
+def test_untrained_network_has_as_many_candidates_as_a_trained_one(tiny_config, detector):
     config = tiny_config.with_overrides([f"model.detector={detector}"])
     images = make_batch(make_images(Settings()), (64, 96), 1)
     model, threshold = build_untrained(lambda: build_model(config, 2), images, 50, seed=1)
@@ -45,14 +45,14 @@ def test_a_random_network_does_a_trained_ones_work(tiny_config, detector):
     assert norm.running_var.std() > 0 and not norm.training and norm.momentum == 0.1
 
 
-def test_threshold_for():
+def test_score_threshold_for():
     scores = torch.tensor([0.9, 0.5, 0.4, 0.1])
     assert score_threshold_for(scores, 2) == pytest.approx(0.4) and score_threshold_for(scores, 9) == 0.0
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", PEERS[:2])
-def test_peers_do_a_trained_networks_work(tmp_path, name):
+def test_peers_have_as_many_candidates_as_a_trained_network(tmp_path, name):
     size = peers.peer_size(name, (64, 96))
     assert size == ((320, 320) if name.startswith("ssdlite") else (64, 96))
     inputs = make_batch(make_images(Settings()), size, 1)
@@ -70,8 +70,8 @@ def test_peers_do_a_trained_networks_work(tmp_path, name):
     assert tuple(images.tensors.shape[2:]) == size
 
 
-def test_costs_of_peers_are_those_that_torchvision_publishes():
-    """At their own sizes and 90 classes, as torchvision's weights have them (it counts ssdlite's in GMAC, too)."""
+def test_costs_of_peers_match_torchvision():
+    """At their own sizes and 90 classes, as torchvision's weights have them (it counts ssdlite's in GMAC as well)."""
     from torchvision.models import detection as tv
 
     published = {
@@ -111,7 +111,7 @@ def write_onnx(path, inputs: dict[str, tuple[int, list]]) -> str:
         ([2, "c", "h", 32], 2, (2, 3, 64, 32), (64, 32), 2),
     ],
 )
-def test_a_foreign_file_gets_inputs_of_its_own_shape(tmp_path, shape, batch, full, size, fixed):
+def test_raw_onnx_inputs_have_the_declared_shape(tmp_path, shape, batch, full, size, fixed):
     model = OnnxModel(write_onnx(tmp_path / "x.onnx", {"x": (TensorProto.FLOAT, shape)}), (64, 96), 1)
     assert (model.size, model.fixed_batch) == (size, fixed)
     assert model([None] * batch) is None
@@ -119,7 +119,7 @@ def test_a_foreign_file_gets_inputs_of_its_own_shape(tmp_path, shape, batch, ful
     assert model.session.get_session_options().intra_op_num_threads == 1
 
 
-def test_a_foreign_file_with_sizes_and_bytes(tmp_path):
+def test_raw_onnx_with_sizes_and_uint8(tmp_path):
     """Like RT-DETR's exports: images, and the sizes of the originals."""
     inputs = {"images": (TensorProto.UINT8, ["n", 3, 32, 32]), "sizes": (TensorProto.INT64, ["n", 2])}
     model = OnnxModel(write_onnx(tmp_path / "x.onnx", inputs), (64, 96), 1)
@@ -136,7 +136,7 @@ def test_a_foreign_file_with_sizes_and_bytes(tmp_path):
         (TensorProto.FLOAT, ["n", "words"], "only images \\(four dimensions\\) may have dynamic dimensions"),
     ],
 )
-def test_foreign_files_that_are_not_of_images(tmp_path, kind, shape, message):
+def test_raw_onnx_without_images(tmp_path, kind, shape, message):
     path = tmp_path / "x.onnx"
     inputs = [helper.make_tensor_value_info("x", kind, shape)]
     graph = helper.make_graph(
@@ -147,13 +147,13 @@ def test_foreign_files_that_are_not_of_images(tmp_path, kind, shape, message):
         OnnxModel(path, (64, 96), 1)([None])
 
 
-def test_a_file_that_is_no_onnx(tmp_path):
+def test_a_file_that_is_not_onnx(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no")
     with pytest.raises(UserError, match=r"x\.onnx is not an ONNX file that ONNX Runtime can run"):
         OnnxModel(tmp_path / "x.onnx", (64, 96), 1)
 
 
-def test_a_batch_that_a_file_does_not_take_gets_a_row_that_says_so(tmp_path):
+def test_unsupported_batch_gets_a_row_with_the_reason(tmp_path):
     path = write_onnx(tmp_path / "x.onnx", {"x": (TensorProto.FLOAT, [1, 3, 32, 32])})
     report = measure_latency(Settings((path,), batches=(1, 2), runs=2, threads=1, memory=False))
     one, two = report.rows
@@ -208,7 +208,7 @@ def test_every_backend_finds_the_same_boxes(trained, backend):
 
 
 @pytest.mark.numeric
-def test_score_threshold_and_ap_are_the_users(trained):
+def test_score_threshold_and_ap_of_the_settings(trained):
     best = str(trained / "best.pt")
     settings = Settings((best,), backends=("eager",), threads=1, runs=1, memory=False, aps={best: 0.75})
     (low,), (high,) = (measure_latency(replace(settings, score_threshold=value)).rows for value in (0.001, 0.3))
@@ -217,7 +217,7 @@ def test_score_threshold_and_ap_are_the_users(trained):
 
 
 def test_a_missing_extra_is_a_row_or_an_error(trained, tmp_path, monkeypatch):
-    """A row where all backends were wanted, an error where the user named that one."""
+    """A row with the reason if all backends are measured, an error if the backend was requested."""
 
     def missing(*args, **options):
         raise UserError("OpenVINO is not installed: pip install -e '.[openvino]'")
@@ -232,7 +232,7 @@ def test_a_missing_extra_is_a_row_or_an_error(trained, tmp_path, monkeypatch):
         measure_latency(Settings((best,), backends=("openvino",), runs=1, memory=False))
 
 
-def test_a_compiler_that_is_not_there(trained, monkeypatch):
+def test_missing_compiler(trained, monkeypatch):
     def broken(self, dynamic):
         raise RuntimeError("No working C++ compiler found\nand more")
 
@@ -288,19 +288,19 @@ def test_graphs_need_a_gpu(trained):
         ({"targets": (SMALL,), "aps": {"other": 0.5}}, "--ap: network 'other'"),
     ],
 )
-def test_settings_are_checked_before_anything_is_done(options, message):
+def test_settings_are_checked_first(options, message):
     with pytest.raises(UserError, match=message):
         Settings(**options)
 
 
-def test_what_is_no_checkpoint_of_ours(tmp_path):
+def test_checkpoints_of_other_programs(tmp_path):
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
     with pytest.raises(UserError, match="is not a checkpoint of this toolkit"):
         measure_latency(Settings((str(tmp_path / "foreign.pt"),)))
 
 
 @pytest.mark.parametrize("text", ["0.5", "=0.5", "x=", "x=1.5", "x=nan", "x=-0.1"])
-def test_parse_aps_refuses(text):
+def test_parse_aps_errors(text):
     with pytest.raises(UserError, match="is not of the form NETWORK=AP"):
         parse_aps([text])
 

@@ -1,4 +1,4 @@
-"""ONNX graphs whose maps fill whole blocks of channels: same answers, nothing left within a block."""
+"""Channels of ONNX graphs padded to whole blocks: same outputs, no partial blocks."""
 
 import collections
 import copy
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore::Deprecati
 
 
 def widths(model: onnx.ModelProto) -> collections.Counter:
-    """How many maps have how many channels."""
+    """Number of channels -> number of maps."""
     del model.graph.value_info[:]  # of what is no more, too
     values = [v.type.tensor_type.shape.dim for v in onnx.shape_inference.infer_shapes(model).graph.value_info]
     return collections.Counter(dims[1].dim_value for dims in values if len(dims) == 4)
@@ -38,7 +38,7 @@ def assert_same_in_blocks(network: nn.Module, x: torch.Tensor, tmp_path) -> onnx
 
 @pytest.mark.parametrize("channels, width", [(12, 16), (20, 24), (36, 40), (8, 8)])
 def test_a_ghost_module(channels, width, tmp_path):
-    """Both halves end with a block, so twice that is their concatenation's width."""
+    """Both halves are padded to a block, so the concatenation has twice that width."""
     network = nn.Sequential(GhostModule(8, 2 * channels), nn.Conv2d(2 * channels, 4, 1))
     padded = assert_same_in_blocks(network, torch.randn(2, 8, 9, 7), tmp_path)
     assert set(widths(padded)) == {width, 2 * width}
@@ -48,7 +48,7 @@ def test_a_ghost_module(channels, width, tmp_path):
     "arguments", [{}, {"se_ratio": 0.25}, {"stride": 2, "kernel_size": 5}, {"stride": 2, "se_ratio": 0.25}], ids=str
 )
 def test_ghost_bottlenecks(arguments, tmp_path):
-    """Shortcuts, which are added to a concatenation, have its zeros at the same places; gates work on them, too."""
+    """Shortcuts that are added to a concatenation have zeros at the same channels; so do gates."""
     blocks = nn.Sequential(
         GhostBottleneck(8, 36, 20, **arguments),
         GhostBottleneck(20, 60, 20),
@@ -60,7 +60,7 @@ def test_ghost_bottlenecks(arguments, tmp_path):
 
 
 class Various(nn.Module):
-    """All that may stand between convolutions: activations, poolings, constants, resizing, groups, a second reader."""
+    """All operators between convolutions: activations, poolings, constants, resizing, groups, a second reader."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,13 +78,13 @@ class Various(nn.Module):
         return self.last(F.interpolate(y, scale_factor=2.0, mode="nearest"))
 
 
-def test_all_that_may_stand_between(tmp_path):
+def test_operators_between_convolutions(tmp_path):
     padded = assert_same_in_blocks(Various(), torch.randn(2, 4, 8, 6), tmp_path)
     assert set(widths(padded)) == {16, 32}
 
 
 class Kept(nn.Module):
-    """Read by what may not see more channels: a reshape, a slice, an answer, groups, a softmax over the channels."""
+    """Read by nodes that do not allow padding: a reshape, a slice, a graph output, groups, a softmax over channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Kept(nn.Module):
         return a.flatten(1), b[:, 3:7] * 2, c, self.grouped(d), e.softmax(1)
 
 
-def test_others_are_left_as_they_are(tmp_path):
+def test_other_concatenations_are_kept(tmp_path):
     x = torch.randn(1, 4, 9, 8)
     plain = exported(Kept(), x, tmp_path)
     padded = pad_channels_to_blocks(copy.deepcopy(plain))
@@ -104,7 +104,7 @@ def test_others_are_left_as_they_are(tmp_path):
 
 
 class AtOdds(nn.Module):
-    """Two concatenations with other seams are added: zeros would not meet."""
+    """The sum of two concatenations with different parts: zeros would be at different channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,13 +116,13 @@ class AtOdds(nn.Module):
         return self.last(torch.cat([a, b], dim=1) + torch.cat([c, d], dim=1))
 
 
-def test_seams_that_do_not_meet(tmp_path):
+def test_incompatible_layouts(tmp_path):
     padded = assert_same_in_blocks(AtOdds(), torch.randn(1, 4, 6, 6), tmp_path)
     assert set(widths(padded)) == {4, 12, 16}
 
 
 class WithNeck(nn.Module):
-    """What reads a backbone's levels; as answers they would keep their layout."""
+    """A neck that reads the levels of a backbone; as graph outputs they would not be padded."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class WithNeck(nn.Module):
 
 @pytest.mark.parametrize("width", [0.5, 1.0])
 def test_ghostnet(width, tmp_path, as_trained):
-    """Nothing is left within a block; concatenations that are left out afterwards change nothing, too."""
+    """No partial block remains, and removing concatenations afterwards does not change the outputs."""
     network = WithNeck(as_trained(build_backbone("ghostnet", width=width)))
     x = torch.randn(1, 3, 64, 96)
     padded = assert_same_in_blocks(network, x, tmp_path)

@@ -1,4 +1,4 @@
-"""ONNX graphs without the concatenations that convolutions can do without: same answers, fewer operators."""
+"""Removal of concatenations from ONNX graphs: same outputs, fewer operators."""
 
 import collections
 import copy
@@ -45,7 +45,7 @@ class Parts(nn.Module):
         return self.dense(joined).relu(), self.strided(joined)
 
 
-def test_dense_convolutions_take_the_parts(tmp_path):
+def test_dense_convolutions_are_split(tmp_path):
     model = assert_same_without(Parts(), torch.randn(2, 4, 9, 8), tmp_path, left=0)
     assert operators(model)["Conv"] == 3 + 2 * 3 and operators(model)["Add"] == 2 * 2
 
@@ -61,12 +61,12 @@ class Depthwise(nn.Module):
         return self.dense(self.depthwise(torch.cat([self.a(x), self.b(x)], dim=1)))
 
 
-def test_depthwise_ones_pass_it_on(tmp_path):
+def test_depthwise_convolutions_move_the_concatenation(tmp_path):
     assert_same_without(Depthwise(), torch.randn(1, 4, 9, 8), tmp_path, left=0)
 
 
 class Kept(nn.Module):
-    """Read by something else, too; of groups that lie across the parts; an answer; of parts that fit no block."""
+    """Also read by another node; groups across the parts; a graph output; parts that are not aligned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Kept(nn.Module):
         return self.dense(first) + first, self.grouped(second), self.dense(third), third, self.dense(fourth)
 
 
-def test_others_are_left_as_they_are(tmp_path):
+def test_other_concatenations_are_kept(tmp_path):
     x = torch.randn(1, 4, 9, 8)
     plain = exported(Kept(), x, tmp_path)
     changed = remove_concats(copy.deepcopy(plain))
@@ -89,11 +89,11 @@ def test_others_are_left_as_they_are(tmp_path):
     assert operators(plain)["Concat"] == 4
 
 
-def test_a_ghost_bottleneck_loses_one_of_two(tmp_path):
+def test_ghost_bottleneck_keeps_one_of_two_concatenations(tmp_path):
     assert_same_without(GhostBottleneck(24, 72, 24), torch.randn(1, 24, 12, 10), tmp_path, left=1)
 
 
 def test_ghostnet(tmp_path, as_trained):
-    """Its gated blocks keep theirs, as the gate reads them."""
+    """Blocks with a gate keep their concatenation, because the gate reads it."""
     network = as_trained(build_backbone("ghostnet"))
     assert_same_without(network, torch.randn(1, 3, 64, 96), tmp_path, left=16 + 7)

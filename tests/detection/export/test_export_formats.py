@@ -1,4 +1,4 @@
-"""OpenVINO, TorchScript and torch.export: the same results as PyTorch, and what is wrong with a file."""
+"""OpenVINO, TorchScript and torch.export: the same results as PyTorch, and errors of files."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def two_stage(tmp_path_factory, as_trained) -> Path:
 
 @pytest.fixture(scope="module")
 def files(small):
-    """The small detector in each format, end to end, of any batch and size; exported when it is asked for."""
+    """The small detector in each format, end to end, with any batch and size; exported on demand."""
 
     class Files(dict):
         def __missing__(self, name: str) -> Path:
@@ -109,7 +109,7 @@ def test_any_batch_and_size(files, small, name):
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", SLOWER)
 def test_small_and_thin_images(files, small, name):
-    """The frame of a torch.export file may be larger than PyTorch's, so results only have to be near."""
+    """The canvas of a torch.export file may be larger than PyTorch's, so results are only close."""
     images = [*drawn((32, 32)), *drawn((1, 1)), *drawn((3, 160)), *drawn((160, 3))]
     file, eager = load_detector(files[name], CPU)[0], load_detector(small, CPU)[0]
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def test_forms_and_fixed_shapes(small, tmp_path, name, form, batch, size):
 @pytest.mark.numeric
 @slow
 @pytest.mark.parametrize("name", ["openvino", "torchscript", "torch_export"])
-def test_two_stages(two_stage, tmp_path, name):
+def test_faster_rcnn(two_stage, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
     export_checkpoint(two_stage, name, out=path)
     assert_same(path, two_stage, [drawn((160, 192)), drawn((160, 160), (128, 192))], 5)
@@ -183,7 +183,7 @@ def test_real_photographs(shared_data, tmp_path, as_trained, name):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", [OPENVINO, "torchscript"])
-def test_evaluation_takes_the_file(trained, tmp_path, name):
+def test_evaluate_tool(trained, tmp_path, name):
     path = tmp_path / f"file{FORMATS[name]}"
     export_checkpoint(trained / "best.pt", name, out=path)
     options = {"overrides": ["data.workers=0"], "predictions_file": str(tmp_path / "p.json")}
@@ -217,7 +217,7 @@ def test_metadata(files, small, name):
 @pytest.mark.numeric
 @slow
 def test_torchscript_without_this_package(files, tmp_path):
-    """torch and torchvision are all it needs."""
+    """It needs only torch and torchvision."""
     (image,) = drawn((160, 192))
     np.save(tmp_path / "image.npy", image.permute(1, 2, 0).numpy())
     program = f"""
@@ -237,7 +237,7 @@ np.save("scores.npy", scores.numpy())
 
 
 @slow
-def test_norms_are_folded(small):
+def test_batch_norms_are_folded(small):
     spec = build_export_spec(small)
     folded = torch_export.fold_batch_norms(spec.network, spec.example)
     norms = [name for name, m in folded.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -246,7 +246,7 @@ def test_norms_are_folded(small):
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in spec.network.heads.backbone.modules())
 
 
-def test_a_norm_whose_input_is_used_elsewhere_is_not_folded():
+def test_batch_norm_whose_input_is_used_elsewhere_is_not_folded():
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -291,7 +291,7 @@ def test_a_damaged_archive(files, tmp_path, name):
 
 
 def test_files_of_others(tmp_path):
-    """Whole, but without our metadata; nothing in them is executed."""
+    """Intact files without our metadata; no code in them runs."""
     network = torch.nn.Linear(2, 2)
     with pytest.warns(FutureWarning):
         torch.jit.save(torch.jit.trace(network, torch.rand(1, 2)), tmp_path / "a.torchscript")
@@ -332,7 +332,7 @@ def test_a_missing_extra(small, files, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_torch_export_cannot_follow(small, tmp_path):
+def test_network_that_torch_export_does_not_support(small, tmp_path):
     spec = build_export_spec(small)
 
     class Odd(torch.nn.Module):
@@ -354,8 +354,8 @@ def test_mistakes_of_a_user(tool, two_stage, files, name):
     assert_clear_error(done, "eval.nms_threshold cannot be changed", files[name].name, "export the checkpoint again")
 
 
-def test_cuda_is_not_promised(files, caplog):
-    """A file that cannot leave the CPU says so, and runs there."""
+def test_cuda_falls_back_to_the_cpu(files, caplog):
+    """A file that only runs on the CPU logs a warning and runs there."""
     for name in ("openvino", "torchscript"):
         run, _ = open_exported(files[name], torch.device("cuda"), 1)
         assert "runs on the CPU" in caplog.text

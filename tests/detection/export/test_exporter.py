@@ -1,4 +1,4 @@
-"""Exports of detectors: the graph, ONNX files, the NumPy decode, and what tools/export.py says."""
+"""Export of detectors: the graph, ONNX files, the NumPy decode, and tools/export.py."""
 
 import collections
 import json
@@ -32,7 +32,7 @@ LIMITS = {"score_threshold": 0.05, "max_detections": 100}
 
 @pytest.fixture(scope="module")
 def retina(tmp_path_factory, as_trained) -> Path:
-    """A checkpoint of retina_ghost_320, and beside it what ONNX makes of it, of any batch and size."""
+    """A checkpoint of retina_ghost_320 and its ONNX file with any batch and size."""
     folder = tmp_path_factory.mktemp("retina")
     path = save_detector(folder / "best.pt", retina_ghost_320("eval.score_threshold=0.05"), as_trained)
     export_checkpoint(path, "onnx")
@@ -46,7 +46,7 @@ def small(tmp_path_factory, as_trained) -> Path:
 
 @pytest.fixture(scope="module")
 def small_file(small) -> Path:
-    """The small detector as ONNX, of any batch and size."""
+    """The small detector as ONNX, with any batch and size."""
     export_checkpoint(small, "onnx")
     return small.with_suffix(".onnx")
 
@@ -65,7 +65,7 @@ def two_stage(tmp_path_factory, as_trained) -> Path:
 
 
 def results(path: Path, images: list[torch.Tensor], **options) -> list:
-    """What a checkpoint or an exported file finds in a batch."""
+    """Detections of a checkpoint or an exported file for a batch."""
     with torch.inference_mode():
         return load_detector(path, CPU, **options)[0](images)
 
@@ -125,7 +125,7 @@ def chunks(images, count):
 @pytest.mark.numeric
 @pytest.mark.parametrize("size", [None, pytest.param((96, 96), marks=pytest.mark.slow)])
 def test_trained_detector_and_images_without_detection(trained, tmp_path, size):
-    """Nothing in the one, something in the other, both in one batch; nothing in all of a batch."""
+    """Images with and without detections in one batch; a batch without any detection."""
     path = tmp_path / "file.onnx"
     export_checkpoint(trained / "best.pt", "onnx", size=size, out=path, overrides=["eval.score_threshold=0.3"])
     image = to_tensor(resize(read_image(trained.parent / "data" / "images" / "image 5.jpg"), 96, 96)[0])
@@ -142,7 +142,7 @@ def test_trained_detector_and_images_without_detection(trained, tmp_path, size):
 @pytest.mark.numeric
 @pytest.mark.slow
 def test_more_detections_than_candidates(small, tmp_path):
-    """A frame with fewer places than detections are asked for: the rest is zero."""
+    """A canvas with fewer anchors than max_detections: the rest of the outputs is zero."""
     path = tmp_path / "file.onnx"
     overrides = ["eval.max_detections=900", "eval.score_threshold=0"]
     export_checkpoint(small, "onnx", batch=1, size=(32, 32), out=path, overrides=overrides)
@@ -201,7 +201,7 @@ def operators(path: Path) -> collections.Counter[str]:
     return collections.Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def test_what_the_file_holds(retina):
+def test_content_of_the_file(retina):
     model = onnx.load(retina.with_suffix(".onnx"))
     onnx.checker.check_model(model, full_check=True)
     shapes = {
@@ -244,7 +244,7 @@ def test_a_fixed_size_makes_a_smaller_graph(small, small_file, tmp_path):
     ("size", "sides"),
     [((160, 160), (128, 160)), ((320, 320), (320, 320)), ((128, 224), (128, 224)), (None, (128, 160))],
 )
-def test_images_are_resized_to_fill_a_fixed_frame(small, size, sides):
+def test_images_are_resized_to_fill_a_fixed_canvas(small, size, sides):
     metadata = build_export_spec(small, size=size).metadata
     assert (metadata.short_side, metadata.long_side) == sides
 
@@ -252,7 +252,7 @@ def test_images_are_resized_to_fill_a_fixed_frame(small, size, sides):
 @pytest.mark.numeric
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
 @pytest.mark.parametrize("size", [(320, 320), (96, 352)])
-def test_anchors_are_torchvisions(detector, size):
+def test_anchors_match_torchvision(detector, size):
     model = build_model(tiny(f"model.detector={detector}"), 2).eval()
     generator = model.anchor_generator if detector == "retinanet" else model.rpn.anchor_generator
     shapes = feature_map_shapes(model, size)
@@ -286,8 +286,8 @@ def test_raw_form_decoded(small, raw_file):
 
 
 @pytest.mark.numeric
-def test_decode_needs_numpy_alone(small, raw_file, tmp_path):
-    """As somebody uses it who copied the one file: no torch, nothing of this package."""
+def test_decode_needs_only_numpy(small, raw_file, tmp_path):
+    """decode.py copied alone: without torch and without this package."""
     (tmp_path / "decode.py").write_bytes((ROOT / "detection" / "runtime" / "decode.py").read_bytes())
     (image,) = drawn((320, 288))
     np.save(tmp_path / "image.npy", image.permute(1, 2, 0).numpy())
@@ -378,7 +378,7 @@ def test_a_missing_extra(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.numeric
-def test_a_file_that_computes_something_else_is_told(small, small_file):
+def test_file_with_other_results_raises(small, small_file):
     other = build_export_spec(small)
     with torch.no_grad():
         other.model.head.classification_head.cls_logits.bias += 0.1
@@ -386,8 +386,8 @@ def test_a_file_that_computes_something_else_is_told(small, small_file):
         verify_export(small_file, other)
 
 
-def test_what_onnx_cannot_say(small, tmp_path, monkeypatch):
-    """The exporter's own error becomes one line."""
+def test_network_that_onnx_does_not_support(small, tmp_path, monkeypatch):
+    """The error of the exporter becomes one line."""
     spec = build_export_spec(small)
 
     class Odd(torch.nn.Module):

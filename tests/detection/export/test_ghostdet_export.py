@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory, as_trained) -> Path:
         pytest.param("torch_export", "raw", 2, (160, 192), marks=slow),
     ],
 )
-def test_a_file_finds_what_pytorch_finds(checkpoint, tmp_path, name, form, batch, size):
+def test_file_matches_pytorch(checkpoint, tmp_path, name, form, batch, size):
     path = tmp_path / f"file{FORMATS[name]}"
     export_checkpoint(checkpoint, name, form=form, batch=batch, size=size, out=path)
     eager, file = load_detector(checkpoint, CPU)[0], load_detector(path, CPU)[0]
@@ -72,7 +72,7 @@ def test_a_file_finds_what_pytorch_finds(checkpoint, tmp_path, name, form, batch
             assert parity.within(0.05, 1e-4) and parity.detections > 10 * len(some), parity
 
 
-def test_the_points_of_the_numpy_decode():
+def test_points_of_the_numpy_decode():
     shapes = [(12, 44), (6, 22), (3, 11)]
     points, strides = points_of(shapes, CPU)
     table = make_points({"strides": [8, 16, 32]}, (96, 352))
@@ -80,7 +80,7 @@ def test_the_points_of_the_numpy_decode():
 
 
 @pytest.mark.numeric
-def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
+def test_best_pairs_of_best_points_are_the_best_of_all(checkpoint):
     """With fewer candidates than pairs and points, chosen point by point first."""
     spec = build_export_spec(checkpoint, size=(160, 192))
     model, network = spec.model, spec.network
@@ -102,8 +102,8 @@ def test_the_best_pairs_are_those_of_all_pairs(checkpoint):
 
 
 @pytest.mark.numeric
-def test_classes_do_not_suppress_each_other(checkpoint):
-    """Two classes with the same scores at the same places: each has all of its boxes."""
+def test_nms_is_class_wise(checkpoint):
+    """Two classes with equal scores at the same points: each keeps all of its boxes."""
     model = load_detector(checkpoint, CPU, overrides=["eval.max_detections=300"])[0]
     with torch.no_grad():
         for level in model.head.levels:
@@ -116,8 +116,8 @@ def test_classes_do_not_suppress_each_other(checkpoint):
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_little_of_the_graph_is_wide(checkpoint, tmp_path):
-    """What the speed comes from: one suppression of one group, no sigmoid and no softmax over all points."""
+def test_graph_has_one_nms_and_no_sigmoid_over_all_points(checkpoint, tmp_path):
+    """The reasons for its speed: one NMS call with one group, no sigmoid and no softmax over all points."""
     path = tmp_path / "file.onnx"
     export_checkpoint(checkpoint, "onnx", batch=1, size=(160, 192), out=path)
     model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)

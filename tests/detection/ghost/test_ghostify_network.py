@@ -165,7 +165,7 @@ def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, images, coco_set, 
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_a_checkpoint_ghosted_by_the_tool_is_a_checkpoint(tool, trained, coco_set, tmp_path):
+def test_ghosted_checkpoint_can_be_evaluated(tool, trained, coco_set, tmp_path):
     out = tmp_path / "ghosted.pt"
     done = tool(
         "ghostify",

@@ -1,4 +1,4 @@
-"""Results on disk: images, videos, cameras and streams; stopping, resuming, timing."""
+"""Detection in images, videos, cameras and streams: results on disk, stopping, resuming, timing."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ from detection.inference.sources import Item, find_items
 
 
 def interrupted_at(monkeypatch, call, kind=Predictor):
-    """Ctrl-C comes while the network looks for the n-th time."""
+    """Ctrl-C during the n-th forward pass."""
     calls = []
     plain = kind.detect
 
@@ -65,7 +65,7 @@ def test_prefetch_map_keeps_order_and_bounds():
     assert most[0] <= 5
 
 
-def test_prefetch_map_stops_when_left():
+def test_prefetch_map_stops_when_closed():
     started = []
     reading = prefetch_map(lambda item: started.append(item) or time.sleep(0.01), range(1000), threads=1, depth=3)
     next(reading)
@@ -73,7 +73,7 @@ def test_prefetch_map_stops_when_left():
     assert len(started) <= 5 and threading.active_count() < 20
 
 
-def test_writing_behind_is_bounded_in_order_and_finishes():
+def test_async_writer_is_bounded_in_order_and_finishes():
     done = []
 
     def job(number):
@@ -88,7 +88,7 @@ def test_writing_behind_is_bounded_in_order_and_finishes():
     assert done == list(range(10))
 
 
-def test_an_error_of_writing_comes_out():
+def test_async_writer_raises_errors_of_jobs():
     def job(number):
         if number == 1:
             raise UserError("disk full")
@@ -101,7 +101,7 @@ def test_an_error_of_writing_comes_out():
         writing.submit(job, 1)
 
 
-def test_newest_passes_on_the_end_and_errors():
+def test_latest_frame_passes_the_end_and_errors():
     frames = iter([1, 2, 3])
 
     def read():
@@ -144,7 +144,7 @@ def test_images_are_written_with_their_json(predictor, images, tmp_path, batch_s
     assert total == sum(summary.objects.values()) > 0
 
 
-def test_colours_of_the_image_are_kept(tmp_path):
+def test_colors_of_the_image_are_kept(tmp_path):
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, :, 2] = 200  # OpenCV's red
     cv2.imwrite(str(tmp_path / "red.png"), image)
@@ -176,7 +176,7 @@ def test_images_stopped_by_ctrl_c_and_resumed(predictor, images, tmp_path, monke
     assert len(list(tmp_path.glob("*.json"))) == 12
 
 
-def test_json_alone(predictor, images, tmp_path):
+def test_json_only(predictor, images, tmp_path):
     items = find_items([str(images)])
     assert detect(predictor, items, tmp_path, draw=False).num_images == 12
     assert not list(tmp_path.glob("*.jpg")) and len(list(tmp_path.glob("*.json"))) == 12
@@ -185,7 +185,7 @@ def test_json_alone(predictor, images, tmp_path):
     assert detect(predictor, items[:3], tmp_path, resume=True).num_images == 3
 
 
-def test_a_full_disk_ends_it(images, tmp_path, monkeypatch):
+def test_full_disk_stops_the_run(images, tmp_path, monkeypatch):
     def full(path, write):
         raise UserError(f"{path} could not be written: No space left on device (is the disk full?)")
 
@@ -228,7 +228,7 @@ def test_video(tmp_path, batch_size):
 
 
 @pytest.mark.numeric
-def test_passes_at_the_same_time_give_the_same(trained, images, tmp_path):
+def test_parallel_streams_give_the_same_results(trained, images, tmp_path):
     write_video(tmp_path / "v.mp4", frames=20)
     items = find_items([str(images), str(tmp_path / "v.mp4")])
     threads = torch.get_num_threads()
@@ -244,7 +244,7 @@ def test_passes_at_the_same_time_give_the_same(trained, images, tmp_path):
     assert results[1] == results[3]
 
 
-def test_how_many_passes_at_the_same_time(monkeypatch):
+def test_num_streams_for(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     cpu, many = torch.device("cpu"), [Item("image", f"{i}.jpg", str(i)) for i in range(20)]
     assert num_streams_for(many, cpu) == num_streams_for([Item("video", "v.mp4", "v")], cpu) == 4
@@ -252,14 +252,14 @@ def test_how_many_passes_at_the_same_time(monkeypatch):
     assert num_streams_for(many, torch.device("cuda")) == 1
 
 
-def test_video_json_alone(tmp_path):
+def test_video_json_only(tmp_path):
     write_video(tmp_path / "v.mp4")
     items = find_items([str(tmp_path / "v.mp4")])
     assert detect(SquareFinder(), items, tmp_path / "out", draw=False).num_frames == 7
     assert not (tmp_path / "out" / "v.mp4").exists() and len(frames_in(tmp_path / "out" / "v.json")) == 7
 
 
-def test_video_stopped_by_ctrl_c_is_kept_up_to_there_and_done_again(tmp_path, monkeypatch):
+def test_video_stopped_by_ctrl_c_is_kept_and_resumed(tmp_path, monkeypatch):
     write_video(tmp_path / "v.mp4")
     items = find_items([str(tmp_path / "v.mp4")])
     interrupted_at(monkeypatch, 4, SquareFinder)
@@ -283,7 +283,7 @@ def test_video_stopped_by_ctrl_c_is_kept_up_to_there_and_done_again(tmp_path, mo
     ids=" ".join,
 )
 def test_a_signal_while_a_video_is_written(numbers, trained, tmp_path):
-    """Ctrl-C at any moment, as a user's terminal sends it; what a cluster sends; a closed terminal; several at once."""
+    """Ctrl-C at any time, signals of a cluster, a closed terminal, and several signals at once."""
     write_video(tmp_path / "long.mp4", frames=1000)
     arguments = [trained / "best.pt", tmp_path / "long.mp4", "--out", tmp_path / "out", "--device", "cpu"]
     process = ToolProcess("detect", arguments, tmp_path / "out.txt", tmp_path / "err.txt")
@@ -337,7 +337,7 @@ def test_frames_per_second_are_drawn(tmp_path):
 # ---- cameras and streams
 
 
-def test_camera_gives_the_newest_frame_and_the_video_keeps_the_time(tmp_path, monkeypatch):
+def test_camera_reads_the_latest_frame_and_the_video_keeps_the_time(tmp_path, monkeypatch):
     device = SlowDevice(fps=50.0, frames=60)
     opened = []
     monkeypatch.setattr(video_module.cv2, "VideoCapture", lambda source: opened.append(source) or device)
@@ -404,7 +404,7 @@ def test_streams_that_cannot_be_opened(server, tmp_path, monkeypatch):
         assert reason.startswith("stream ") and "cannot be opened" in reason and "secret" not in reason
 
 
-def test_stream_as_a_user_names_it(tool, trained, server, tmp_path):
+def test_stream_urls(tool, trained, server, tmp_path):
     done = tool("detect", trained / "best.pt", f"http://{server}/none.mp4", "--out", tmp_path / "out")
     assert_clear_error(done, f"stream http://{server}/none.mp4 cannot be opened", code=1)
 

@@ -87,7 +87,7 @@ def test_class_filter(trained, images):
         Predictor(trained / "best.pt", "cpu", classes=["dics"])
 
 
-def test_last_and_best_both_load(trained, images):
+def test_last_and_best_load(trained, images):
     for name in ("last.pt", "best.pt"):
         assert Predictor(trained / name, "cpu").classes.names == ("square", "disc")
     with pytest.raises(UserError, match="does not exist"):
@@ -95,8 +95,8 @@ def test_last_and_best_both_load(trained, images):
 
 
 @pytest.mark.numeric
-def test_predictor_and_evaluation_see_the_same(trained, predictor):
-    """One preprocessing for both: the strong detections of the last evaluation come out of predict, too."""
+def test_predictor_matches_evaluation(trained, predictor):
+    """Both use the same preprocessing: `predict` returns the high-scoring detections of the last evaluation."""
     results = json.loads((trained / "predictions.json").read_text())
     index = json.loads((trained.parent / "data" / "annotations.json").read_text())
     last = Predictor(trained / "last.pt", "cpu", score_threshold=0.3)
@@ -115,7 +115,7 @@ def test_predictor_and_evaluation_see_the_same(trained, predictor):
 # ---- drawing
 
 
-def test_drawing_changes_a_copy_inside_its_frame():
+def test_drawing_changes_a_copy_within_its_borders():
     image = np.zeros((60, 80, 3), np.uint8)
     found = {
         "boxes": np.array([[10, 20, 50, 50], [0, 0, 80, 60], [-5, -5, 200, 300]], np.float32),

@@ -1,4 +1,4 @@
-"""Detection in tiles: their geometry, what they find that the whole image does not, how results are merged."""
+"""Detection in tiles: geometry, objects that the whole image misses, and merging of results."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_tiles_cover_the_image(height, width, size, overlap):
         assert all(end - start >= overlap * size - 1e-6 for start, end in zip(starts[1:], ends, strict=False))
 
 
-def test_tiles_known():
+def test_tiles_of_known_sizes():
     assert tile_boxes(100, 100, 100, 0.2) == [(0, 0, 100, 100)]
     assert tile_boxes(50, 260, 100, 0.2) == [(0, 0, 100, 50), (80, 0, 180, 50), (160, 0, 260, 50)]
     assert tile_boxes(101, 40, 100, 0.0) == [(0, 0, 40, 100), (0, 1, 40, 101)]
@@ -54,7 +54,7 @@ def boxes_of(found):
     return [tuple(box) for box in found["boxes"].tolist()]
 
 
-def test_boxes_are_moved_to_the_image():
+def test_boxes_are_shifted_to_the_image():
     found = merge(
         detections(), [detections(((10, 10, 30, 30), 0.5)), detections(((40, 20, 60, 50), 0.9))], TILES, (100, 180), 0.5
     )
@@ -62,7 +62,7 @@ def test_boxes_are_moved_to_the_image():
     assert found["scores"].tolist() == pytest.approx([0.9, 0.5]) and found["names"] == ["class 1", "class 1"]
 
 
-def test_the_same_object_twice_is_one():
+def test_duplicates_are_merged():
     left, right = detections(((82, 10, 96, 30), 0.5)), detections(((3, 10, 16, 30), 0.6))
     assert boxes_of(merge(detections(), [left, right], TILES, (100, 180), 0.5)) == [(83, 10, 96, 30)]
     # Classes are apart.
@@ -70,8 +70,8 @@ def test_the_same_object_twice_is_one():
     assert len(merge(detections(), [left, right], TILES, (100, 180), 0.5)["boxes"]) == 2
 
 
-def test_a_part_cut_off_by_a_tile_yields_to_the_whole_object():
-    """The left tile sees a third of an object and is surer of it than the right one, which sees all of it."""
+def test_cut_box_is_dropped_for_the_whole_object():
+    """A third of an object is in the left tile, with a higher score than the whole object in the right tile."""
     left, right = detections(((85, 40, 100, 60), 0.9)), detections(((5, 40, 50, 60), 0.6))
     assert boxes_of(merge(detections(), [left, right], TILES, (100, 180), 0.5)) == [(85, 40, 130, 60)]
     # So it is where the look at the whole image has it.
@@ -83,13 +83,13 @@ def test_a_part_cut_off_by_a_tile_yields_to_the_whole_object():
     assert len(merge(whole, parts, TILES, (100, 180), 0.5)["boxes"]) == 3
 
 
-def test_a_cut_part_is_better_than_nothing():
+def test_cut_box_without_a_whole_object_is_kept():
     found = merge(detections(), [detections(((60, 0, 100, 100), 0.9)), detections()], TILES, (100, 180), 0.5)
     assert boxes_of(found) == [(60, 0, 100, 100)]
 
 
-def test_the_edge_of_the_image_cuts_nothing():
-    """Boxes at the image's own edges are whole: the surer one of two that overlap wins, as ever."""
+def test_boxes_at_the_image_border_are_not_cut():
+    """Boxes at the border of the image are not cut: of two that overlap the higher score wins, as usual."""
     left = detections(((0, 0, 40, 40), 0.9), ((0, 0, 50, 44), 0.8))
     assert boxes_of(merge(detections(), [left, detections()], TILES, (100, 180), 0.5)) == [(0, 0, 40, 40)]
 
@@ -108,7 +108,7 @@ def squares(side=30, pitch=96, size=384):
 
 
 def found_of(boxes, found, names=("square",)):
-    """How many of the boxes have a detection with IoU above 0.5."""
+    """Number of boxes that have a detection with IoU above 0.5."""
     count = 0
     for box in boxes:
         low, high = np.maximum(found["boxes"][:, :2], box[:2]), np.minimum(found["boxes"][:, 2:], box[2:])
@@ -118,7 +118,7 @@ def found_of(boxes, found, names=("square",)):
     return count
 
 
-def test_tiles_find_what_the_whole_image_does_not(predictor):
+def test_tiles_find_objects_missed_in_the_whole_image(predictor):
     image, boxes = squares()
     assert found_of(boxes, predictor.predict(image)) == 0
     tiled = TiledPredictor(predictor, 96, 0.4, batch_size=5).predict(image)
@@ -126,13 +126,13 @@ def test_tiles_find_what_the_whole_image_does_not(predictor):
     assert (np.diff(tiled["scores"]) <= 0).all()
 
 
-def test_small_images_are_looked_at_once(predictor):
+def test_small_images_are_processed_once(predictor):
     image = squares(size=90)[0]
     plain, tiled = predictor.predict(image), TiledPredictor(predictor, 96).predict(image)
     assert np.array_equal(plain["boxes"], tiled["boxes"]) and plain["names"] == tiled["names"]
 
 
-def test_images_of_several_sizes_together(predictor):
+def test_batch_of_several_sizes(predictor):
     tiled = TiledPredictor(predictor, 96, 0.3, batch_size=3)
     images = [squares(size=size)[0] for size in (90, 200, 150)]
     batched = tiled.detect([tiled.prepare(image) for image in images])

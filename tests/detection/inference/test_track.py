@@ -1,4 +1,4 @@
-"""Numbers of objects on video."""
+"""Tracking: ids of objects in videos."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from detection.inference.track import Tracker
 
 
 def write_squares(path, paths, frames, fps=10.0, size=(320, 240)):
-    """A video of squares of 30 pixels; `paths` give (x, y) of each at a frame, or None where it is not there."""
+    """A video of squares of 30 pixels; `paths` give (x, y) of each at a frame, or None if it is absent."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     for i in range(frames):
         frame = np.full((size[1], size[0], 3), 60, np.uint8)
@@ -32,7 +32,7 @@ def ids_by_place(path, frame):
     return {(round(d["box"][0], -1), round(d["box"][1], -1)): d["id"] for d in found}
 
 
-def test_numbers_stay_and_new_objects_get_new_ones(tmp_path):
+def test_ids_stay_and_new_objects_get_new_ids(tmp_path):
     paths = [
         lambda i: (10 + 5 * i, 20),  # from the left
         lambda i: (280 - 5 * i, 100),  # from the right
@@ -81,7 +81,7 @@ NOTHING = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64
 
 
 @pytest.mark.parametrize(("unseen", "same"), [(8, True), (15, False)])
-def test_an_object_unseen_for_more_than_a_second_is_a_new_one(unseen, same):
+def test_object_unseen_for_more_than_a_second_gets_a_new_id(unseen, same):
     tracker = Tracker(10.0)
     for _ in range(25):
         first = tracker.update(one(50))["ids"]
@@ -92,7 +92,7 @@ def test_an_object_unseen_for_more_than_a_second_is_a_new_one(unseen, same):
     assert first == [1] and again == ([1] if same else [2])
 
 
-def test_classes_are_apart():
+def test_objects_of_different_classes_are_not_matched():
     tracker = Tracker(10.0)
     for _ in range(5):
         assert tracker.update(one(50))["ids"] in ([None], [1])
@@ -101,7 +101,7 @@ def test_classes_are_apart():
     assert found["ids"] == [2] and found["names"] == ["a"]
 
 
-def test_one_false_detection_gets_no_number():
+def test_single_false_detection_gets_no_id():
     tracker = Tracker(10.0)
     assert tracker.update(one(50))["ids"] == [None]
     for _ in range(5):

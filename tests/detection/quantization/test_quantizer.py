@@ -1,4 +1,4 @@
-"""Smaller files: fp16 and int8, and layers that go back to float32."""
+"""Quantization: fp16 and int8 files, and layers that stay in float32."""
 
 import json
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def test_mistakes(tool, trained, tmp_path):
 
 @dataclass
 class Quantizer:
-    """Seven layers, of which three cost 0.02 AP each; the errors tell which, but for one that is harmless."""
+    """Seven layers; three of them cost 0.02 AP each. The errors of these are large, and that of one harmless layer."""
 
     layers: tuple = ("a", "b", "c", "d", "e", "f", "g")
     asked: int = 0
@@ -83,7 +83,7 @@ class QuantizedExporter:
 
 
 class AccuracyTest:
-    """AP falls by 0.02 for each of b, d and f that is quantised."""
+    """AP falls by 0.02 for each of b, d and f that is quantized."""
 
     def __init__(self, exporter):
         self.exporter = exporter
@@ -93,7 +93,7 @@ class AccuracyTest:
         return SimpleNamespace(numbers={"AP": ap})
 
 
-def test_layers_go_back_until_it_holds(tmp_path, capsys):
+def test_layers_return_to_float32_until_the_loss_is_within_the_limit(tmp_path, capsys):
     exporter = QuantizedExporter()
     row = search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.5, 0.01)
     # None, the worst one, the worst two, the worst four.
@@ -108,14 +108,14 @@ def test_layers_go_back_until_it_holds(tmp_path, capsys):
     assert exporter.made == [{"b", "d", "f"}] and exporter.quantizer.asked == 0
 
 
-def test_no_file_is_left_where_none_holds(tmp_path):
+def test_no_file_remains_if_the_loss_is_too_large(tmp_path):
     exporter = QuantizedExporter()
     with pytest.raises(UserError, match=r"no int8 file of onnx stays within --max-loss 0\.01; use --precision fp16"):
         search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.9, 0.01)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_part_of_the_annotations(coco_set):
+def test_evenly_spaced_part_of_the_annotations(coco_set):
     index = read_coco(coco_set / "annotations.json")
     chosen = evenly_spaced(len(index), 5)
     assert chosen == [0, 2, 4, 7, 9] and evenly_spaced(3, 5) == [0, 1, 2]

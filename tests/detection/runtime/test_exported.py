@@ -1,4 +1,4 @@
-"""Exported files in a checkpoint's place: Predictor, tools, frames, limits, and files that are something else."""
+"""Exported files instead of checkpoints: Predictor, tools, canvas, thresholds, and files of another kind."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_predictor(run, images):
 
 @pytest.mark.numeric
 def test_tools_take_any_file(run, images, tool, tmp_path):
-    """evaluate: the same AP to 1e-3; detect: the same images. In one process each, as a user would."""
+    """evaluate: the same AP to 1e-3; detect: the same images. Each in its own process."""
     numbers = []
     for name in ("best.pt", "best.onnx"):
         out = ("--json", tmp_path / f"{name}.json", "--save-predictions", tmp_path / "predictions.json")
@@ -74,13 +74,13 @@ def test_tools_take_any_file(run, images, tool, tmp_path):
     assert len(list((tmp_path / "found").glob("*.jpg"))) == 12
 
 
-def test_config_is_the_trainings(run):
+def test_config_is_that_of_the_training(run):
     config = detector_config(run / "best.onnx")
     assert config == detector_config(run / "best.pt")
     assert detector_config(run / "best.onnx", ["eval.batch_size=7"]).eval.batch_size == 7
 
 
-def test_threads_are_pytorchs_unless_said(run, monkeypatch):
+def test_threads_default_to_those_of_pytorch(run, monkeypatch):
     seen = []
     session = onnxruntime.InferenceSession
 
@@ -94,7 +94,7 @@ def test_threads_are_pytorchs_unless_said(run, monkeypatch):
     assert seen == [torch.get_num_threads(), 2]
 
 
-def test_without_cuda_in_onnx_runtime_the_cpu_does_it(run, caplog):
+def test_onnx_runtime_without_cuda_uses_the_cpu(run, caplog):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with caplog.at_level(logging.WARNING, "detection"):
@@ -107,7 +107,7 @@ def test_without_cuda_in_onnx_runtime_the_cpu_does_it(run, caplog):
 
 
 def recording(seen: list):
-    """Two detections in each image, the better one in all of it; what goes in is kept."""
+    """An inference function with two detections for each image; it records its inputs."""
 
     def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         seen.append((images, sizes))
@@ -120,7 +120,7 @@ def recording(seen: list):
     return run
 
 
-def test_frames_of_any_size(metadata):
+def test_canvas_of_any_size(metadata):
     seen: list = []
     detector = ExportedDetector(recording(seen), metadata)
     images = drawn((70, 90), (40, 128), (64, 64))
@@ -136,7 +136,7 @@ def test_frames_of_any_size(metadata):
     assert detector([]) == [] and len(seen) == 1
 
 
-def test_a_fixed_batch_is_filled_up(metadata):
+def test_a_fixed_batch_is_padded(metadata):
     seen: list = []
     detector = ExportedDetector(recording(seen), dataclasses.replace(metadata, batch=2, size=(96, 160)))
     found = detector(drawn((70, 90), (40, 128), (64, 64)))
@@ -158,7 +158,7 @@ def test_thresholds(metadata):
     assert ExportedDetector(recording([]), raw, "file", looser).postprocess_spec == looser
 
 
-def test_what_it_does_not_take(metadata):
+def test_wrong_input(metadata):
     detector = ExportedDetector(recording([]), metadata)
     for image in (torch.zeros(3, 64, 64), torch.zeros(64, 64, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"takes uint8 \[3, H, W\]"):
