@@ -9,14 +9,14 @@ import onnxslim
 import torch
 from torch import nn
 
-from detection.export.onnx import tidied
+from detection.export.onnx import canonicalize
 
 
 def exported(network: nn.Module, x: torch.Tensor, folder: Path) -> onnx.ModelProto:
     """As detection.export has it before it changes it, shapes inferred."""
     path = folder / "plain.onnx"
     torch.onnx.export(network.eval(), (x,), path, opset_version=17, dynamo=False, do_constant_folding=True)
-    return onnx.shape_inference.infer_shapes(onnxslim.slim(tidied(onnx.load(path))))
+    return onnx.shape_inference.infer_shapes(onnxslim.slim(canonicalize(onnx.load(path))))
 
 
 def outputs(model: onnx.ModelProto, x: torch.Tensor) -> list[np.ndarray]:
