@@ -60,7 +60,8 @@ class FasterRCNNDetector(nn.Module):
             [permute_and_flatten(x) for x in objectness], rpn.pre_nms_top_n(), self.fixed
         )
         deltas = torch.cat([permute_and_flatten(x) for x in deltas], dim=1).reshape(maps[0].shape[0], -1, 4)
-        deltas, anchors = gather_rows(deltas, indices), self.anchors(height, width, maps)[indices]
+        anchors = self.anchors(height, width, maps)[indices]
+        deltas = gather_rows(deltas, indices)
         boxes = decode_boxes(deltas, anchors, rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip)
         boxes = clip_boxes(boxes, sizes)
         scores = best.sigmoid() * is_large(boxes, MIN_PROPOSAL_SIZE)
