@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.weights import first_not_finite
+from backbones.weights import first_non_finite
 from detection.checkpoint import classes_of, load_model_state, read_checkpoint, section, set_rng_state
 from detection.config import check
 from detection.config_check import migrate
@@ -134,7 +134,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
             for name, value in tensors.items():
                 if value.shape not in (parameter.shape, torch.Size()) or not value.is_floating_point():
                     raise ValueError(f"{name} has the shape {list(value.shape)}, a parameter {list(parameter.shape)}")
-            if bad := first_not_finite(tensors):
+            if bad := first_non_finite(tensors):
                 raise ValueError(f"{bad} has numbers that are not finite")
 
 
