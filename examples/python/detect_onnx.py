@@ -27,14 +27,14 @@ def detect(session, meta, image, threshold=0.3):
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     shrinks = h < height or w < width
     image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    # The image lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
-    frame_h, frame_w = meta["size"] or [-(-side // meta["stride"]) * meta["stride"] for side in (h, w)]
-    if h > frame_h or w > frame_w:
-        raise ValueError(f"an image of {w}x{h} pixels is too large for the file's {frame_w}x{frame_h}")
-    frames = np.zeros((meta["batch"] or 1, frame_h, frame_w, 3), np.uint8)
-    frames[0, :h, :w] = image
-    sizes = np.tile(np.array([[h, w]], np.int64), (len(frames), 1))
-    boxes, labels, scores = session.run(["boxes", "labels", "scores"], {"images": frames, "sizes": sizes})
+    # The image is at the top left of a canvas whose sides are multiples of the stride, or fixed in the file.
+    canvas_h, canvas_w = meta["size"] or [-(-side // meta["stride"]) * meta["stride"] for side in (h, w)]
+    if h > canvas_h or w > canvas_w:
+        raise ValueError(f"an image of {w}x{h} pixels is too large for the file's {canvas_w}x{canvas_h}")
+    canvas = np.zeros((meta["batch"] or 1, canvas_h, canvas_w, 3), np.uint8)
+    canvas[0, :h, :w] = image
+    sizes = np.tile(np.array([[h, w]], np.int64), (len(canvas), 1))
+    boxes, labels, scores = session.run(["boxes", "labels", "scores"], {"images": canvas, "sizes": sizes})
     boxes = boxes[0] / np.float32([w / width, h / height] * 2)
     boxes = boxes.clip(0, np.float32([width, height] * 2))
     return [
