@@ -362,7 +362,7 @@ def test_damaged_files_raise_one_error_class(tmp_path, name, read):
         (b"\x0a\x05hello", "not a MindSpore checkpoint"),
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "truncated"),
         (b"\x0a" + b"\xff" * 12, "not a MindSpore checkpoint"),
-        (b"\x12\x00", "field 2 is no part"),
+        (b"\x12\x00", "field 2 does not belong"),
         (b"\x0a\x0c\x0a\x01a\x12\x07\x12\x05Int12", "a has the unknown type 'Int12'"),
         (b"\x0a\x10\x0a\x01a\x12\x0b\x08\x03\x12\x07Float32", "a: 0 bytes do not make an array"),
     ],
