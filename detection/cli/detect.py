@@ -56,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require("--track", "norfair")
 
     from detection.core import distributed
-    from detection.engine.signals import lasting_console
+    from detection.engine.signals import ignore_closed_console
     from detection.inference.detect_sources import detect, num_streams_for
     from detection.inference.predictor import Predictor
     from detection.inference.sources import find_items
     from detection.inference.tiles import TiledPredictor
 
     items = find_items(args.sources)
-    with lasting_console(), distributed.session(args.device or "auto") as device:
+    with ignore_closed_console(), distributed.session(args.device or "auto") as device:
         plain = Predictor(
             args.checkpoint,
             str(device),

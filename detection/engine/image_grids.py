@@ -1,4 +1,4 @@
-"""What the network sees and finds, as one image: the best check of augmentation and of progress."""
+"""Training batches and detections as one image, to check augmentation and progress."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from detection.inference.draw import draw_detections
 
 
 def training_grid(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
-    """Images of a training batch (uint8 [3, H, W]) with their boxes, as the network gets them: RGB [H', W', 3]."""
+    """Augmented images of a training batch (uint8 [3, H, W]) with their boxes, in one RGB image, uint8 [H', W', 3]."""
     drawn = []
     for image, target in zip(images, targets, strict=True):
         labels = target["labels"].tolist()
@@ -32,11 +32,11 @@ def detections_grid(
     count: int = 8,
     threshold: float = 0.3,
 ) -> np.ndarray:
-    """`count` images from all over a data set with what was found in them, RGB [H', W', 3].
+    """`count` images, evenly spread over a dataset, with their detections, in one RGB image, uint8 [H', W', 3].
 
     Args:
         results: COCO results, boxes xywh in pixels of the original.
-        threshold: lowest score that is drawn.
+        threshold: lowest score to draw.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)).tolist()
     wanted: dict[int, list[Result]] = {int(dataset.index.image_ids[i]): [] for i in chosen}

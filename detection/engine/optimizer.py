@@ -1,4 +1,4 @@
-"""Which parameters learn how fast, and which are decayed."""
+"""Optimizers and their parameter groups."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from detection.config import OptimConfig
 
 
 def build_optimizer(spec: OptimConfig, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters of `module` that are to be trained."""
+    """SGD or AdamW over the trainable parameters of `module`."""
     groups = parameter_groups(spec, module)
-    # Fused: one kernel for all parameters; 2.5 ms a step in place of 11 for GhostNet 0.5 on two cores. On CUDA it also
-    # can leave out an update without asking the host (`found_inf`).
+    # Fused: one kernel for all parameters; 2.5 ms a step instead of 11 for GhostNet 0.5 on two cores. On CUDA it also
+    # skips an update without waiting for the host (`found_inf`).
     if spec.name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
     return torch.optim.AdamW(groups, lr, weight_decay=spec.weight_decay, fused=True)
 
 
 def parameter_groups(spec: OptimConfig, module: nn.Module) -> list[dict[str, Any]]:
-    """Trained parameters by (lr_scale, weight_decay), in the order in which the module first names them.
+    """Trainable parameters by (lr_scale, weight_decay), in the order of the module.
 
-    `lr_scale` is what the schedule's learning rate is multiplied by in that group: `backbone_lr` in the deepest stage
+    `lr_scale` is a factor of the schedule's learning rate: `backbone_lr` in the deepest stage
     of the backbone, `layer_decay` times that in the stage before, and so on; 1 outside the backbone.
     """
     scales: dict[int, float] = {}
@@ -34,7 +34,7 @@ def parameter_groups(spec: OptimConfig, module: nn.Module) -> list[dict[str, Any
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
-        # Norms and biases are what has one dimension.
+        # Norms and biases have one dimension.
         decay = spec.weight_decay if spec.decay_norms or parameter.ndim > 1 else 0.0
         key = (scales.get(id(parameter), 1.0), decay)
         group = groups.setdefault(key, {"params": [], "lr_scale": key[0], "weight_decay": decay})

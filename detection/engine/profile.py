@@ -21,18 +21,18 @@ from detection.engine.run_logger import start_logging
 log = logging.getLogger("detection")
 PARTS = ("wait for data", "forward and backward", "optimizer and average")
 TRACE = "trace.json"
-WITHIN = ("assignment",)
-"""Parts of these that models name (GhostDet: which points find which boxes)."""
+MODEL_PARTS = ("assignment",)
+"""Parts of the forward pass that models name: the assigner of GhostDet."""
 
 
 def profile_training(config: DetectionConfig, steps: int = 10) -> str:
-    """Run `steps` training steps under torch's profiler, after three that prepare kernels.
+    """Run `steps` training steps under torch's profiler, after three warm-up steps.
 
     Writes `trace.json` into `output_dir` (open it in chrome://tracing or https://ui.perfetto.dev) and returns a table
-    of the operations that took longest. The weights are thrown away.
+    of the operations that took longest. The weights are discarded.
 
     Raises:
-        UserError: trace.json is there and this toolkit did not write it, or cannot be written; or as `run_training`.
+        UserError: trace.json is there and this toolkit did not write it, or it cannot be written; or as `run_training`.
     """
     trace = Path(config.output_dir) / TRACE
     if os.path.lexists(trace) and not is_own(trace):
@@ -67,10 +67,10 @@ def _profile(config: DetectionConfig, steps: int) -> str:
     note_output(trace)
     by = "self_cuda_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
     averages = profiler.key_averages()
-    totals = {event.key: event.cpu_time_total for event in averages if event.key in (*PARTS, *WITHIN)}
+    totals = {event.key: event.cpu_time_total for event in averages if event.key in (*PARTS, *MODEL_PARTS)}
     step_time = sum(totals[part] for part in PARTS)
     shares = ", ".join(f"{part} {totals[part] / step_time:.1%}" for part in PARTS)
-    for part in (part for part in WITHIN if part in totals):
+    for part in (part for part in MODEL_PARTS if part in totals):
         shares += f"; {part}, in the forward pass, {totals[part] / step_time:.1%}"
     table = averages.table(sort_by=by, row_limit=25, max_name_column_width=50)
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""

@@ -24,7 +24,7 @@ except ImportError:  # Windows has no such locks.
 log = logging.getLogger("detection")
 
 LOCK = ".lock"
-"""Exists, and is locked, while a training runs; it holds the process id and the host name."""
+"""A file that is locked while a training runs; it holds the process id and the host name."""
 LARGEST_METRICS = 1 << 30
 RESULTS = ("last.pt", "best.pt", "metrics.jsonl")
 """A folder with one of these holds a run that is worth keeping."""
@@ -65,7 +65,7 @@ WRITTEN_BY_TOOLS = (
     ),
     *(f"{checkpoint}.quantized.md" for checkpoint in ("best", "last", "previous")),
 )
-"""Patterns of what the tools write into the folder besides, unless a user names another place."""
+"""Patterns of what the tools write into the folder, unless a user names another place."""
 DETECTIONS = ("detections", "pictures")
 """Folders of tools/detect.py in a run's folder, as messages and the Makefile propose them; pictures: version 0.1."""
 INPUTS = (
@@ -83,17 +83,17 @@ INPUTS = (
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is something of an earlier training to keep."""
+    """Whether the folder holds the results of a training."""
     return any((folder / name).exists() for name in RESULTS)
 
 
 def foreign_entries(folder: Path) -> list[str]:
-    """Sorted names of what neither a training nor a tool wrote into `folder`; [] where there is no such folder."""
+    """Sorted names of files and folders in `folder` that neither a training nor a tool wrote; [] without `folder`."""
     return [path.name for path in _entries(folder) if not _is_ours(path)]
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one for each evaluation; [] where there is none.
+    """The lines of metrics.jsonl, one for each evaluation; [] if the file does not exist.
 
     Raises:
         UserError: a line is not the record of an evaluation; the message names it.
@@ -109,7 +109,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             record, wrong = None, "JSON (cut off, or edited)"
         if not isinstance(record, dict) or type(record.get("epoch")) is not int:
-            raise UserError(f"{path}, line {number} is not {wrong}; mend or remove that line")
+            raise UserError(f"{path}, line {number} is not {wrong}; correct or remove that line")
         records.append(record)
     return records
 
@@ -123,7 +123,7 @@ def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_output_dir(config: BaseConfig, resume: bool = False) -> None:
-    """See whether a training can begin in `config.output_dir`; changes nothing, and does not need torch.
+    """Check whether a training can start in `config.output_dir`. Changes nothing; does not import torch.
 
     Raises:
         UserError: another process trains there; `resume` without a last.pt or with a torn metrics.jsonl; or else data,
@@ -147,11 +147,11 @@ def check_output_dir(config: BaseConfig, resume: bool = False) -> None:
         return
     refuse_inputs(folder, {key: _value(config, key) for key in INPUTS})
     _refuse_shared(folder)
-    _refuse_foreign(folder)
+    _refuse_foreign_files(folder)
 
 
 def _refuse_shared(folder: Path) -> None:
-    """Raise UserError where `folder` cannot be a run's alone: what it holds belongs to other work, too."""
+    """Raise UserError if `folder` is or contains the working directory or the home folder."""
     place, here = folder.resolve(), Path.cwd()
     home = Path(os.path.expanduser("~")).resolve()
     if home.is_relative_to(place) or here.is_relative_to(place):
@@ -162,7 +162,7 @@ def _refuse_shared(folder: Path) -> None:
 
 
 def refuse_inputs(folder: Path, inputs: dict[str, Any]) -> None:
-    """Raise UserError where one of `inputs` (config key -> path; anything else is passed over) is `folder` or in it."""
+    """Raise UserError where one of `inputs` (config key -> path; other values are ignored) is `folder` or in it."""
     for key, value in inputs.items():
         if not isinstance(value, (str, Path)) or not os.path.exists(value):
             continue
@@ -182,10 +182,10 @@ def move_aside(folder: Path) -> Path | None:
     Raises:
         UserError: there is something else in the folder, or it cannot be moved.
     """
-    _refuse_foreign(folder)
+    _refuse_foreign_files(folder)
     if not holds_run(folder):
         return None
-    # Not a link's own name: the new run is written where the link points, too.
+    # Not the name of a link: the new run is written where the link points.
     place = folder.resolve()
     number = 1
     while (aside := place.with_name(f"{place.name}.old{number}")).exists():
@@ -200,7 +200,7 @@ def move_aside(folder: Path) -> Path | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder`, if it is not there, and hold its lock; what is still empty at the end is removed again.
+    """Create `folder` if necessary and hold its lock; at the end remove the created folders that are still empty.
 
     The lock is a POSIX one on `folder`/.lock: the system releases it when this process ends, however it does. Unlike
     a lock by `flock` it is not inherited, so that DataLoader workers that outlive a killed training for a moment do
@@ -243,7 +243,7 @@ def _lock(folder: Path) -> int:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             attempts += 1
-            # The first ones may meet a process that only looks (check_output_dir).
+            # The first attempts may meet a process that only checks (check_output_dir).
             if attempts == 5:
                 raise UserError(_in_use(folder, os.pread(file, 500, 0).decode(errors="replace").split())) from None
             os.close(file)
@@ -252,7 +252,7 @@ def _lock(folder: Path) -> int:
             log.warning("%s cannot be locked (%s): start no second training in this folder", path, error.strerror)
             return file
         else:
-            # Its last holder may have removed the file meanwhile: then a lock on it keeps nobody out.
+            # Its last holder may have removed the file meanwhile: then a lock on it is void.
             if _is_at(path, file):
                 return file
             os.close(file)
@@ -269,13 +269,13 @@ def _in_use(folder: Path, holder: list[str]) -> str:
     return f"output_dir {folder} is in use: {who} trains there; wait for it, stop it, or give another output_dir"
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign_files(folder: Path) -> None:
     if holds_run(folder):
         foreign = foreign_entries(folder)
         what = "a run, which a new one would move away, and besides it"
         way = "Move these to another place, go on with the run by --resume, or give another output_dir"
     else:
-        # A run that ended before its first checkpoint leaves these, and is not worth a folder of its own.
+        # A run that ended before its first checkpoint leaves these; the new run overwrites them.
         foreign = [] if (folder / "environment.json").is_file() else _would_be_overwritten(folder)
         what = "what a training would overwrite, and is of no run:"
         way = "Move it to another place, or give another output_dir"

@@ -20,7 +20,7 @@ from detection.engine.loop import train
 from detection.engine.resume import load_checkpoint
 from detection.engine.run_folder import check_output_dir, locked, move_aside
 from detection.engine.run_logger import RunLogger, start_logging
-from detection.engine.signals import lasting_console
+from detection.engine.signals import ignore_closed_console
 from detection.engine.trainer import Trainer
 
 log = logging.getLogger("detection")
@@ -48,7 +48,7 @@ def run_session(
     """
     folder = Path(config.output_dir)
     check_output_dir(config, resume)
-    with lasting_console(), distributed.session(config.device) as device, contextlib.ExitStack() as locks:
+    with ignore_closed_console(), distributed.session(config.device) as device, contextlib.ExitStack() as locks:
         start_logging()
         if distributed.is_main():
             locks.enter_context(locked(folder))

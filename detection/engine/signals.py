@@ -1,4 +1,4 @@
-"""How a training is stopped in order."""
+"""Signals that stop a training, and a console that closes while it runs."""
 
 import contextlib
 import logging
@@ -11,8 +11,8 @@ from typing import Any, TextIO, cast
 log = logging.getLogger("detection")
 
 
-class _Lasting:
-    """A stream whose end may go away: what is written after that is lost, and is no error."""
+class _ForgivingStream:
+    """A stream that drops what it cannot write, as after its terminal was closed, without an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -28,7 +28,7 @@ class _Lasting:
         try:
             action()
         except OSError:
-            # What is left in its buffer has to go somewhere, too.
+            # The rest of its buffer has to go somewhere.
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
@@ -37,10 +37,10 @@ class _Lasting:
 
 
 @contextlib.contextmanager
-def lasting_console() -> Iterator[None]:
-    """A terminal that is closed, or a pipe whose reader (`tee`) went with the connection, ends no training."""
+def ignore_closed_console() -> Iterator[None]:
+    """Continue after the terminal was closed, or after the reader of a pipe (`tee`) ended with the connection."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, _Lasting(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast(TextIO, _ForgivingStream(stream)) for stream in before)
     try:
         yield
     finally:
@@ -48,12 +48,10 @@ def lasting_console() -> Iterator[None]:
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM only leave a request, so that no step and no file is cut in the middle.
+    """Ctrl-C and SIGTERM set `requested`, so that they interrupt no optimizer step and no write of a file.
 
-    SIGHUP, which comes when a connection drops and takes the terminal with it, is noted and passed over: the run
-    goes on, and train.log says how.
-
-    They act at once (as KeyboardInterrupt) inside `interruptible`, and when they come a second time.
+    Inside `interruptible`, or when they come a second time, they raise KeyboardInterrupt at once. SIGHUP, which comes
+    when a connection drops with its terminal, only logs a warning: the training continues.
     """
 
     def __init__(self) -> None:
@@ -61,7 +59,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        # Not on Windows; and where nohup has switched it off, it stays off.
+        # Windows has no SIGHUP; under nohup it stays ignored.
         hang_up = getattr(signal, "SIGHUP", None)
         if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
             self._before[hang_up] = signal.signal(hang_up, self._pass_over)
@@ -73,7 +71,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """For long work that leaves nothing half done: raises KeyboardInterrupt on a request, also an earlier one."""
+        """For long work that may be cut anywhere: raises KeyboardInterrupt on a request, also on an earlier one."""
         if self.requested:
             raise KeyboardInterrupt
         self._at_once = True
@@ -83,7 +81,7 @@ class StopSignal:
             self._at_once = False
 
     def _pass_over(self, number: int, frame: object) -> None:
-        log.warning("the terminal has gone; the training goes on, see train.log")
+        log.warning("the terminal was closed; the training continues, see train.log")
 
     def _handle(self, number: int, frame: object) -> None:
         # Not `requested`: that may come from another process of the same training (Trainer.sync_clock_and_stop).

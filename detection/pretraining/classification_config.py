@@ -13,10 +13,10 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 class ClassifierConfig(Section):
     name: str = "ghostnet"
-    """Any backbone that a detector can have, or ghost_resnet56."""
+    """Any backbone of a detector, or ghost_resnet56."""
     width: Annotated[float, Field(gt=0)] = 1.0
     weights: PathText | None = None
-    """To start from: None (random), a file, or "timm"."""
+    """Initial weights: null (random), a file, or "timm"."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     ratio: Positive | None = None
     """ghost_*: s of the paper; null is 2."""
@@ -25,7 +25,7 @@ class ClassifierConfig(Section):
 
 
 class ClassificationAugmentConfig(Section):
-    """Of the training images, by torchvision.transforms.v2; 0 and null switch a part off."""
+    """Augmentation of training images by torchvision.transforms.v2; 0 and null switch a part off."""
 
     random_resized_crop: tuple[Probability, Probability] | None = (0.08, 1.0)
     """Range of the area of the part that is cut out and resized; null: the whole image as in validation."""
@@ -38,7 +38,7 @@ class ClassificationAugmentConfig(Section):
     saturation: Probability = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     rand_augment: Annotated[int, Field(ge=0, le=100)] = 0
-    """Operations an image (arXiv 1909.13719)."""
+    """Operations per image (arXiv 1909.13719)."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     erasing: Probability = 0.0
     mixup: NonNegative = 0.0
@@ -57,22 +57,22 @@ class ClassificationAugmentConfig(Section):
 
 class ImageFoldersConfig(Section):
     format: Literal["imagefolder", "cifar10"] = "imagefolder"
-    """imagefolder: FOLDER/class/image.jpg; cifar10: FOLDER/cifar-10-batches-py/ as it is published."""
+    """imagefolder: FOLDER/class/image.jpg; cifar10: FOLDER/cifar-10-batches-py/ as published."""
     train: PathText
     val: PathText
-    """cifar10: the same folder; its test batch is taken."""
+    """cifar10: the same folder, for its test batch."""
     size: Positive = 224
-    """Side of the square images that the network sees."""
+    """Side of the network's square input in pixels."""
     val_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
-    """In validation the short side is scaled to size / val_crop, and the middle is cut out."""
+    """Validation scales the short side to size / val_crop and crops the center."""
     batch_size: Positive = 256
-    """Images a batch in each process."""
+    """Images per batch in each process."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 8
     augment: ClassificationAugmentConfig = Field(default_factory=ClassificationAugmentConfig)
 
     @model_validator(mode="after")
     def _fits(self) -> "ImageFoldersConfig":
-        # In validation whole images are scaled to this before the middle is cut out.
+        # Validation scales whole images to this size before it crops the center.
         side = round(self.size / self.val_crop)
         if reason := input_too_large(side, side):
             raise ValueError(f"size: {reason}")
@@ -84,19 +84,19 @@ class ClassifierTrainConfig(TrainConfig):
 
 
 class TeacherConfig(Section):
-    """A trained, frozen network whose answers are learned along with the labels (arXiv 1503.02531, 1412.6550)."""
+    """A trained, frozen network to learn from, besides the labels (arXiv 1503.02531, 1412.6550)."""
 
     name: str
     """timm/NAME, torchvision/NAME, or a network of this toolkit."""
     width: Annotated[float, Field(gt=0)] = 1.0
-    """Of this toolkit's networks."""
+    """Width of a network of this toolkit."""
     weights: PathText
-    """A file (a best.pt of tools/pretrain.py, too), or "pretrained" for those that timm or torchvision publish."""
+    """A file (also a best.pt of tools/pretrain.py), or "pretrained" for published weights of timm or torchvision."""
     logits: NonNegative = 1.0
-    """Weight of the cross-entropy against the teacher's softened answer; the teacher must know the same classes."""
+    """Weight of the loss against the teacher's softened logits; the teacher must have the same classes."""
     temperature: Annotated[float, Field(gt=0)] = 4.0
     features: NonNegative = 0.0
-    """Weight of the error with which a 1x1 convolution predicts the teacher's c3, c4, c5 from the network's."""
+    """Weight of the error of 1x1 convolutions that predict the teacher's c3, c4, c5 from the network's."""
 
     @model_validator(mode="after")
     def _teaches(self) -> "TeacherConfig":

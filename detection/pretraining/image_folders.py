@@ -29,7 +29,7 @@ Batch = tuple[Tensor, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class FolderImages:
-    """An ImageFolder's contents. Paths are bytes in an array: a million strings would be copied into each worker."""
+    """Contents of an ImageFolder. Paths are bytes in an array, as a million strings would be copied to each worker."""
 
     root: Path
     classes: tuple[str, ...]
@@ -94,7 +94,7 @@ class ClassificationDataset(Dataset):
         """The sample; raises UserError for an image that cannot be read."""
         image = self.images.read(i)
         seed = int(np.random.SeedSequence([self.seed, epoch, i]).generate_state(1)[0])
-        # torchvision draws from torch's generator, which is the training's own where there are no workers.
+        # torchvision draws from torch's generator, which without workers is also that of the training.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             tensor = self.transform(image)
@@ -160,7 +160,7 @@ def read_cifar10(root: str | Path, split: str) -> CifarImages:
 
 
 def _check_same_classes(train: Images, val: Images) -> None:
-    """Labels are positions in the sorted list of folders: one that is missing in val would shift all after it."""
+    """Raise UserError for different classes: labels are positions in the sorted list of folders."""
     only = [sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train))]
     if any(only):
         parts = [
@@ -214,10 +214,10 @@ def batch_mixing(spec: ClassificationAugmentConfig, num_classes: int) -> v2.Tran
 def build_loaders(
     config: ClassificationConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
 ) -> tuple[TrainBatchSampler, DataLoader, DataLoader]:
-    """Of (images uint8 [N, 3, H, W], list of {label, name}); each process has its share."""
+    """Sampler and loaders of (images uint8 [N, 3, H, W], list of {label, name}); each process loads its part."""
     spec = config.data
     rank, processes = distributed.rank(), distributed.world_size()
-    # All images reach the network in one size.
+    # All images have one size.
     train_sizes, val_sizes = (np.full((len(data), 2), spec.size) for data in (train, val))
     batches = TrainBatchSampler(train_sizes, spec.batch_size, config.seed, rank=rank, world_size=processes)
     val_batches = EvalBatchSampler(val_sizes, spec.batch_size, rank=rank, world_size=processes)
@@ -226,5 +226,5 @@ def build_loaders(
 
 
 def labels_of(targets: list[dict[str, Any]], device: torch.device) -> Tensor:
-    """int64 [N], of a batch."""
+    """Labels of a batch, int64 [N]."""
     return torch.tensor([target["label"] for target in targets], device=device)

@@ -1,4 +1,4 @@
-"""Whether what a pre-training config names is there."""
+"""Check that the files and folders in a pre-training config exist."""
 
 import os
 
@@ -9,7 +9,7 @@ from detection.pretraining.classification_config import ClassificationConfig
 
 
 def check_pretraining_paths(config: ClassificationConfig) -> None:
-    """As `check_source_paths`, of a pre-training. Raises UserError."""
+    """As `check_source_paths`, for pre-training. Raises UserError."""
     for split in ("train", "val"):
         folder = getattr(config.data, split)
         if not os.path.isdir(folder):

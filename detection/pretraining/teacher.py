@@ -1,4 +1,4 @@
-"""A frozen network that another one learns from: its answers, and its maps at strides 8, 16, 32."""
+"""A frozen network whose logits, and feature maps at strides 8, 16, 32, another one learns from."""
 
 import logging
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ LEVELS = {8: "c3", 16: "c4", 32: "c5"}
 
 @dataclass(frozen=True)
 class FeatureTap:
-    """Where a network has its map of one level."""
+    """The module of a network that outputs the feature map of one level."""
 
     module: str
     channels: int
@@ -37,7 +37,7 @@ class FeatureTap:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the teacher says of a batch."""
+    """Output of the teacher for a batch."""
 
     logits: Tensor
     """[N, num_classes]"""
@@ -91,7 +91,7 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
             count = network(torch.zeros(1, 3, size, size, device=device)).shape[1]
         if spec.features:
             taps = find_taps(network)
-    except (RuntimeError, AssertionError, ValueError) as error:  # made for one size of images, as transformers are
+    except (RuntimeError, AssertionError, ValueError) as error:  # transformers, for one, take one image size only
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"teacher: {spec.name} cannot take images of {size} px (data.size): {reason}") from error
     if spec.logits:
@@ -111,7 +111,7 @@ def _timm_network(name: str, weights: str) -> nn.Module:
     if weights == "pretrained":
         try:
             network = timm.create_model(name, pretrained=True)
-        except Exception as error:  # the hub's client raises a dozen kinds; each means "could not be had"
+        except Exception as error:  # the hub's client raises many types of errors
             raise _not_fetched(f"timm/{name}", error) from error
     else:
         state_dict, file = read_weights(weights, f"timm/{name}", 1.0)
@@ -123,14 +123,14 @@ def _timm_network(name: str, weights: str) -> nn.Module:
 
 
 def _torchvision_network(name: str, weights: str) -> nn.Module:
-    """ImageNet's mean and std are those of all its classifiers (`normalize` takes them by itself)."""
+    """A classifier of torchvision. All have ImageNet's mean and std, the default of `normalize`."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
     if weights == "pretrained":
         try:
             return torchvision.models.get_model(name, weights="DEFAULT")
-        except Exception as error:  # of urllib, of hashing, of the file system
+        except Exception as error:  # from urllib, hashing or the file system
             raise _not_fetched(f"torchvision/{name}", error) from error
     state_dict, file = read_weights(weights, f"torchvision/{name}", 1.0)
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -147,7 +147,7 @@ def _not_fetched(name: str, error: Exception) -> WeightsError:
 
 
 def _classes_in(state_dict: Mapping[str, Tensor]) -> int:
-    """Classifiers end in a linear layer: as many classes as the last tensor (its bias or weight) has rows."""
+    """Number of classes: the rows of the last tensor, which is the bias or weight of the last linear layer."""
     *_, last = state_dict.values()
     return int(last.shape[0]) if last.ndim else 0
 
@@ -155,7 +155,7 @@ def _classes_in(state_dict: Mapping[str, Tensor]) -> int:
 def _check_classes(spec: TeacherConfig, count: int, classes: tuple[str, ...]) -> None:
     if count != len(classes):
         raise UserError(
-            f"teacher: {spec.name} tells {count} classes, the data have {len(classes)}: set teacher.logits=0 and "
+            f"teacher: {spec.name} has {count} classes, the data have {len(classes)}: set teacher.logits=0 and "
             "teacher.features=1 to learn its maps alone, or give one that was trained on these classes"
         )
     names = _class_names(spec.weights)
@@ -167,10 +167,10 @@ def _check_classes(spec: TeacherConfig, count: int, classes: tuple[str, ...]) ->
 
 
 def _class_names(weights: str) -> tuple[str, ...] | None:
-    """Of a checkpoint of this toolkit; files of others do not tell."""
+    """Class names in a checkpoint of this toolkit; None for other files."""
     try:
         content = read_torch_file(Path(weights))
-    except (OSError, UnreadableFile):  # none, or of another format
+    except (OSError, UnreadableFile):  # no file, or another format
         return None
     if not isinstance(content, dict) or "format" not in content or not is_classes(content.get("classes")):
         return None
@@ -178,13 +178,13 @@ def _class_names(weights: str) -> tuple[str, ...] | None:
 
 
 def find_taps(network: nn.Module) -> dict[str, FeatureTap]:
-    """level -> the last block of its stride, found by watching an image pass: the rule of all backbones here.
+    """level -> the last block of its stride, found in a forward pass; all backbones here follow this rule.
 
     Left out are parts of a block that leads to the next stride, modules that give maps of several sizes (one ReLU used
     everywhere), and a classifier's last convolution.
     """
     size = 128
-    seen: list[tuple[str, int, int]] = []  # name, stride of input and output, in the order in which modules finish
+    seen: list[tuple[str, int, int]] = []  # name, strides of input and output, in the order of execution
     channels: dict[str, int] = {}
 
     def note(name: str, args: tuple, output: Any) -> None:
@@ -214,7 +214,7 @@ def find_taps(network: nn.Module) -> dict[str, FeatureTap]:
 def logits_and_maps(
     network: nn.Module, images: Tensor, taps: Mapping[str, FeatureTap]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One forward pass of a classifier; what its tapped modules gave last is returned by level."""
+    """One forward pass of a classifier; returns its logits and, by level, the last outputs of its tapped modules."""
     maps: dict[str, Tensor] = {}
     modules = {level: network.get_submodule(tap.module) for level, tap in taps.items()}
     with forward_hooks(modules, lambda level, args, output: maps.update({level: output})):

@@ -101,6 +101,8 @@ def test_a_nan_leaves_the_weights_alone(config):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 @pytest.mark.parametrize("sync_bn", ["false", "true"])
 def test_nccl_on_two_gpus(config, tmp_path, sync_bn):
+    """Gradients through nccl; clock, stop request and predictions through gloo, without a wait for the GPU. The number
+    of all-reduces per step is tested on the CPU (test_processes_wait_for_each_other_once_a_step_at_most)."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "tools/train.py"]
     done = subprocess.run(

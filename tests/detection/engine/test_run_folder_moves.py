@@ -156,7 +156,7 @@ def test_a_first_run_overwrites_no_file_of_the_users(tiny_config, tmp_path, name
     assert contents(tmp_path / "run") == {name: b"mine"}
 
 
-def test_unrelated_files_and_what_a_stopped_start_left_are_no_obstacle(tiny_config, tmp_path):
+def test_foreign_entries_and_what_a_stopped_start_left_are_no_obstacle(tiny_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
     check_output_dir(tiny_config)

@@ -221,7 +221,7 @@ def test_teacher_mistakes(tmp_path, pretrained):
     def build(classes=CLASSES, size=64, **values):
         return build_teacher(teacher_config(**values), classes, size, cpu)
 
-    with pytest.raises(UserError, match=r"tells 7 classes, the data have 3: set teacher\.logits=0"):
+    with pytest.raises(UserError, match=r"has 7 classes, the data have 3: set teacher\.logits=0"):
         build(weights=seven)
     assert set(build(weights=seven, logits=0, features=1).taps) == {"c3", "c4", "c5"}
     with pytest.raises(UserError, match=r"teacher\.weights: weights file .*nowhere\.pth does not exist"):
