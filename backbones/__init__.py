@@ -5,9 +5,9 @@ from backbones.classifier import build_classifier
 from backbones.features import NAMES, build_backbone
 from backbones.ghost import GhostBottleneck, GhostModule, SqueezeExcite
 from backbones.ghost_conv import GhostConv2d
+from backbones.ghost_conversion import GhostReport, ghostify, load_ghosted
 from backbones.ghost_resnet import ghost_resnet50, ghost_resnet56
 from backbones.ghost_vgg import ghost_vgg16
-from backbones.ghostify import GhostReport, ghostify, load_ghosted
 from backbones.ghostnet import GhostNet
 from backbones.ghostnetv2 import GhostNetV2
 from backbones.weights import LoadReport, WeightsError, load_weights, read_weights

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from backbones.redundancy import Pair, Redundancy
+from backbones.feature_redundancy import Pair, Redundancy
 
 TILE = 200
 GAP = 12

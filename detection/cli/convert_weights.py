@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_force()
     args = parser.parse(arguments)
-    from detection.pretraining.convert_weights import accuracy, check_out, convert, name_image, write
+    from detection.pretraining.weight_conversion import accuracy, check_out, convert, name_image, write
 
     if args.out is not None:
         check_out(args.out)

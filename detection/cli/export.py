@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from detection.cli.arguments import ToolParser, existing_file, split_overrides
+from detection.cli.export_options import parse_batch, parse_canvas_size
 from detection.core.extras import WRITERS, require
 
 FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
@@ -40,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
     checkpoint = existing_file(checkpoints[0])
     require(f"--format {args.format}", *WRITERS.get(args.format, ()))
+    batch, size = parse_batch(args.batch), parse_canvas_size(args.size)
 
-    from detection.cli.export_options import parse_batch, parse_canvas_size
     from detection.export.exporter import export_checkpoint
 
     lines = export_checkpoint(
         checkpoint,
         args.format,
         form=args.form,
-        batch=parse_batch(args.batch),
-        size=parse_canvas_size(args.size),
+        batch=batch,
+        size=size,
         out=args.out,
         overrides=overrides,
         force=args.force,

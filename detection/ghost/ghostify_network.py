@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones import build_backbone
 from backbones.classifier import normalize
-from backbones.ghostify import GhostReport
+from backbones.ghost_conversion import GhostReport
 from backbones.ghostify_init import output_errors
 from detection.checkpoint import (
     Classes,

@@ -10,7 +10,7 @@ import torch
 
 from backbones import build_backbone
 from backbones.classifier import normalize
-from backbones.redundancy import Redundancy, default_layer, find_pairs, list_layers, record_feature_maps
+from backbones.feature_redundancy import Redundancy, default_layer, find_pairs, list_layers, record_feature_maps
 from backbones.redundancy_plot import draw_pairs
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, write_output
@@ -38,7 +38,7 @@ def redundancy_report(
     Args:
         network, width, weights: see `build_backbone`.
         images: images, folders or globs. Filters are fitted to `count` of them; the first is drawn.
-        layer: default: `backbones.redundancy.default_layer`.
+        layer: default: `backbones.feature_redundancy.default_layer`.
         size: side in pixels to which images are resized.
         pairs: number of pairs that are drawn and printed; the CSV has all.
         force: overwrite files that this toolkit did not write.

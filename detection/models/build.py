@@ -13,7 +13,7 @@ from detection.models.fpn import BackboneWithFPN
 from detection.models.ghost_pan import BackboneWithPAN
 from detection.models.ghost_recipe import ghostify_detector, load_ghosted_backbone
 from detection.models.ghostdet import GhostDet
-from detection.models.postprocess import PostprocessSpec
+from detection.models.postprocess_spec import PostprocessSpec
 from detection.models.retinanet import build_retinanet
 
 log = logging.getLogger("detection")

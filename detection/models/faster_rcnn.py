@@ -10,7 +10,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from detection.models.fpn import BackboneWithFPN
-from detection.models.postprocess import PostprocessSpec
+from detection.models.postprocess_spec import PostprocessSpec
 from detection.models.transform import NormalizeAndBatch
 
 

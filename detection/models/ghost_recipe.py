@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from backbones import Backbone, WeightsError
-from backbones.ghostify import GhostReport, ghostify
+from backbones.ghost_conversion import GhostReport, ghostify
 from backbones.weights import load_weights, read_weights
 from detection.config import BackboneConfig, GhostifyConfig
 from detection.core.errors import UserError

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from detection.models.ghost_pan import STRIDES, BackboneWithPAN, DepthwiseSeparable
-from detection.models.postprocess import PostprocessSpec, select_detections
+from detection.models.postprocess import select_detections
+from detection.models.postprocess_spec import PostprocessSpec
 from detection.models.task_aligned import aligned_losses, assign, pad_targets
 from detection.models.transform import NormalizeAndBatch
 

@@ -19,7 +19,8 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from detection.models.fpn import BackboneWithFPN
 from detection.models.losses import retina_losses
-from detection.models.postprocess import PostprocessSpec, select_detections
+from detection.models.postprocess import select_detections
+from detection.models.postprocess_spec import PostprocessSpec
 from detection.models.transform import NormalizeAndBatch
 
 Norm = Callable[[int], nn.Module]

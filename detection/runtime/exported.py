@@ -16,7 +16,7 @@ from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
 from detection.core.memory import is_out_of_memory
-from detection.models.postprocess import PostprocessSpec
+from detection.models.postprocess_spec import PostprocessSpec
 from detection.runtime.decode import decode
 from detection.runtime.inference_fn import InferenceFn
 from detection.runtime.metadata import METADATA_KEY, OUTPUTS, Metadata, check_signature, parse_metadata

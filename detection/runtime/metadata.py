@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from detection.core.errors import UserError
 from detection.core.files import shown
-from detection.models.postprocess import PostprocessSpec
+from detection.models.postprocess_spec import PostprocessSpec
 
 METADATA_KEY = "ghostnet_detection"
 """Key of the string of `Metadata.to_json` in a file: in ONNX's metadata_props, in OpenVINO's rt_info, or the name of an

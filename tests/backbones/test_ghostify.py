@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from backbones import GhostModule
 from backbones.ghost_conv import GhostConv2d
-from backbones.ghostify import PREDICTIONS, ghostify, load_ghosted
+from backbones.ghost_conversion import PREDICTIONS, ghostify, load_ghosted
 
 
 def conv(*args, **kwargs):

@@ -10,7 +10,7 @@ from conftest import run_seed
 from torch import nn
 
 from backbones.filter_fitting import fit_filters, pairwise_errors
-from backbones.ghostify import ghostify
+from backbones.ghost_conversion import ghostify
 from backbones.ghostify_init import RelativeError, choose_groups, output_errors, record_outputs
 
 pytestmark = pytest.mark.numeric

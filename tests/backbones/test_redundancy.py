@@ -10,7 +10,7 @@ from conftest import run_seed
 from torch import nn
 
 from backbones import build_backbone
-from backbones.redundancy import default_layer, find_pairs, list_layers, record_feature_maps
+from backbones.feature_redundancy import default_layer, find_pairs, list_layers, record_feature_maps
 from backbones.redundancy_plot import draw_pairs
 
 pytestmark = pytest.mark.numeric

@@ -297,7 +297,7 @@ def test_what_tools_write_into_a_run_is_no_reason_to_refuse_the_next_one(place):
     for _ in range(2):
         assert run("evaluate", "run/best.pt", "device=cpu", "--json", "run/evaluation.json").code == 0
         assert run("evaluate", "run/best.pt", *VAL, "--json", "run/mine.json").code == 0
-        assert run("detect", "run/best.pt", PHOTO, "--out", "run/images", "--device", "cpu").code == 0
+        assert run("detect", "run/best.pt", PHOTO, "--out", "run/detections", "--device", "cpu").code == 0
     assert foreign_entries(place / "run") == []
     (place / "run" / "mine.json").write_bytes(USERS)
     assert foreign_entries(place / "run") == ["mine.json"]

@@ -12,7 +12,7 @@ from conftest import assert_clear_error, run_seed, tiny_raw
 
 from backbones import build_backbone
 from backbones.ghost_conv import GhostConv2d
-from backbones.ghostify import PREDICTIONS, load_ghosted
+from backbones.ghost_conversion import PREDICTIONS, load_ghosted
 from detection import UserError, build_model
 from detection.checkpoint import read_checkpoint
 from detection.config import GhostifyConfig

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from backbones import build_backbone
 from detection.models.ghost_pan import BackboneWithPAN
 from detection.models.ghostdet import GhostDet, boxes_of, points_of
-from detection.models.postprocess import PostprocessSpec
+from detection.models.postprocess_spec import PostprocessSpec
 from detection.models.task_aligned import (
     Assignment,
     aligned_losses,

@@ -14,7 +14,7 @@ from torch import nn
 from backbones import GhostNet, build_backbone
 from detection import Predictor, UserError
 from detection.engine.train_detector import run_training
-from detection.pretraining.convert_weights import accuracy, convert, name_image, write
+from detection.pretraining.weight_conversion import accuracy, convert, name_image, write
 
 
 @pytest.fixture(scope="module")
