@@ -18,7 +18,7 @@ from backbones.weights import first_non_finite
 from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
-from detection.core.files import UNFINISHED, open_regular_file, shown, write_atomically
+from detection.core.files import hard_link, open_regular_file, shown, write_atomically
 
 FORMAT = "ghostnet-detection/1"
 
@@ -88,14 +88,9 @@ def keep_previous(path: Path) -> None:
     """Let `previous.pt` be the checkpoint that is about to be replaced: a second name, no copy."""
     if not path.exists():
         return
-    link = path.with_name(f".previous.pt.{os.getpid()}{UNFINISHED}")
     # File systems without hard links go without it.
     with contextlib.suppress(OSError):
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        os.replace(link, path.with_name("previous.pt"))
-        # Where both are the same file already, as after a kill between this and the save, replacing does nothing.
-        link.unlink(missing_ok=True)
+        hard_link(path, path.with_name("previous.pt"))
 
 
 def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A plain dict against a schema: what is wrong, in the words and places of the user."""
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from detection.core.errors import UserError
+from detection.core.text import closest_match
 
 MOST_MESSAGES = 10
 RENAMED = {
@@ -123,11 +123,13 @@ def _explain(schema: type[BaseModel], key: str, item: Any) -> str:
         else:
             parent, _, name = key.rpartition(".")
             siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-            close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
-            nearest = [f"{parent}.{close[0]}" if parent else close[0]] if close else []
-            nearest = nearest or [k for k in known if k.rpartition(".")[2] == name]
-            nearest = nearest or difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else f"; known here: {', '.join(siblings)}"
+            nearest: str | None
+            if sibling := closest_match(name, siblings, cutoff=0.5):
+                nearest = f"{parent}.{sibling}" if parent else sibling
+            else:
+                elsewhere = (k for k in known if k.rpartition(".")[2] == name)
+                nearest = next(elsewhere, None) or closest_match(key, known)
+            hint = f" (did you mean {nearest!r}?)" if nearest else f"; known here: {', '.join(siblings)}"
         return f"unknown key {key!r}{hint}"
     if item["type"] == "missing":
         return f"key {key!r} is missing"

@@ -1,6 +1,5 @@
 """Reads config files with key=value overrides, and writes them."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from detection.config_check import check, migrate
 from detection.config_overrides import apply_overrides
 from detection.core.errors import UserError
 from detection.core.files import shown, write_atomically
+from detection.core.text import closest_match
 from detection.core.yaml_reader import read_yaml
 
 RUN_FILES = ("last.pt", "best.pt", "metrics.jsonl")
@@ -59,5 +59,5 @@ def _nearest_file(path: Path) -> str:
     if not os.path.isdir(path.parent):
         return ""
     names = [p.name for p in path.parent.glob("*.y*ml")]
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+    match = closest_match(path.name, names)
+    return f" (did you mean {path.parent / match}?)" if match else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detection.core.errors import UserError
-from detection.core.text import aligned, markdown
+from detection.core.text import markdown_table, text_table
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def format_rows(rows: Sequence[CostRow], style: str) -> str:
         )
         for row in rows
     ]
-    return (markdown if style == "markdown" else aligned)(HEADER, cells, left=3)
+    return (markdown_table if style == "markdown" else text_table)(HEADER, cells, left=3)
 
 
 def _number(value: float, decimals: int) -> str:

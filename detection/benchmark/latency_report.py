@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detection.core.errors import UserError
-from detection.core.text import aligned, markdown
+from detection.core.text import markdown_table, text_table
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class LatencyReport:
         if style == "markdown":
             above = [f"* {name}: {value}" for name, value in self.environment.items()]
             below = [f"* {note}" for note in notes]
-            table = markdown(header, cells, left=LEFT)
+            table = markdown_table(header, cells, left=LEFT)
         else:
             width = max(map(len, self.environment), default=0)
             above = [f"{name:<{width}}  {value}" for name, value in self.environment.items()]
             below = notes
-            table = aligned(header, cells, left=LEFT)
+            table = text_table(header, cells, left=LEFT)
         return "\n\n".join(block for block in ("\n".join(above), table, "\n".join(below)) if block)
 
     def _csv(self) -> str:

@@ -1,12 +1,12 @@
 """The settings of `tools/benchmark.py`, checked before slow imports."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from detection.config_io import load_config
 from detection.core.errors import UserError
+from detection.core.text import did_you_mean
 
 DIVISOR = 32
 """Detectors pad images to multiples of this (`NormalizeAndBatch`)."""
@@ -95,6 +95,4 @@ def kind_of(target: str) -> str:
 
 def _known(what: str, name: str, names: Sequence[str]) -> None:
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UserError(f"unknown {what} {name!r}{hint}; known: {', '.join(names)}")
+        raise UserError(f"unknown {what} {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")

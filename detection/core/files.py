@@ -176,18 +176,23 @@ def second_name(path: Path, name: Path) -> None:
     Raises:
         UserError: there is no room for a copy, where one is needed.
     """
-    link = name.with_name(f".{name.name}.{os.getpid()}{UNFINISHED}")
     try:
-        link.unlink(missing_ok=True)
         try:
-            os.link(path, link)
+            hard_link(path, name)
         except OSError:  # a file system without hard links
-            shutil.copyfile(path, link)
-        os.replace(link, name)
-        # Where both are the same file already, replacing does nothing.
-        link.unlink(missing_ok=True)
+            hard_link(path, name, make=shutil.copyfile)
     except OSError as error:
         raise UserError(f"{name} could not be written: {_reason_and_hint(error)}") from error
+
+
+def hard_link(path: Path, name: Path, make: Callable[[Path, Path], Any] = os.link) -> None:
+    """Replace `name` atomically by a hard link to `path`. Raises OSError, also where the file system has none."""
+    link = name.with_name(f".{name.name}.{os.getpid()}{UNFINISHED}")
+    link.unlink(missing_ok=True)
+    make(path, link)
+    os.replace(link, name)
+    # Where both are the same file already, replacing does nothing.
+    link.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, name: str) -> None:

@@ -1,5 +1,6 @@
 """The one progress bar: a bar on a terminal, plain lines (one in ten seconds at most) in a log file."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -40,14 +41,17 @@ def progress_bar(
     *,
     unit: str = "it",
     bar: str | None = None,
-    disable: bool = False,
     initial: float = 0,
 ) -> tqdm:
-    """A tqdm over `iterable`, or to be updated by hand, that shows how much is done and how long the rest takes.
+    """A tqdm over `iterable`, or one to be updated by hand, that shows how much is done and how long the rest takes.
+
+    Of several processes under torchrun, only the main one shows it.
 
     Args:
         bar: tqdm's bar_format on a terminal; None is tqdm's own.
     """
+    # torchrun's variable, as torch.distributed would import torch into tools that do without it.
+    disable = os.environ.get("RANK", "0") != "0"
     common: dict[str, Any] = {
         "desc": description, "total": total, "unit": unit, "disable": disable, "initial": initial, "file": sys.stderr,
     }  # fmt: skip

@@ -1,9 +1,21 @@
-"""Tables as text."""
+"""Tables as text, and hints at what a misspelt name may mean."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
-def aligned(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:
+def closest_match(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice that is most similar to `name`; None where the similarity (0 to 1) of all is below `cutoff`."""
+    return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """ " (did you mean 'x'?)" for an error message; "" where no choice is similar."""
+    match = closest_match(name, choices, cutoff)
+    return f" (did you mean {match!r}?)" if match else ""
+
+
+def text_table(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:
     """A table in plain text; the first `left` columns are aligned to the left, all others to the right."""
     widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
     lines = []
@@ -14,7 +26,7 @@ def aligned(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) ->
     return "\n".join(lines)
 
 
-def markdown(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:
+def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:
     """A Markdown table; the first `left` columns are aligned to the left, all others to the right."""
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *cells))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from detection.core.boxes import clip_boxes, xywh_to_xyxy
 from detection.core.errors import UserError
 from detection.data.columns import ColumnFile, map_columns
 
@@ -85,7 +86,7 @@ class Annotations:
     def training_boxes(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [b, 4] xyxy, clipped to the image, and labels int64 [b]; no crowd, none degenerate."""
         rows = slice(self.offsets[i], self.offsets[i + 1])
-        boxes = _clip(self.boxes[rows], self.sizes[i])
+        boxes = clip_boxes(xywh_to_xyxy(self.boxes[rows]), self.sizes[i])
         keep = ~self.crowd[rows] & _large_enough(boxes)
         return boxes[keep].astype(np.float32), self.labels[rows][keep]
 
@@ -109,8 +110,8 @@ class Annotations:
     def report(self) -> str:
         """One line for the log: counts, and what training will clip or drop (the first five dropped named)."""
         image_of_box = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        clipped = _clip(self.boxes, self.sizes[image_of_box])
-        xyxy = _xyxy(self.boxes)
+        xyxy = xywh_to_xyxy(self.boxes)
+        clipped = clip_boxes(xyxy, self.sizes[image_of_box])
         bad = ~_large_enough(clipped) & ~self.crowd
         outside = (np.abs(clipped - xyxy).max(axis=1, initial=0) > 0.5) & ~bad & ~self.crowd
         empty = int((np.diff(self.offsets) == 0).sum())
@@ -159,16 +160,6 @@ class Annotations:
                 {"id": int(i), "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
-
-
-def _xyxy(xywh: np.ndarray) -> np.ndarray:
-    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-
-
-def _clip(xywh: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """xywh [m, 4] -> xyxy clipped to width and height ([2] or [m, 2])."""
-    limit = np.concatenate([sizes, sizes], axis=-1)
-    return np.clip(_xyxy(xywh), 0, limit)
 
 
 def _large_enough(xyxy: np.ndarray) -> np.ndarray:

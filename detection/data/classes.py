@@ -1,12 +1,12 @@
 """Which classes a detector learns: all of the data's, some of them, or several taken as one (`data.classes`)."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from detection.core.errors import UserError
+from detection.core.text import did_you_mean
 from detection.data.annotations import Annotations
 
 ClassSelection = Sequence[str] | Mapping[str, Sequence[str]]
@@ -36,8 +36,7 @@ def choose_classes(index: Annotations, chosen: ClassSelection | None, *, lenient
             if name in group_of:
                 raise UserError(f"data.classes: {name!r} is in {group_of[name]!r} and in {new!r}; it can be in one")
             if name not in index.class_names and not lenient:
-                close = difflib.get_close_matches(name, index.class_names, n=1, cutoff=0.5)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                hint = did_you_mean(name, index.class_names, cutoff=0.5)
                 shown = ", ".join(index.class_names[:20]) + (", …" if len(index.class_names) > 20 else "")
                 raise UserError(f"data.classes: {index.source} has no class {name!r}{hint}; it has {shown}")
             group_of[name] = new

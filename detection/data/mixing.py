@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from detection.core.boxes import box_area
 from detection.data.transforms import FILL, AugmentedSample
 
 
@@ -97,7 +98,7 @@ def _cut(
     x1, y1, x2, y2 = frame
     cut = np.stack([boxes[:, 0::2].clip(x1, x2), boxes[:, 1::2].clip(y1, y2)], axis=2).reshape(-1, 4)
     sides = cut[:, 2:] - cut[:, :2]
-    keep = (sides >= 1).all(axis=1) & (_area(cut) >= min_visibility * _area(boxes))
+    keep = (sides >= 1).all(axis=1) & (box_area(cut) >= min_visibility * box_area(boxes))
     return cut.astype(np.float32), keep
 
 
@@ -105,8 +106,4 @@ def _share_covered(boxes: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Of each box's area, the share that `place` would hide."""
     inner = np.concatenate([np.maximum(boxes[:, :2], place[:2]), np.minimum(boxes[:, 2:], place[2:])], axis=1)
     sides = (inner[:, 2:] - inner[:, :2]).clip(0)
-    return sides.prod(axis=1) / np.maximum(_area(boxes), 1e-6)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return sides.prod(axis=1) / np.maximum(box_area(boxes), 1e-6)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from detection.core.boxes import clip_boxes, xywh_to_xyxy
 from detection.doctor.box_format import BoxFormat, detect_box_format, to_xywh
 from detection.doctor.box_pairs import intersection_areas, pairs_in_images
 from detection.doctor.entries import Entries
@@ -66,8 +67,7 @@ def image_sizes_of_boxes(entries: Entries) -> np.ndarray:
 
 def clip_to_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Convert boxes [m, 4] from xywh to xyxy and clip them to image sizes [m, 2]."""
-    limit = np.concatenate([sizes, sizes], axis=1)
-    return np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), 0, limit)
+    return clip_boxes(xywh_to_xyxy(boxes), sizes)
 
 
 def degenerate_mask(entries: Entries) -> np.ndarray:

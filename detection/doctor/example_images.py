@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from detection.core.boxes import xywh_to_xyxy
 from detection.core.errors import UserError
 from detection.core.files import read_file
 from detection.core.html import Album
@@ -155,10 +156,6 @@ def downscale(image: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     width, height = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(small), np.array([width, height] * 2) / np.maximum(1, np.concatenate([size, size]))
-
-
-def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _boxes_by_image(entries: Entries, rows: Sequence[int]) -> dict[int, list[int]]:

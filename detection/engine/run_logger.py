@@ -61,7 +61,6 @@ class RunLogger:
             total=1.0,
             initial=fraction,
             bar="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} done, {remaining} left{postfix}",
-            disable=not distributed.is_main(),
         ) as self.bar:
             yield
         self.bar = None

@@ -18,6 +18,7 @@ from detection.core.errors import UserError, shorten
 from detection.core.extras import BACKENDS, require
 from detection.core.files import read_file
 from detection.core.outputs import write_output
+from detection.core.text import text_table
 from detection.data.annotations import Annotations
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -40,13 +41,10 @@ class Evaluation:
 
     def table(self) -> str:
         """Both as text for the console."""
-        rows = [
-            "  ".join(f"{name} {_text(value)}" for name, value in list(self.numbers.items())[i : i + 6]) for i in (0, 6)
-        ]
-        width = max([5, *(len(name) for name, *_ in self.per_class)])
-        rows += ["", f"{'class':<{width}}     AP   AP50   boxes"]
-        rows += [f"{n:<{width}}  {_text(ap)}  {_text(ap50)}  {boxes:6d}" for n, ap, ap50, boxes in self.per_class]
-        return "\n".join(rows)
+        metrics = [f"{name} {_text(value):>5}" for name, value in self.numbers.items()]
+        lines = ["  ".join(metrics[:6]), "  ".join(metrics[6:])]
+        cells = [(name, _text(ap), _text(ap50), str(boxes)) for name, ap, ap50, boxes in self.per_class]
+        return "\n".join([*lines, "", text_table(("class", "AP", "AP50", "boxes"), cells, left=1)])
 
     def to_json(self) -> dict[str, Any]:
         """NaN becomes null, which JSON has."""
@@ -225,4 +223,4 @@ def _nan(value: float) -> float:
 
 
 def _text(value: float) -> str:
-    return "  n/a" if math.isnan(value) else f"{value:.3f}"
+    return "n/a" if math.isnan(value) else f"{value:.3f}"

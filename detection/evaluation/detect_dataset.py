@@ -65,7 +65,7 @@ def detect_batches(
     training = model.training
     model.eval()
     # Of several processes the first one tells how far its share is; theirs are as large.
-    bar = progress_bar(iterate(loader), "evaluate", len(loader), disable=not distributed.is_main())
+    bar = progress_bar(iterate(loader), "evaluate", len(loader))
     for images, targets in bar:
         results: list[Result] = []
         detections = predict_batch(model, images, device, amp)

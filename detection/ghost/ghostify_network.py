@@ -27,6 +27,7 @@ from detection.config_io import load_config
 from detection.core.device import pick_device
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, note_output, write_output
+from detection.core.text import text_table
 from detection.data.transforms import to_tensor
 from detection.inference.sample_images import read_images, sample_image_paths
 from detection.models.build import build_model
@@ -193,16 +194,14 @@ def _error_table(
     held_out: int,
 ) -> str:
     on = f"on {held_out} images that were held out from the fit" if held_out else "on the images of the fit"
-    width = max(len(layer) for layer in [*layers, "mean of layers", "network output"])
+    cells = [(layer, random[0][layer], fitted[0][layer]) for layer in layers]
+    means = [sum(errors[0].values()) / len(layers) for errors in (random, fitted)]
+    cells += [("mean of layers", means[0], means[1]), ("network output", random[1], fitted[1])]
     rows = [
         f"error against the original: squared difference / variance; 0 is equal, 1 is the error of a constant.\n"
         f"Fitted to {used} images, measured {on}. Each layer gets the input of the original.",
-        f"{'layer':<{width}}  {'random':>8}  {'fitted':>8}",
+        text_table(("layer", "random", "fitted"), [(n, f"{a:.3f}", f"{b:.3f}") for n, a, b in cells], left=1),
     ]
-    rows += [f"{layer:<{width}}  {random[0][layer]:>8.3f}  {fitted[0][layer]:>8.3f}" for layer in layers]
-    means = [sum(errors[0].values()) / len(layers) for errors in (random, fitted)]
-    rows.append(f"{'mean of layers':<{width}}  {means[0]:>8.3f}  {means[1]:>8.3f}")
-    rows.append(f"{'network output':<{width}}  {random[1]:>8.3f}  {fitted[1]:>8.3f}")
     return "\n".join(rows)
 
 

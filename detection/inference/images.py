@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detection.core import distributed
 from detection.core.crash_report import keep_trace
 from detection.core.errors import UserError
 from detection.core.interrupts import interrupts_at_checks
@@ -104,8 +103,7 @@ def detect_images(
     def fail(item: Item, error: Exception) -> None:
         summary.failed.append(str(error) if isinstance(error, UserError) else _describe_error(item, error))
 
-    # With several processes the first one shows the progress of its share.
-    bar = progress_bar(None, "images", len(items), unit="image", disable=not distributed.is_main())
+    bar = progress_bar(None, "images", len(items), unit="image")
     num_streams = predictor.num_streams
     with (
         interrupts_at_checks() as check,

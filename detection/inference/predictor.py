@@ -1,6 +1,5 @@
 """`Predictor`: detects objects in images with a checkpoint or an exported file."""
 
-import difflib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from detection.core.device import pick_device
 from detection.core.errors import UserError
+from detection.core.text import did_you_mean
 from detection.data.image_io import decode_image, read_image
 from detection.data.transforms import resize, to_original, to_tensor
 from detection.runtime.pytorch import load_detector, predict_batch
@@ -145,8 +145,7 @@ class Predictor:
     def _label(self, name: str) -> int:
         if name in self.classes.names:
             return self.classes.names.index(name) + 1
-        close = difflib.get_close_matches(name, self.classes.names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(name, self.classes.names)
         raise UserError(f"unknown class {name!r}{hint}; classes of this model: {', '.join(self.classes.names)}")
 
 

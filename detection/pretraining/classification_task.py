@@ -211,7 +211,7 @@ def measure_accuracy(
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
-    bar = progress_bar(iterate(loader), "evaluate", len(loader), disable=not distributed.is_main())
+    bar = progress_bar(iterate(loader), "evaluate", len(loader))
     for images, targets in bar:
         labels = labels_of(targets, device)
         with autocast(device, amp):

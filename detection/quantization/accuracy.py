@@ -13,7 +13,7 @@ from detection.config import DetectionConfig
 from detection.core.device import cpu_fields, processor_name
 from detection.core.interleave import interleave
 from detection.core.progress import progress_bar
-from detection.core.text import markdown
+from detection.core.text import markdown_table
 from detection.data.dataset import DetectionDataset
 from detection.data.load_split import read_split
 from detection.evaluation.coco_evaluator import Evaluation, evaluate_results
@@ -107,7 +107,7 @@ def format_report(rows: Sequence[Row], images: int, shape: Sequence[int], thread
             )
         )
     lines = [
-        markdown(HEADER, cells, left=1),
+        markdown_table(HEADER, cells, left=1),
         "",
         f"AP on {images} images of data.val. Time: median of batches of {shape[0]} on a canvas of "
         f"{shape[1]}x{shape[2]}, {threads} thread{'s' if threads > 1 else ''}, the files in turns.",

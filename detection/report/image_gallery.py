@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detection.core.boxes import xywh_to_xyxy
 from detection.core.errors import UserError
 from detection.core.html import Album
 from detection.data.image_io import read_image
@@ -67,7 +68,7 @@ def add_false_positives(album: Album, analysis: Analysis, read: ImageReader, cou
         crop, shift, scale = _crop(image, matches.box[d])
         for box in _object_boxes(analysis, i):
             _draw_outlined_box(crop, (box - shift) * scale, GREEN)
-        _draw_outlined_box(crop, (_xyxy(matches.box[d]) - shift) * scale, RED)
+        _draw_outlined_box(crop, (xywh_to_xyxy(matches.box[d]) - shift) * scale, RED)
         if not album.add(crop, caption, max_side=2 * CROP_SIDE):
             return
 
@@ -100,10 +101,10 @@ def add_missed(album: Album, analysis: Analysis, read: ImageReader, count: int) 
         elif error >= 0:
             predicted = index.class_names[matches.label[error] - 1]
             reason = f"{KINDS[analysis.breakdown.kind[error]]}: {predicted} {matches.score[error]:.2f}"
-            _draw_outlined_box(crop, (_xyxy(matches.box[error]) - shift) * scale, RED)
+            _draw_outlined_box(crop, (xywh_to_xyxy(matches.box[error]) - shift) * scale, RED)
         else:
             reason = "no detection at any score"
-        _draw_outlined_box(crop, (_xyxy(index.boxes[row]) - shift) * scale, ORANGE)
+        _draw_outlined_box(crop, (xywh_to_xyxy(index.boxes[row]) - shift) * scale, ORANGE)
         if not album.add(crop, f"{name}: {reason} · {index.file_names[i]}", max_side=2 * CROP_SIDE):
             return
 
@@ -175,7 +176,7 @@ def _draw(
     colors: Sequence[Any],
     scores: np.ndarray | None = None,
 ) -> None:
-    boxes = _xyxy(xywh) * (canvas.shape[1] / image.shape[1])
+    boxes = xywh_to_xyxy(xywh) * (canvas.shape[1] / image.shape[1])
     found = {"boxes": boxes, "labels": labels, "names": [names[label - 1] for label in labels], "colors": colors}
     draw_on(canvas, found if scores is None else found | {"scores": scores})
 
@@ -208,7 +209,7 @@ def _object_boxes(analysis: Analysis, i: int) -> np.ndarray:
     """Boxes xyxy [g, 4] of the objects in image i, without crowd regions."""
     index = analysis.matches.index
     rows = slice(index.offsets[i], index.offsets[i + 1])
-    return _xyxy(index.boxes[rows][~index.crowd[rows]])
+    return xywh_to_xyxy(index.boxes[rows][~index.crowd[rows]])
 
 
 def _crop(image: np.ndarray, xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -239,7 +240,3 @@ def _draw_outlined_box(canvas: np.ndarray, xyxy: np.ndarray, color: tuple[int, i
     x1, y1, x2, y2 = (round(float(np.clip(v, -1e4, 1e4))) for v in xyxy)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), (0, 0, 0), 5)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, 3)
-
-
-def _xyxy(xywh: np.ndarray) -> np.ndarray:
-    return np.concatenate([xywh[..., :2], xywh[..., :2] + xywh[..., 2:]], axis=-1)

@@ -21,7 +21,7 @@ from detection.cli.arguments import ToolParser, existing_file
 from detection.cli.run_tool import run_tool
 from detection.core.errors import UserError
 from detection.core.files import read_file, write_atomically
-from detection.core.text import markdown
+from detection.core.text import markdown_table
 
 EXAMPLE = """\
 example:
@@ -137,7 +137,7 @@ def table_names(text: str, file: str) -> list[str]:
 def _detectors(configs: Sequence[str]) -> str:
     cells = [_detector(config, size) for size in ((320, 320), (800, 1333)) for config in configs]
     header = ("input", "config", "parameters (M)", "backbone (GMAC)", "neck", "head", "total")
-    return markdown((*header, "backbone's share", "memory (MB)"), cells, left=2)
+    return markdown_table((*header, "backbone's share", "memory (MB)"), cells, left=2)
 
 
 @cache
@@ -156,7 +156,7 @@ def _detector(config: str, size: tuple[int, int]) -> tuple[str, ...]:
 
 def _comparison(rows: Sequence[Comparison]) -> str:
     header = ("network", "input", "parameters (M)", "paper", "difference", "multiply-adds (M)", "paper", "difference")
-    return markdown(header, [_compare(*row) for row in rows], left=1)
+    return markdown_table(header, [_compare(*row) for row in rows], left=1)
 
 
 def _compare(name: str, build: Callable[[], nn.Module], side: int, parameters: str, macs: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from detection.core.errors import UserError
 from detection.core.files import make_folder
+from detection.core.text import text_table
 from detection.data.annotations import Annotations
 from detection.data.classes import ClassSelection, choose_classes, with_class_names
 from detection.data.formats import coco, voc, yolo
@@ -128,17 +129,14 @@ def _splits(path: Path, kind: str) -> dict[str, tuple[Path, str | None]]:
 def _table(parts: dict[str, Annotations]) -> str:
     """Images of each class in each part."""
     names = next(iter(parts.values())).class_names
-    width = max([len("images with"), *map(len, names)])
     counts = {}
     for split, index in parts.items():
         image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
         pairs = np.unique(np.stack([image_of_box, index.labels]), axis=1)
         counts[split] = np.bincount(pairs[1], minlength=len(names) + 1)
-    lines = ["".join([f"{'images with':<{width}}", *(f"{split:>8}" for split in parts)])]
-    for label, name in enumerate(names, 1):
-        lines.append("".join([f"{name:<{width}}", *(f"{counts[split][label]:>8}" for split in parts)]))
-    empty = [int((np.diff(index.offsets) == 0).sum()) for index in parts.values()]
-    return "\n".join([*lines, "".join([f"{'no box':<{width}}", *(f"{count:>8}" for count in empty)])])
+    cells = [(name, *(str(counts[split][label]) for split in parts)) for label, name in enumerate(names, 1)]
+    cells.append(("no box", *(str((np.diff(index.offsets) == 0).sum()) for index in parts.values())))
+    return text_table(("images with", *parts), cells, left=1)
 
 
 def _keys(parts: dict[str, Annotations], to: str, out: Path, images: str) -> list[str]:

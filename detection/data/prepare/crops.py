@@ -12,6 +12,7 @@ import numpy as np
 from detection.core.errors import UserError
 from detection.core.files import file_digest
 from detection.core.progress import progress_bar
+from detection.core.text import text_table
 from detection.data.annotations import Annotations
 from detection.data.formats.detect_format import read_annotations
 from detection.data.image_io import read_image, write_jpeg
@@ -46,10 +47,10 @@ class CropReport:
     repeated_images: int
 
     def __str__(self) -> str:
-        width = max(map(len, self.kept))
-        lines = [f"{name:<{width}} {train:>6} {val:>6}" for name, (train, val) in sorted(self.kept.items())]
         train, val = (sum(counts[i] for counts in self.kept.values()) for i in (0, 1))
-        text = [f"{'class':<{width}} {'train':>6} {'val':>6}", *lines, f"{'all':<{width}} {train:>6} {val:>6}"]
+        rows = [*sorted(self.kept.items()), ("all", (train, val))]
+        cells = [(name, *map(str, counts)) for name, counts in rows]
+        text = [text_table(("class", "train", "val"), cells, left=1)]
         if self.dropped:
             text.append(
                 f"{len(self.dropped)} classes with too few objects left out ({sum(self.dropped.values())} objects)"
