@@ -5,9 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from detection.config_check import check
-from detection.config_overrides import apply_overrides
-from detection.config_paths import PathText
+from detection.config_check import PathText, apply_overrides, check
 from detection.core.limits import input_too_large
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -27,27 +25,27 @@ class BackboneConfig(Section):
     weights: PathText | None = None
     """None (random), a file (.pth, .safetensors, PaddleClas's .pdparams, MindCV's .ckpt), "timm", or "torchvision"."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
-    """Of pretrained layers only: 0 none, 1 up to c2, … 4 all. Ignored, and said so, without weights."""
+    """Pretrained layers that are not trained: 0 none, 1 up to c2, … 4 all. Ignored, with a warning, without weights."""
     freeze_bn: bool = False
 
 
 class GhostifyConfig(Section):
     """Which convolutions of the detector become ghost modules, see `backbones.ghostify`.
 
-    The first one, squeeze-and-excite gates and what would not get cheaper are always kept.
+    The first convolution, squeeze-and-excite gates and layers that would not get cheaper are always kept.
     """
 
     parts: Annotated[list[Literal["backbone", "neck", "head"]], Field(min_length=1)] = ["backbone", "neck", "head"]
     ratio: Annotated[int, Field(ge=2, lt=2**31)] = 2
-    """s in the paper: one map in so many is computed by convolution, the others by cheap filters."""
+    """s in the paper: a convolution computes 1/s of the feature maps, cheap filters compute the others."""
     kernel_size: Literal[1, 3, 5, 7] = 3
-    """d in the paper, of the cheap depthwise filters."""
+    """d in the paper: the size of the cheap depthwise filters."""
     min_channels: Positive = 16
     """Convolutions with fewer output channels are kept."""
     include: list[str] = ["*"]
     """Patterns of names in the detector, like "*layer3.*" or "head.*"."""
     exclude: list[str] = ["*cls_logits", "*bbox_reg", "*bbox_pred"]
-    """By default the last layers of the head, whose outputs are answers and not feature maps."""
+    """By default the last layers of the head, whose outputs are predictions and not feature maps."""
 
 
 class ModelConfig(Section):
@@ -58,69 +56,69 @@ class ModelConfig(Section):
     """RetinaNet: width of the towers. Faster R-CNN: width of the two fully connected layers."""
     head_depth: Positive = 4
     head_norm: Literal["none", "group", "batch"] = "none"
-    """RetinaNet's towers. batch: statistics of each level's own; learns fastest from scratch."""
+    """RetinaNet's towers. batch: separate statistics for each level; learns fastest from scratch."""
     head_groups: Positive = 32
-    """GroupNorm's groups, for head_norm: group. Few channels a group make it normalise each image by itself."""
+    """Groups of GroupNorm, for head_norm: group."""
     box_loss: Literal["l1", "giou"] = "l1"
     box_loss_weight: Annotated[float, Field(gt=0)] = 1.0
-    """RetinaNet: of the box loss against the classification loss."""
+    """Weight of the box loss relative to the classification loss (RetinaNet, GhostDet)."""
     anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
     """Anchor side in pixels of the resized image, one for each of the five levels."""
     ghostify: GhostifyConfig | None = None
-    """Ghost modules in place of convolutions. With "backbone" in its parts, backbone.weights are those of the ghosted
-    backbone, which tools/ghostify.py makes of the plain one's."""
+    """Replace convolutions by ghost modules. If `parts` has "backbone", backbone.weights must be weights of the
+    ghosted backbone, which tools/ghostify.py computes from those of the plain one."""
 
 
 def _names_of_classes(value: Any) -> Any:
-    """One message in place of one for each kind that it could be."""
+    """Checked here, so that there is one error message instead of one for each type of the union."""
     lists = value.values() if isinstance(value, dict) else [value]
     if value is not None and not (
         value and all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in lists)
     ):
         raise ValueError(
-            "expected are names, like [car, bus], or new names with theirs, like {vehicle: [car, bus]}; "
+            "expected: names, like [car, bus], or groups of names, like {vehicle: [car, bus]}; "
             'names that look like numbers need quotes: ["10"]'
         )
     return value
 
 
 class SourceConfig(Section):
-    """One split of a data set, see docs/data.md.
+    """One split of a dataset, see docs/data.md.
 
-    An override of `annotations` puts the other keys, which describe the same data, back to their defaults, unless they
-    are overridden, too.
+    An override of `annotations` resets the other keys, which describe the same data, to their defaults, unless they
+    are overridden too.
     """
 
     annotations: PathText
     """COCO: the JSON file. VOC: its folder, an image set, or a folder of XML files. YOLO: data.yaml."""
     images: PathText | None = None
-    """The images' folder; null is where the format has it: images/ beside a JSON file, JPEGImages/, …"""
+    """The folder of the images; null: the format's usual place (images/ beside a JSON file, JPEGImages/, …)."""
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
     split: str | None = None
-    """Of a VOC folder or data.yaml: train, val or test; null is that of the key (data.train, data.val)."""
+    """For a VOC folder or data.yaml: train, val or test; null: as the key says (data.train, data.val)."""
 
 
 class AugmentConfig(Section):
-    """Chances and ranges of the training augmentation; 0 and [1, 1] switch a part off."""
+    """Probabilities and ranges of the training augmentation; 0 and [1, 1] switch a part off."""
 
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.0
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 1.0]
-    """Zoom range; above 1 crops, below 1 pads."""
+    """Range of the zoom factor; above 1 crops, below 1 pads."""
     crop: Probability = 0.0
-    """Chance of cutting out a random part that keeps every box."""
+    """Probability of a random crop that keeps every box."""
     brightness: Probability = 0.0
     contrast: Probability = 0.0
     saturation: Probability = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     min_visibility: Probability = 0.25
-    """A box of which less than this share is left in the image is dropped."""
+    """A box is dropped if less than this share of its area is left in the image."""
     mosaic: Probability = 0.0
-    """Four images in one."""
+    """Probability of a mosaic of four images."""
     mixup: Probability = 0.0
-    """Two images shown through each other."""
+    """Probability of blending with another image."""
     copy_paste: Probability = 0.0
-    """Boxes of another image pasted in, as rectangles."""
+    """Probability of pasting boxes of another image, as rectangles."""
     no_mixing_last: Probability = 0.1
     """The last share of the training, without mosaic, mixup and copy_paste."""
 
@@ -136,7 +134,7 @@ class DataConfig(Section):
     train: SourceConfig
     val: SourceConfig
     classes: Annotated[list[str] | dict[str, list[str]] | None, BeforeValidator(_names_of_classes)] = None
-    """Only these of the data's classes; or new ones made of several, like {vehicle: [car, bus]}; null is all."""
+    """Use only these classes of the data, or merge classes, like {vehicle: [car, bus]}; null: all classes."""
     batch_size: Positive = 16
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     short_side: Positive = 800
@@ -144,14 +142,14 @@ class DataConfig(Section):
     long_side: Positive = 1333
     """… unless the long side would exceed this many."""
     multi_scale: list[Positive] = []
-    """Short sides from which each training batch draws one; the long side changes in proportion. [] is off."""
+    """Each training batch draws one of these short sides; the long side changes in proportion. [] is off."""
     progressive: list[tuple[Annotated[float, Field(gt=0, lt=1)], Positive]] = []
-    """Pairs of a share of the training and the short side up to there: [[0.5, 192], [0.75, 256]] begins with small
-    images, which take less time, and ends with whole ones. The long side changes in proportion. [] is off."""
+    """Pairs of (share of the training, short side until then): [[0.5, 192], [0.75, 256]] begins with small images,
+    which take less time, and ends with the full size. The long side changes in proportion. [] is off."""
     group_by_aspect: bool = True
-    """Batches hold either landscape or portrait images, so that less is padded."""
+    """Batches hold either landscape or portrait images, which need less padding."""
     max_bad_images: Count = 10
-    """Unreadable training images that are passed over before the training ends with an error."""
+    """Unreadable training images that are skipped; the training ends with an error when there are more."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
     @model_validator(mode="after")
@@ -168,11 +166,11 @@ class DataConfig(Section):
         if any(side > self.short_side for _, side in self.progressive):
             raise ValueError(f"progressive sides must not be above short_side ({self.short_side})")
         if self.progressive and self.multi_scale:
-            raise ValueError("progressive and multi_scale both say how large images are; leave one of them out")
+            raise ValueError("progressive and multi_scale both set the size of images; leave one of them out")
         return self
 
     def side_at(self, done: float) -> int | None:
-        """The short side of training images when this share of the training is done; None: the config's own."""
+        """The short side of training images after the share `done` of the training; None: `short_side`."""
         return next((side for until, side in self.progressive if done < until), None)
 
 
@@ -184,15 +182,15 @@ class OptimConfig(Section):
     momentum: Probability = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norms: bool = True
-    """Weight decay also on batch norms and biases; classification recipes often spare them."""
+    """Apply weight decay to batch norms and biases too; classification recipes often do not."""
     backbone_lr: Annotated[float, Field(gt=0)] = 1.0
-    """lr of the backbone in multiples of the rest's; below 1 spares pretrained layers."""
+    """Factor on the lr of the backbone; below 1 changes pretrained layers less."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each backbone stage learns at this multiple of the next deeper one's lr (arXiv 2106.08254)."""
+    """The lr of each backbone stage is that of the next deeper stage times this factor (arXiv 2106.08254)."""
     schedule: Literal["step", "cosine", "onecycle"] = "step"
-    """onecycle: up from 1/25 of lr in the first 30 %, then down to nothing; warmup_steps plays no part."""
+    """onecycle: up from 1/25 of lr in the first 30 %, then down to zero; warmup_steps is ignored."""
     milestones: list[Probability] = [8 / 12, 11 / 12]
-    """step: the shares of the training at which lr is divided by ten."""
+    """step: shares of the training after which lr is divided by ten."""
     warmup_steps: Count = 500
     warmup_factor: Probability = 0.001
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
@@ -201,35 +199,35 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     epochs: Positive = 12
     minutes: Annotated[float, Field(gt=0, lt=1e8)] | None = None
-    """A time budget in place of `epochs`, evaluations included; the schedule runs over it."""
+    """A time budget that replaces `epochs`; it includes evaluations, and the schedule follows it."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = True
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the averaged weights that are evaluated; 0 is off."""
+    """Decay per step of the exponential moving average of the weights, which is evaluated; 0 is off."""
     accumulate: Positive = 1
     eval_every: Positive = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    """Evaluate every so many epochs, and after the last one."""
     patience: Positive | None = None
-    """End early after this many evaluations without a new best; null never does."""
+    """Stop early after this many evaluations without a new best; null: never."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What to do about a loss that is NaN or infinite: end with an error, or leave the step out and go on."""
+    """If the loss is NaN or infinite: stop with an error, or skip the step."""
     max_skipped_steps: Positive = 10
-    """non_finite=skip: more than this many are an error."""
+    """non_finite=skip: the training ends with an error when more steps are skipped."""
     sync_bn: bool = False
-    """Several GPUs: batch norms see the images of all of them."""
+    """With several GPUs: compute the statistics of batch norms over all of them."""
     compile: bool = False
-    """torch.compile of the network: a minute or more at the start, faster steps afterwards."""
+    """Use torch.compile: the start takes a minute or more, the steps are faster."""
     deterministic: bool = False
-    """Only algorithms that give the same bits each time, on CUDA too, where they are slower."""
+    """Use only deterministic algorithms; on CUDA they are slower."""
     wandb: str | None = None
     """Weights & Biases project to log to as well (extra wandb)."""
 
 
 class DetectorTrainConfig(TrainConfig):
     cache: Literal["off", "ram", "disk"] = "off"
-    """Keep images decoded and resized: in memory, or in a file under ~/.cache."""
+    """Keep decoded and resized images in memory, or in a file under ~/.cache."""
     report: bool = True
-    """Write report.html and report.json when the training has ended, see docs/report.md."""
+    """Write report.html and report.json after the training, see docs/report.md."""
 
 
 class EvalConfig(Section):
@@ -241,17 +239,17 @@ class EvalConfig(Section):
     """Boxes that enter NMS: of an image (GhostDet), of a level (RetinaNet; Faster R-CNN's proposals)."""
     max_detections: Positive = 100
     backend: Literal["pycocotools", "faster-coco-eval"] = "pycocotools"
-    """What scores: faster-coco-eval (extra fast-eval) gives the same numbers several times as fast."""
+    """faster-coco-eval (extra fast-eval) computes the same metrics several times as fast."""
     background: bool = False
-    """In training: score in a process of its own while the training goes on; see docs/training.md."""
+    """During training: compute the metrics in a separate process while the training continues, see docs/training.md."""
 
 
 EVAL_BACKENDS: tuple[str, ...] = get_args(EvalConfig.model_fields["backend"].annotation)
-"""The first one is the default, and the measure of the others."""
+"""The first one is the default and the reference."""
 
 
 class BaseConfig(Section):
-    """What every training is told, whatever it trains. The number of classes comes from the data, never from here."""
+    """Keys that detection and classification share. The number of classes comes from the data, not from a config."""
 
     output_dir: PathText
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -279,4 +277,4 @@ Schema = TypeVar("Schema", bound=BaseConfig)
 
 
 PUBLISHED = ("timm", "torchvision", "pretrained")
-"""What weights may be besides a file."""
+"""Values of `weights` that are not files."""

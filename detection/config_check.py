@@ -1,14 +1,16 @@
-"""A plain dict against a schema: what is wrong, in the words and places of the user."""
+"""From a plain dict and `key=value` overrides to a checked config: messages, renamed keys, paths."""
 
 import copy
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from detection.core.errors import UserError
 from detection.core.text import closest_match
+from detection.core.yaml_reader import SyntaxMistake, parse_yaml
 
 MOST_MESSAGES = 10
 RENAMED = {
@@ -18,6 +20,12 @@ RENAMED = {
 }
 """Key of version 0.1 -> today's key in the same section. In a user's file, an old key is an error that names the new
 one; what the toolkit wrote itself (checkpoints, exported files, run folders) goes through `migrate`."""
+DESCRIBE_DATA = ("images", "format", "split")
+"""Keys that describe the data that `annotations` names."""
+BUDGETS = ("train.epochs", "train.minutes")
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""The most bytes that Linux, macOS and Windows allow in a file name and in a path."""
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -31,22 +39,22 @@ def check(
     """Check a plain dict against a schema.
 
     Args:
-        source: what messages call it.
-        lines: the line of each key, where it is of a file.
-        overrides: by key, what the command line put into it.
+        source: name of the config in messages.
+        lines: the line of each key, if it was read from a file.
+        overrides: the override of each key that the command line set.
 
     Raises:
-        UserError: an unknown key (with the nearest valid one), a wrong value; the message names source, line and key.
+        UserError: an unknown key (with the closest valid one) or a wrong value; the message names source, line and key.
     """
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
         messages = []
         for item in error.errors(include_url=False)[:MOST_MESSAGES]:
-            # Locations of a union hold the names of its branches; only real keys are shown.
+            # Locations in a union also hold the names of its branches.
             key = ".".join(str(part) for part in item["loc"])
             place = source
-            # A check of a whole section (scale's order, say) carries the section's key.
+            # Checks of a whole section (say, the order of scale) have the key of the section.
             given = [text for name, text in (overrides or {}).items() if f"{name}.".startswith(f"{key}.")]
             if given:
                 place = f"command line ({' '.join(text if len(text) <= 120 else f'{text[:100]}…' for text in given)})"
@@ -71,6 +79,76 @@ def migrate(raw: Mapping[str, Any]) -> dict[str, Any]:
     return migrated
 
 
+def apply_overrides(schema: type[BaseModel], raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Apply `overrides` to `raw` in their order.
+
+    Values are parsed as YAML; what is not YAML is text. For a key that holds text (a path, a name), the value is taken
+    literally unless it is null or quoted: `output_dir=2026`, `train.amp=off`, a folder named `a: #1`.
+
+    Two overrides change other keys, unless these are overridden too:
+
+    * `data.train.annotations=…` names other data and resets `images`, `format` and `split` of `data.train`. Likewise
+      `data.val.annotations`.
+    * `train.epochs=…` sets `train.minutes` to null, because a time budget has priority.
+
+    Returns:
+        The override of each key, for messages.
+
+    Raises:
+        UserError: an override is not of the form key=value, sets a key below a value, or both budgets are set.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UserError(f"override {quoted(override)} is not of the form key=value, like optim.lr=0.01")
+        given[key] = override
+        _put(raw, key, _value(schema, key, value, override), override)
+    for key in given:
+        section, _, name = key.rpartition(".")
+        if name == "annotations" and isinstance(source := _at(raw, section), dict):
+            for sibling in DESCRIBE_DATA:
+                if not any(f"{section}.{sibling}.".startswith(f"{other}.") for other in given):
+                    source.pop(sibling, None)
+    budgets = [key for key in BUDGETS if key in given and _at(raw, key) is not None]
+    if len(budgets) > 1:
+        raise UserError(f"{' and '.join(given[key] for key in budgets)}: both say how long to train; give one of them")
+    if budgets == ["train.epochs"]:
+        _at(raw, "train")["minutes"] = None
+    return given
+
+
+def _at(raw: Any, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw
+
+
+def _value(schema: type[BaseModel], key: str, text: str, override: str) -> Any:
+    literal = holds_text(schema, key) and not text.strip().startswith(("'", '"'))
+    if literal and text.strip() not in ("", "null", "~"):
+        return text
+    try:
+        return parse_yaml(text, f"override {quoted(override)}")[0]
+    except SyntaxMistake:
+        return text
+
+
+def _put(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *parents, name = key.split(".")
+    place = raw
+    for parent in parents:
+        inner = place.get(parent)
+        if inner is None:
+            inner = place[parent] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"override {quoted(override)}: {parent!r} holds a value, not keys")
+        place = inner
+    place[name] = value
+
+
 def valid_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys of the schema."""
     for name, field in section.model_fields.items():
@@ -91,7 +169,7 @@ def holds_text(section: type[BaseModel], key: str) -> bool:
 
 
 def quoted(value: Any) -> str:
-    """`repr`, cut where it is long."""
+    """`repr`, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 
@@ -101,7 +179,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that a value may have, out of unions and annotations."""
+    """The types in a union or annotation."""
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
@@ -138,3 +216,27 @@ def _explain(schema: type[BaseModel], key: str, item: Any) -> str:
     if isinstance(item["input"], dict):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, not {quoted(item['input'])}"
+
+
+def usable_path(text: str) -> str:
+    """Expand `~`. Raises ValueError if no file can have this name."""
+    if not text.strip():
+        raise ValueError("the path is empty")
+    if "\0" in text:
+        raise ValueError("the path holds a NUL character")
+    path = os.path.expanduser(text)
+    try:
+        data = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError("the path holds a character that no file system takes") from None
+    longest = max(map(len, data.split(os.fsencode(os.sep))))
+    if longest > LONGEST_NAME or len(data) > LONGEST_PATH:
+        raise ValueError(
+            f"the path is too long: {len(data)} bytes, its longest name {longest}; at most {LONGEST_PATH} and "
+            f"{LONGEST_NAME} are possible"
+        )
+    return path
+
+
+PathText = Annotated[str, AfterValidator(usable_path)]
+"""A path, or a name that can replace one ("timm")."""

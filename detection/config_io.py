@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from detection.config import BaseConfig, DetectionConfig, Schema
-from detection.config_check import check, migrate
-from detection.config_overrides import apply_overrides
+from detection.config_check import apply_overrides, check, migrate
 from detection.core.errors import UserError
 from detection.core.files import shown, write_atomically
 from detection.core.text import closest_match
@@ -25,11 +24,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectionCon
 
 
 def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
-    """Read a YAML file, apply `key.sub=value` overrides (see `apply_overrides`) and check all of it.
+    """Read a YAML file, apply `key.sub=value` overrides (see `apply_overrides`) and check the result.
 
     Raises:
-        UserError: no such file, not YAML or beyond its limits (see `read_yaml`), an unknown key (with the nearest valid
-            one), a wrong value; the message names file, line and key.
+        UserError: the file is missing or not YAML (see `read_yaml`), a key is unknown, or a value is wrong; the message
+            names file, line and key.
     """
     path = Path(path)
     if not os.path.exists(path):

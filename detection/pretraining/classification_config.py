@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from detection.config import BaseConfig, Positive, Probability, Section, TrainConfig
-from detection.config_paths import PathText
+from detection.config_check import PathText
 from detection.core.limits import input_too_large
 
 NonNegative = Annotated[float, Field(ge=0)]

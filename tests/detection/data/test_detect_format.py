@@ -187,7 +187,7 @@ def test_classes_of_the_config(tiny_config):
     config = tiny_config.with_overrides(["data.classes=[disc]"])
     assert build_dataset(config, "val").index.category_ids.tolist() == [7]
     for wrong in ("[]", "[5]", "disc", "{a: disc}", "{a: []}"):
-        with pytest.raises(UserError, match=r"data\.classes: expected are names, like \[car, bus\]") as error:
+        with pytest.raises(UserError, match=r"data\.classes: expected: names, like \[car, bus\]") as error:
             tiny_config.with_overrides([f"data.classes={wrong}"])
         assert len(str(error.value).splitlines()) == 1
 
