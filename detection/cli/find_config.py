@@ -1,12 +1,12 @@
 """Finds configs by path or by name."""
 
-import difflib
 import glob
 import os
 from pathlib import Path
 
 from detection.core.errors import UserError
 from detection.core.files import shown
+from detection.core.text import closest_match
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -49,8 +49,7 @@ def find_config(text: str, folder: str = "") -> str:
     if found is None:
         known = shipped_names(folder)
         here = [path for suffix in SUFFIXES for path in glob.glob(f"*{suffix}")]
-        close = difflib.get_close_matches(text.removesuffix(".yaml"), known, n=1)
-        close = close or difflib.get_close_matches(text, here, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"these come with the toolkit: {', '.join(known)}"
+        close = closest_match(text.removesuffix(".yaml"), known) or closest_match(text, here)
+        hint = f"did you mean {close}?" if close else f"these come with the toolkit: {', '.join(known)}"
         raise UserError(f"config {shown(text)} does not exist ({hint})")
     return found

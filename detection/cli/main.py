@@ -1,6 +1,5 @@
 """The command `ghostdet`: `ghostdet train …` does what `python tools/train.py …` does, from any folder."""
 
-import difflib
 import importlib
 import importlib.metadata
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from detection.cli.run_tool import run_tool
 from detection.core.errors import UserError
 from detection.core.files import shown
+from detection.core.text import closest_match
 
 COMMANDS = {
     "train": "train a detector from a config",
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = name.replace("-", "_")
     if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+        close = closest_match(command, COMMANDS)
+        hint = f"did you mean {close}?" if close else f"known: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {shown(name)} ({hint})")
     return importlib.import_module(f"detection.cli.{command}").main(others)
 
