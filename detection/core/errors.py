@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend. Tools print its message alone, without a traceback."""
+"""The one kind of error that the user can correct. Tools print its message without a traceback."""
 
 import reprlib
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Reading of regular files and atomic writing."""
 
 import contextlib
 import errno
@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 from detection.core.errors import UserError
 
 CACHE_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ghostnet-detection"
-"""For what can be made anew."""
+"""For files that can be created again."""
 UNFINISHED = ".unfinished"
-"""How the name of a file ends that is being written; a killed process may leave such files."""
+"""Suffix of files that are being written; a killed process may leave such files."""
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -171,10 +171,12 @@ def write_atomically(path: Path, write: Any, *, placing: Callable[[str], None] |
 
 
 def second_name(path: Path, name: Path) -> None:
-    """Let `name` be the file that `path` is now, whatever is written there later: no copy, where that can be.
+    """Make `name` a hard link to `path`, or a copy where the file system has no hard links.
+
+    Later atomic writes to `path` do not change `name`.
 
     Raises:
-        UserError: there is no room for a copy, where one is needed.
+        UserError: `name` cannot be written.
     """
     try:
         try:

@@ -1,4 +1,4 @@
-"""Times several calls by turns, so that whatever else the machine does affects all of them alike."""
+"""Times several calls in turns, so that other load on the machine affects all of them equally."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def interleave(
 
     Args:
         clocks: of each call what times it; default: `wall_seconds`.
-        progress: is told how many calls were timed.
+        progress: called with the number of calls timed since.
 
     Returns:
         Of each call its seconds.

@@ -1,4 +1,4 @@
-"""Running out of memory: how an error tells of it, and what to change in a config."""
+"""Detects errors that mean "out of memory" and advises which keys of the config to change."""
 
 import contextlib
 import errno
@@ -135,5 +135,5 @@ def _cgroups(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc
                     # "max" is no number: no limit.
                     limit, used = (int((folder / file).read_text()) for file in files[:2])
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    # What the page cache holds of files is given up for those who need memory.
+                    # Pages of files in the cache are freed when memory is needed.
                     yield max(0, limit - used + int(stat[files[2]]))

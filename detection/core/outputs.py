@@ -1,8 +1,7 @@
-"""The guard in front of every output file: it is no input of the same command, and no file of somebody else's.
+"""Checks of every output file: it must not be an input of the same command nor a file that the toolkit did not write.
 
-Which files this toolkit wrote is noted in a hidden file of their folder, with a digest of their content: a file that
-was edited, or that something else put in its place, is the user's again. Of a file whose size and time of change are
-the noted ones the content is not read.
+A hidden file in each folder lists the files that this toolkit wrote, with a digest of their content: a file that was
+edited or replaced counts as the user's. If size and time of change are those in the list, the content is not read.
 """
 
 import contextlib

@@ -25,7 +25,7 @@ class _Lines(tqdm):
             self.fp.flush()
 
     def clear(self, nolock: bool = False) -> None:
-        """There is nothing to clear: lines stay."""
+        """Do nothing: lines stay."""
 
     def close(self) -> None:
         # Interrupted while it is made, it has no attribute yet, and is closed when it is collected.
@@ -60,5 +60,5 @@ def progress_bar(
     form = "{desc}: {percentage:.0f} % done, {elapsed} passed, {remaining} left{postfix}"
     if total is None and not hasattr(iterable, "__len__"):
         form = "{desc}: {n_fmt} done, {elapsed} passed, {rate_fmt}{postfix}"
-    # Work that is done sooner than the first line is due writes none.
+    # Work that ends before the first line is due writes none.
     return _Lines(iterable, **common, bar_format=form, mininterval=LINE_EVERY, delay=LINE_EVERY)

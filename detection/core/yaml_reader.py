@@ -1,7 +1,7 @@
 """The one reader of YAML: configs, overrides and YOLO's data.yaml.
 
 Limits on size, depth and number of nodes, those that aliases repeat included, hold before anything is built. Only plain
-values are made (text, numbers, booleans, null, lists, mappings). A date stays text.
+values are created (text, numbers, booleans, null, lists, mappings). A date stays text.
 """
 
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         self.nodes += 1
         alias = self.check_event(yaml.AliasEvent)
-        # Before anything below is read, so that the reader itself never gets deeper.
+        # Before the children are read, so that the reader itself does not recurse deeper.
         self._limit(self.nodes, self.depth, line)
         node = super().compose_node(parent, index)
         self.depth -= 1

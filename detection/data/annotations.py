@@ -16,7 +16,7 @@ from detection.core.errors import UserError
 from detection.data.columns import ColumnFile, map_columns
 
 MIN_SIDE = 1.0
-"""Boxes with a side below this many pixels, once clipped to the image, are no training targets."""
+"""Boxes with a side below this many pixels, once clipped to the image, are not trained on."""
 
 
 COLUMNS = ("category_ids", "image_ids", "file_names", "sizes", "offsets", "boxes", "labels", "areas", "crowd")
@@ -32,7 +32,7 @@ class Annotations:
     """
 
     source: str
-    """The annotation file or folder, for people."""
+    """The annotation file or folder, for messages."""
     format: str
     """coco, voc or yolo"""
     images: str
@@ -58,7 +58,7 @@ class Annotations:
     crowd: np.ndarray
     """bool [m]"""
     notes: tuple[str, ...] = ()
-    """What the file lacked and how that was read, for people."""
+    """What the file lacked and what was assumed instead, for messages."""
     mapped: ColumnFile | None = None
     """The file on disk that arrays may be of; a process that gets the index opens it, in place of a copy of them."""
 
@@ -91,7 +91,7 @@ class Annotations:
         return boxes[keep].astype(np.float32), self.labels[rows][keep]
 
     def part(self, images: Sequence[int] | np.ndarray) -> "Annotations":
-        """The same annotations for some of the images only, in the order of `images` (numbers from 0)."""
+        """The annotations of some images only, in the order of `images` (rows)."""
         images = np.asarray(images, np.int64)
         counts = np.diff(self.offsets)[images]
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -101,7 +101,7 @@ class Annotations:
         return replace(self, offsets=offsets, **of_images, **of_boxes)
 
     def fingerprint(self) -> str:
-        """Of everything that training and evaluation make of it but the images themselves."""
+        """A digest of everything that training and evaluation use, except the pixels."""
         digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         for name in COLUMNS:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)

@@ -40,7 +40,7 @@ class ImageCache:
         total = int(self.offsets[-1])
         if where == "ram":
             _check_room(total, available_memory(), "memory", "train.cache=disk or off")
-            # Workers that are forked share these pages: nobody writes to them once they are filled.
+            # Forked workers share these pages, which are not written to once they are filled.
             self.pixels: np.ndarray = np.empty(total, np.uint8)
             self._fill(self.pixels, read)
         else:
@@ -79,7 +79,7 @@ class ImageCache:
                 pixels = np.memmap(name, np.uint8, "w+", shape=(total,))
                 self._fill(pixels, read)
                 pixels.flush()
-                # A set with bad images is read anew each time, so that they are told each time.
+                # A dataset with bad images is read again each time, so that they are reported each time.
                 if not self.errors:
                     os.replace(name, path)
                 return pixels

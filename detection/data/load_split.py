@@ -40,7 +40,7 @@ def _read(data: DataConfig, split: str) -> Annotations:
 
 
 def check_images(index: Annotations, images: str | Path, key: str = "images") -> None:
-    """Raises UserError, naming the first few, where images are absent; better now than in hour three."""
+    """Raises UserError, naming the first few, where images are absent, before the training starts."""
     folder = Path(images)
     if not folder.is_dir():
         raise UserError(f"{key}.images: folder {folder} does not exist")

@@ -1,4 +1,4 @@
-"""What lies behind the number: everything that a report tells of one set of detections, from one matching."""
+"""Analysis of one set of detections for reports: curves, calibration, mistakes and groups, from one matching."""
 
 import math
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from detection.evaluation.matches import Matches, match
 
 @dataclass(frozen=True)
 class Analysis:
-    """See the modules that the parts come from.
+    """The parts are documented in the modules that compute them.
 
     Attributes:
         curves: one for each class.
-        thresholds: each class's recommended one, None where there is none; `confusion` and `images` are at these.
+        thresholds: the recommended one of each class, None where there is none; `confusion` and `images` are at these.
     """
 
     matches: Matches
@@ -83,7 +83,7 @@ class Analysis:
 
 
 def analyze(index: Annotations, results: Sequence[Result]) -> Analysis:
-    """Match detections with objects and work everything out.
+    """Match detections with objects and compute all parts.
 
     Raises:
         UserError: a result of an image or category that the annotations do not have, or a malformed one.
@@ -106,7 +106,7 @@ def analyze(index: Annotations, results: Sequence[Result]) -> Analysis:
 
 
 def clean(value: Any) -> Any:
-    """Plain values as JSON has them: NaN and infinity become None, everywhere within."""
+    """Replace NaN and infinity by None at all depths, as JSON has neither."""
     if isinstance(value, dict):
         return {key: clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

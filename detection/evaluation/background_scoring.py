@@ -1,4 +1,4 @@
-"""Scoring in a process of its own, while this one does something else."""
+"""Computes the metrics of an evaluation in a separate process."""
 
 import logging
 import multiprocessing
@@ -13,9 +13,10 @@ log = logging.getLogger("detection")
 
 
 class BackgroundScoring:
-    """Starts to score at once; `wait` gives the evaluation.
+    """Starts to compute at once; `wait` returns the evaluation.
 
-    The process ends with this one, unless this one is killed: then it is done in a minute, and nobody hears of it.
+    The process ends with this one. If this one is killed, the other finishes its work, which takes about a minute, and
+    its result is lost.
     """
 
     def __init__(self, index: Annotations, results: Sequence[Result], backend: str) -> None:
@@ -28,7 +29,7 @@ class BackgroundScoring:
         theirs.close()
 
     def wait(self) -> Evaluation:
-        """The evaluation, once it is done; one whose process died is made here."""
+        """Wait for the evaluation. If its process died, the metrics are computed here."""
         try:
             evaluation = self._ours.recv()
         except (EOFError, OSError):
@@ -40,6 +41,6 @@ class BackgroundScoring:
 
 
 def _score(out: Connection, index: Annotations, results: Sequence[Result], backend: str) -> None:
-    # Ctrl-C goes to all processes of a terminal; what becomes of this one is the training's to say.
+    # Ctrl-C goes to all processes of a terminal; the training decides what to do about this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out.send(evaluate_results(index, results, backend))

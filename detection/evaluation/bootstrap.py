@@ -1,7 +1,7 @@
-"""Whether one set of detections is better than another, or only luckier with the images: the bootstrap.
+"""The bootstrap: is one set of detections better than another, or is the difference due to the choice of images?
 
 Images are drawn again and again, with replacement, as many as there are; both sets are scored on the same draws.
-Nothing is matched anew: what COCOeval decided image by image is counted as often as the image was drawn.
+Nothing is matched again: the matches of an image are counted as often as the image was drawn.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from detection.evaluation.matches import Matches, average_precision
 
 LEVEL = 0.95
 CHUNK = 20_000_000
-"""Numbers of one intermediate array: resamples of a large set are done in parts."""
+"""Elements of an intermediate array; resamples of a large set are computed in parts."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Second less first, with the interval that holds `LEVEL` of the resamples' differences; NaN where undefined.
+    """Second minus first, with the interval that holds `LEVEL` of the resampled differences; NaN where undefined.
 
     The interval is the percentile interval of the bootstrap (Efron and Tibshirani 1993, chapter 13).
     """
@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether zero is outside of the interval."""
         return self.low > 0 or self.high < 0
 
 
@@ -51,10 +51,10 @@ def compare(
     """AP, AP50, AP75 and each class's AP of two sets of detections of the same images.
 
     Args:
-        progress: is told of each class that is done.
+        progress: called after each class.
 
     Raises:
-        UserError: they were made of different images or objects.
+        UserError: the two sets are of different images or objects.
     """
     check_same(first, second)
     images = len(first.index)
@@ -88,7 +88,7 @@ def resampled_aps(matches: Matches, label: int, draws: np.ndarray) -> np.ndarray
     image = matches.image[rows]
     of_class = matches.counted & (matches.index.labels == label)
     objects = draws @ np.bincount(matches.image_of_object[of_class], minlength=len(matches.index))
-    # What comes after the last hit, at any threshold, changes nothing.
+    # Detections after the last hit at any threshold change nothing.
     hits = np.flatnonzero((matches.truth[:, rows] >= 0).any(axis=0))
     end = int(hits[-1]) + 1 if len(hits) else 0
     aps = np.empty((len(matches.thresholds), len(draws)))
@@ -103,7 +103,7 @@ def resampled_aps(matches: Matches, label: int, draws: np.ndarray) -> np.ndarray
 
 
 def check_same(first: Matches, second: Matches) -> None:
-    """Raises UserError where the two are not about the same images and objects."""
+    """Raises UserError if the two are not of the same images and objects."""
     a, b = first.index, second.index
     same = (
         a.class_names == b.class_names

@@ -1,24 +1,25 @@
-"""Which kinds of mistakes cost how much AP50, by the definitions of TIDE (arXiv 2008.08115).
+"""How much AP50 is lost to each kind of mistake, by the definitions of TIDE (arXiv 2008.08115).
 
-A false positive has one kind, by its largest IoU with objects of its own class and of others, first that fits:
+The kind of a false positive depends on its largest IoU with objects of its class and of others; the first that fits:
 
     localisation    0.1 <= IoU < 0.5 with an object of its class
     classification  IoU >= 0.5 with an object of another class
-    duplicate       IoU >= 0.5 with an object of its class, which a better detection has got
+    duplicate       IoU >= 0.5 with an object of its class that a detection of higher score has found
     background      IoU < 0.1 with every object
-    both            what is left: 0.1 <= IoU < 0.5 with an object of another class alone
+    both            the rest: 0.1 <= IoU < 0.5 with an object of another class only
 
-and an object that nothing was matched with is missed, where no localisation or classification error is about it.
-(The order is that of the authors' code.) What a kind costs is AP50 with it mended, less AP50, each kind for itself:
+An object without a match is missed, unless a localisation or classification error is about it.
+(The order is that of the authors' code.) The cost of a kind is the gain in AP50 if only its mistakes are corrected:
 
     localisation, classification  the best detection of those about an object counts as right, if the object was
-                                  not found otherwise; the others go. Classification moves it to the object's class.
-    duplicate, background, both   the detections go
-    missed                        the objects are not asked for
-    false positives               all false positives go
-    false negatives               no object that is not found is asked for
+                                  not found otherwise; the others are removed. Classification moves it to the class of
+                                  the object.
+    duplicate, background, both   the detections are removed
+    missed                        the objects are removed
+    false positives               all false positives are removed
+    false negatives               all objects that are not found are removed
 
-The costs do not add up to 1 - AP50: mending one kind changes what the others cost.
+The costs do not add up to 1 - AP50: correcting one kind changes the costs of the others.
 """
 
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ class Breakdown:
     """n detections, m objects.
 
     Attributes:
-        ap50: before anything is mended, in [0, 1]; NaN where there is no object.
-        costs: kind (and "false_positives", "false_negatives") -> AP50 that it costs.
+        ap50: before any correction, in [0, 1]; NaN where there is no object.
+        costs: kind (and "false_positives", "false_negatives") -> loss of AP50.
         counts: kind (and the two others) -> how many there are.
         kind: int64 [n], place in `KINDS` of a false positive's kind; -1 for other detections.
         about: int64 [n], row of the object that the mistake is about (none for background and both: -1).
@@ -54,7 +55,7 @@ class Breakdown:
 
 
 def break_down(matches: Matches) -> Breakdown:
-    """Sort the mistakes at IoU 0.5, and tell what each kind costs."""
+    """Classify the mistakes at IoU 0.5 and compute the cost of each kind."""
     kind, about = _kinds(matches)
     found, counted = matches.found(0), matches.counted
     mended = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
@@ -114,7 +115,7 @@ def _claimed(matches: Matches, kind: np.ndarray, about: np.ndarray, name: str) -
     """AP50 where the best detection with this mistake about each object that was not found is right, the rest gone."""
     these = np.flatnonzero(kind == KINDS.index(name))
     these = these[~matches.found(0)[about[these]]]
-    # By falling score; the first of each object is the one that is mended.
+    # By falling score; the first one of each object is corrected.
     these = these[np.argsort(-matches.score[these], kind="stable")]
     _, first = np.unique(about[these], return_index=True)
     mended = these[first]
@@ -148,6 +149,6 @@ def _ap50(matches: Matches, label: np.ndarray, right: np.ndarray, wrong: np.ndar
         if objects[k]:
             aps.append(average_precision(right[rows], wrong[rows], objects[k])[0])
         else:
-            # Nothing is asked for any more: right where nothing is claimed.
+            # No object is left: AP is 1 if no detection is left either.
             aps.append(0.0 if wrong[rows].any() else 1.0)
     return float(np.mean(aps)) if aps else float("nan")

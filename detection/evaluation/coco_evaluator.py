@@ -22,19 +22,19 @@ from detection.core.text import text_table
 from detection.data.annotations import Annotations
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""pycocotools' twelve numbers in its order. NaN where there is no ground truth to be measured on."""
+"""The twelve metrics of pycocotools in its order. NaN where there is no ground truth."""
 
 LARGEST = 1e9
-"""Numbers of a detection above it are refused: areas and overlaps must stay finite."""
+"""Larger numbers in a detection are an error: areas and overlaps must stay finite."""
 LARGEST_FILE = 1 << 30
-"""A results file of more bytes is refused: in memory it takes ten times as much."""
+"""Bytes. A larger results file is an error: in memory it takes ten times as much."""
 Result = dict[str, Any]
 """A detection in COCO's results format: image_id, category_id (original ids), bbox [x, y, w, h], score."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The twelve numbers, and per class (name, AP, AP50, ground-truth boxes without crowd)."""
+    """The twelve metrics, and for each class (name, AP, AP50, ground-truth boxes without crowd)."""
 
     numbers: dict[str, float]
     per_class: list[tuple[str, float, float, int]]
@@ -47,7 +47,7 @@ class Evaluation:
         return "\n".join([*lines, "", text_table(("class", "AP", "AP50", "boxes"), cells, left=1)])
 
     def to_json(self) -> dict[str, Any]:
-        """NaN becomes null, which JSON has."""
+        """Plain values for JSON; NaN becomes None."""
 
         def clean(value: float) -> float | None:
             return None if math.isnan(value) else value
@@ -158,7 +158,7 @@ def _backend(name: str) -> tuple[Any, Any]:
 def check_results(index: Annotations, results: Any, source: str = "predictions") -> None:
     """Raises UserError naming the first entry that is not a detection of these images and categories.
 
-    pycocotools sniffs only the first entry, and fails on the rest with an assertion or in silence.
+    pycocotools checks only the first entry; others fail an assertion or are silently wrong.
     """
     if not isinstance(results, list | tuple):
         raise UserError(f"{source}: expected is a list of detections (COCO results format)")

@@ -1,4 +1,4 @@
-"""How a detector's scores are to be read: thresholds, calibration, and what becomes of each image at the thresholds."""
+"""Precision and recall against the score threshold, calibration, confusion matrix, and results for each image."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pycocotools.cocoeval import COCOeval
 from detection.evaluation.matches import Matches
 
 CALIBRATED_FROM = 0.05
-"""Detections of lower scores, which nobody draws but which are most of them, play no part in the calibration."""
+"""The calibration ignores detections of lower scores, which are the majority and are never drawn."""
 BINS = 10
 MATRIX_IOU = 0.5
 
@@ -18,9 +18,9 @@ class ThresholdCurve:
     """Precision, recall and F1 of a class at IoU 0.5 against the score threshold, one entry for each different score.
 
     Attributes:
-        threshold: float64 [s], falling: detections with scores of at least so much are kept.
-        best: the recommended threshold: F1 is largest there, and nothing has a score just at it. None where no
-            detection is right.
+        threshold: float64 [s], falling: detections with at least this score are kept.
+        best: the recommended threshold, which maximizes F1 and is not equal to any score. None if no detection is
+            right.
     """
 
     threshold: np.ndarray
@@ -43,7 +43,7 @@ def threshold_curve(matches: Matches, label: int) -> ThresholdCurve:
     right, wrong, score = matches.right(0)[rows], matches.wrong(0)[rows], matches.score[rows]
     objects = int((matches.counted & (matches.index.labels == label)).sum())
     true, false = np.cumsum(right), np.cumsum(wrong)
-    # The last of each group of equal scores: a threshold keeps all of them or none.
+    # The last one of each group of equal scores: a threshold keeps all of the group or none.
     last = np.flatnonzero(np.append(score[1:] != score[:-1], True)) if len(score) else np.zeros(0, int)
     true, false, threshold = true[last], false[last], score[last]
     precision = true / np.maximum(true + false, 1)
@@ -52,7 +52,7 @@ def threshold_curve(matches: Matches, label: int) -> ThresholdCurve:
     best = None
     if len(f1) and f1.max() > 0:
         i = int(np.argmax(f1))
-        # Half way to the first one that is to be left out: no rounding of a score can turn it over.
+        # Half way to the next lower score, so that rounding of scores changes nothing.
         below = threshold[i + 1] if i + 1 < len(threshold) else 0.0
         best = float((threshold[i] + below) / 2)
     return ThresholdCurve(threshold, precision, recall, f1, best)
@@ -83,7 +83,7 @@ class Calibration:
 
 
 def calibrate(matches: Matches) -> Calibration:
-    """Of all classes together, from `CALIBRATED_FROM` on; detections on crowd regions are left out."""
+    """Calibration of all classes together, for scores from `CALIBRATED_FROM`, without detections on crowd regions."""
     chosen = (matches.score >= CALIBRATED_FROM) & ~matches.ignored[0]
     score, right = matches.score[chosen], matches.right(0)[chosen]
     bins = np.clip((score * BINS).astype(int), 0, BINS - 1)
@@ -97,12 +97,12 @@ def calibrate(matches: Matches) -> Calibration:
 
 
 def confusion_matrix(matches: Matches, thresholds: list[float | None]) -> np.ndarray:
-    """What objects were taken for, at the thresholds: int64 [classes + 1, classes + 1], rows are the truth.
+    """The confusion matrix at the thresholds: int64 [classes + 1, classes + 1], rows are the ground truth.
 
-    The last row is background (detections of nothing), the last column what was missed. COCOeval itself matches,
-    told not to care for classes (useCats = 0): the best score first, each detection gets the free object that it
-    covers best, with an IoU of at least 0.5. So the diagonal may differ by a few from the true positives of AP,
-    where each class is matched by itself.
+    The last row is background (false positives without an object), the last column missed objects. COCOeval matches
+    without regard to classes (useCats = 0): by descending score, each detection gets the free object with the highest
+    IoU of at least 0.5. So the diagonal may differ slightly from the true positives of AP, where each class is matched
+    by itself.
     """
     index, size = matches.index, len(matches.index.class_names) + 1
     matrix = np.zeros((size, size), np.int64)
@@ -156,7 +156,7 @@ def confusion_matrix(matches: Matches, thresholds: list[float | None]) -> np.nda
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What became of each image at the recommended thresholds, IoU 0.5: int64 [images] each."""
+    """Results for each image at the recommended thresholds, IoU 0.5: int64 [images] each."""
 
     right: np.ndarray
     wrong: np.ndarray
@@ -164,7 +164,7 @@ class ImageScores:
 
     @property
     def f1(self) -> np.ndarray:
-        """float64 [images]; 1 for an image in which there is nothing and nothing was found."""
+        """float64 [images]; 1 for an image without objects and without detections."""
         asked = 2 * self.right + self.wrong + self.missed
         return np.where(asked == 0, 1.0, 2 * self.right / np.maximum(asked, 1))
 

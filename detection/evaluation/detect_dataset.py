@@ -1,4 +1,4 @@
-"""Run a detector over a data set: detections in original pixels and original ids."""
+"""Runs a detector on a dataset; detections have original pixels and original ids."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -23,7 +23,7 @@ def eval_loader(
     device: torch.device,
     done: Collection[int] = (),
 ) -> DataLoader:
-    """Each image once, ordered by shape, but those with ids in `done`; of several processes each has a share."""
+    """Each image once, ordered by shape, except those with ids in `done`; several processes share the images."""
     batches = EvalBatchSampler(
         dataset.index.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size()
     )
@@ -55,16 +55,15 @@ def detect_batches(
     *,
     amp: str = "off",
 ) -> Iterator[tuple[list[int], list[Result]]]:
-    """Batch by batch the ids of its images and what was found in them, in COCO's results format, with progress.
+    """Yield for each batch the ids of its images and the detections in them, in COCO's results format.
 
     Args:
-        category_ids: original id of label 1, 2, …; None leaves detections of that label out.
+        category_ids: original id of label 1, 2, …; None drops detections of that label.
 
-    The model is left in the mode it was in.
+    The model keeps its mode (training or evaluation). A progress bar is shown.
     """
     training = model.training
     model.eval()
-    # Of several processes the first one tells how far its share is; theirs are as large.
     bar = progress_bar(iterate(loader), "evaluate", len(loader))
     for images, targets in bar:
         results: list[Result] = []

@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, on disk, so that one that is cut off goes on where it was."""
+"""Saves the detections of an evaluation batch by batch, so that an interrupted one can continue."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from detection.evaluation.coco_evaluator import Result
 
 
 class Journal:
-    """One line for each batch, of one process. Removed when the evaluation is through.
+    """A file with one line for each batch of one process. It is removed when the evaluation is complete.
 
     Args:
         path: `PREDICTIONS.partN`.
-        made_of: what the results depend on (checkpoint, data, settings); a journal of anything else is begun anew.
-        resume: whether to take up what is there.
+        made_of: what the results depend on (checkpoint, data, settings); a journal of anything else is discarded.
+        resume: whether to continue an existing journal.
 
     Attributes:
         images: ids of the images that are done.

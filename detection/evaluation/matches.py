@@ -1,6 +1,6 @@
-"""What COCOeval decided about each detection and each object, in arrays; and AP from them, for any part of the images.
+"""The matches between detections and objects that COCOeval finds, as arrays, and AP of any subset of them.
 
-Everything that is told about a detector's mistakes is made of these arrays: boxes are matched once, by pycocotools.
+All analysis of a detector's mistakes uses these arrays: pycocotools matches the boxes once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 class Matches:
     """Detections of one set of images against its ground truth. n detections, m objects, T IoU thresholds.
 
-    Detections stand class by class, within a class by falling score (ties as COCOeval has them); those beyond the
-    100 best of an image and class, which COCOeval does not look at, are not among them.
+    Detections are sorted by class, then by descending score (ties as in COCOeval). Those beyond the 100 best of an
+    image and class, which COCOeval ignores, are not included.
     """
 
     index: Annotations
     evaluation: Evaluation
-    """The evaluator's own numbers."""
+    """The metrics of the evaluator."""
     precision: np.ndarray
     """float64 [T, 101, classes]: the evaluator's precision at `RECALLS`; -1 where a class has no object."""
     thresholds: np.ndarray
@@ -52,7 +52,7 @@ class Matches:
 
     @property
     def counted(self) -> np.ndarray:
-        """bool [m]: objects that are to be found; crowd regions are not."""
+        """bool [m]: objects that count, that is, no crowd regions."""
         return ~self.index.crowd
 
     @property
@@ -80,7 +80,7 @@ class Matches:
 
 
 def match(index: Annotations, results: Sequence[Result]) -> Matches:
-    """Let pycocotools match detections with objects, and keep what it decided.
+    """Match detections with objects by pycocotools.
 
     Raises:
         UserError: a result of an image or category that the annotations do not have, or a malformed one.
@@ -134,8 +134,8 @@ def average_precision(
 
     Args:
         right, wrong: bool [n], true and false positives; those that are neither are ignored.
-        objects: [b] how many are to be found, all together (with their weights).
-        weight: float [b, n] how often each detection counts, for b resamples of the images; None: once.
+        objects: [b], the number of objects (with their weights).
+        weight: float [b, n], how often each detection counts in each of b resamples of the images; None: once.
 
     Returns:
         float64 [b] ([1] without weight); NaN where there is no object.
@@ -146,10 +146,10 @@ def average_precision(
         weight = np.ones((1, len(right)))
     precisions = np.zeros((len(weight), len(RECALLS)))
     if len(hits):
-        # Precision changes for the better at hits alone, so that no other place is looked at.
+        # Precision increases only at hits, so no other places matter.
         true = np.cumsum(weight[:, hits], axis=1)
         claimed = np.cumsum(np.where(right | wrong, weight, 0.0), axis=1)[:, hits]
-        # As COCOeval: what comes before the first hit that counts has 0 / 0.
+        # As in COCOeval; before the first hit that counts it is 0 / 0.
         precision = true / (claimed + np.spacing(1))
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, an exported file or a results file, and print and write what comes out."""
+"""Evaluates a checkpoint, an exported file or a results file; prints and writes the metrics."""
 
 import json
 import os
@@ -42,8 +42,8 @@ def score_checkpoint(
     Under torchrun the processes share the images, and the first one scores.
 
     Args:
-        predictions_file: where the detections go; see `predictions_path` for the default.
-        resume: go on with an evaluation of the same checkpoint and data that was cut off.
+        predictions_file: where the detections are written; see `predictions_path` for the default.
+        resume: continue an interrupted evaluation of the same checkpoint and data.
         force: overwrite files that this toolkit did not write.
 
     Returns:
@@ -121,7 +121,7 @@ def score_file(
     backend: str = EVAL_BACKENDS[0],
     force: bool = False,
 ) -> Evaluation:
-    """Score a COCO results file without a model; `checkpoint` only tells the annotations where none are given.
+    """Score a COCO results file without a model; `checkpoint` is only used for the annotations where none are given.
 
     Raises:
         UserError: unreadable input, or `json_file` must not be overwritten (see `check_outputs`, also for `force`).

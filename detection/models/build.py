@@ -32,8 +32,8 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
         {boxes, labels, scores}. `model.postprocess_spec` holds the thresholds of `config.eval`.
 
     Raises:
-        UserError: unknown backbone, weights that cannot be had or do not fit, `model.ghostify` that replaces nothing,
-            or more parameters than `detection.core.limits` allows.
+        UserError: unknown backbone, weights that cannot be loaded or do not fit, `model.ghostify` that replaces
+            nothing, or more parameters than `detection.core.limits` allows.
     """
     if num_classes < 1:
         raise UserError(f"a detector needs at least one class, the data have {num_classes}")

@@ -47,8 +47,7 @@ def build_faster_rcnn(
         box_detections_per_img=postprocess_spec.max_detections,
     )
     model.postprocess_spec = postprocess_spec
-    # torchvision would guess the scales from the first image it sees, wrongly if that is much smaller than its frame,
-    # and keep them.
+    # torchvision infers the scales from the first image, wrongly if it is much smaller than the batch, and keeps them.
     pool = model.roi_heads.box_roi_pool
     strides = [backbone.body.strides[level] for level in backbone.levels]
     pool.scales = [1 / stride for stride in strides]

@@ -27,7 +27,7 @@ class BackboneWithFPN(nn.Module):
         self.out_channels = out_channels
         if extra == "p6p7":
             extra_blocks = LastLevelP6P7(body.channels[levels[-1]], out_channels)
-            # torchvision takes P5 in place of C5, in silence, when both happen to have as many channels.
+            # torchvision silently uses P5 instead of C5 if both have the same number of channels.
             extra_blocks.use_P5 = False
         elif extra == "pool":
             extra_blocks = LastLevelMaxPool()

@@ -28,7 +28,7 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class GhostBlock(nn.Module):
-    """Two ghost modules, and the identity beside them. [N, C, H, W] -> the same.
+    """Two ghost modules with a residual connection. [N, C, H, W] -> the same.
 
     Starts as the identity, like the blocks of the backbone (`backbones.ghost.zero_init_residual`).
     """
@@ -47,9 +47,9 @@ class GhostBlock(nn.Module):
 class GhostPAN(nn.Module):
     """Top-down, then bottom-up (PANet, arXiv 1803.01534), a ghost block wherever two levels meet.
 
-    The idea of NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902): all levels have the same few channels.
-    Their 5x5 filters are 3x3 here, which find as much and cost less (docs/ghostdet.md). Levels meet by adding, not side
-    by side: twice the channels on the finest map would cost as much as all the rest of the neck.
+    All levels have the same few channels, as in NanoDet-Plus's GhostPAN and PicoDet's CSP-PAN (arXiv 2111.00902).
+    Filters are 3x3 instead of 5x5: the same AP at a lower cost (docs/ghostdet.md). Levels are added, not concatenated:
+    twice the channels on the finest map would cost as much as the rest of the neck.
 
     Args:
         in_channels: of the maps, finest first, each half the size of the one before.
@@ -73,7 +73,7 @@ class GhostPAN(nn.Module):
         reduced = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
         inner = [reduced[-1]]
         for block, finer in zip(self.top_down, reversed(reduced[:-1]), strict=True):
-            # By a factor, not "to the size of the other": exported, the map stays in the runtime's own layout.
+            # A factor instead of a size: in exported files the runtime then keeps its own memory layout.
             inner.insert(0, block(finer + F.interpolate(inner[0], scale_factor=2.0, mode="nearest")))
         outer = [inner[0]]
         for down, block, coarser in zip(self.down, self.bottom_up, inner[1:], strict=True):

@@ -63,7 +63,7 @@ def ghostify_detector(
 
 
 def recipe_config(report: GhostReport, parts: list[Any]) -> GhostifyConfig:
-    """The section that ghosts a detector of the same build in just the same places as the report tells of."""
+    """The config section that ghostifies a detector of the same architecture as the report describes."""
     return GhostifyConfig(
         parts=parts,
         ratio=report.recipe["ratio"],
@@ -100,7 +100,7 @@ def load_ghosted_backbone(body: Backbone, spec: BackboneConfig) -> None:
 
 
 def raw_outputs(model: Any, batch: Any) -> Any:
-    """What a detector computes before boxes are decoded and sorted out: its pyramid, and the head's outputs on it.
+    """The outputs of a detector before postprocessing: its pyramid features and the outputs of its head.
 
     Args:
         model: a detector of this toolkit.

@@ -1,4 +1,4 @@
-"""GhostDet: one point a place, boxes as distances to their four sides, light all the way through."""
+"""GhostDet: a light anchor-free detector with one anchor point per place; boxes are distances to their four sides."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ BINS = 8
 
 
 class LevelHead(nn.Module):
-    """A depthwise separable tower, and behind it the answers of each place of one level.
+    """A depthwise separable tower and the prediction layers of one level.
 
     forward: [N, channels, H, W] -> logits [N, C, H·W], distances [N, 4 * bins, H·W].
     """
@@ -32,9 +32,9 @@ class LevelHead(nn.Module):
         for layer in (self.cls_logits, self.bbox_reg):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        # Every point begins with a score of 1 %: few are positive (arXiv 1708.02002, section 4.1).
+        # Every point starts with a score of 1 %: few are positive (arXiv 1708.02002, section 4.1).
         nn.init.constant_(self.cls_logits.bias, -math.log(99))  # type: ignore[arg-type]
-        # And with a box of four strides a side: the distances' average is 2 then.
+        # And with a box of four strides per side: the expected distance is 2.
         with torch.no_grad():
             self.bbox_reg.bias.copy_((-0.32 * torch.arange(bins)).repeat(4))  # type: ignore[union-attr]
 
@@ -61,7 +61,7 @@ class GhostDetHead(nn.Module):
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
         logits, distances = self.columns(x)
-        # In full precision, also where autocast made the convolutions half as precise.
+        # In full precision, also under autocast.
         return {
             "cls_logits": logits.transpose(1, 2).float(),
             "bbox_regression": distances.transpose(1, 2).float(),
@@ -159,5 +159,5 @@ def boxes_of(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
 def expected(distances: Tensor) -> Tensor:
     """Logits of the numbers 0 … B-1 [..., B] -> their average by softmax [...]."""
     numbers = torch.arange(distances.shape[-1], device=distances.device, dtype=distances.dtype)
-    # Not as a product with a vector, which ONNX Runtime takes ten times as long for.
+    # A product with a vector would take ONNX Runtime ten times as long.
     return (distances.softmax(dim=-1) * numbers).sum(dim=-1)

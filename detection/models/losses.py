@@ -1,7 +1,7 @@
 """RetinaNet's losses over a whole batch, without waiting for the GPU.
 
-The same numbers as torchvision's `RetinaNet.compute_loss` (a test compares them), which handles image by image, asks
-the GPU several times for each how many anchors are positive, and makes a dozen passes over all logits.
+The results are those of torchvision's `RetinaNet.compute_loss` (a test compares them), which handles one image after
+the other, waits several times for the GPU for each, and makes a dozen passes over all logits.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ IGNORED, BACKGROUND = -2, -1
 
 
 def match_anchors(boxes: Tensor, anchors: Tensor, low: float = 0.4, high: float = 0.5) -> Tensor:
-    """Which box each anchor has to find: its index, BACKGROUND (IoU below `low`) or IGNORED (between the two).
+    """Assign each anchor the index of a box, BACKGROUND (IoU below `low`) or IGNORED (IoU in between).
 
-    An anchor that is the best one of some box (or as good as the best) is never left out, however low the IoU: it
-    keeps the box that it overlaps most.
+    An anchor with the highest IoU (or an equal one) of some box is never ignored, however low the IoU: it keeps the box
+    that it overlaps most.
 
     Args:
         boxes: float32 [M, 4] xyxy, M >= 0.

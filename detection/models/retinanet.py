@@ -76,9 +76,8 @@ def build_retinanet(
 class GhostRetinaNet(RetinaNet):
     """torchvision's calling protocol; labels are 1…N as for every torchvision detector.
 
-    torchvision lets labels index the logits, so that its RetinaNet spends one logit per anchor on a background
-    class that the focal loss does not have. Here logits are the N classes, and the shift by one is made
-    in the two methods below and nowhere else.
+    torchvision uses labels as indices of the logits, so that its RetinaNet has one unused logit per anchor for a
+    background class. Here logits are the N classes; only `compute_loss` and `select_detections` shift labels by one.
 
     forward: (list of [3, H, W] uint8 or float in [0, 1], targets with boxes float32 [n, 4] xyxy in pixels and
     labels int64 [n]) -> dict of losses in training, list of {boxes, labels, scores} in evaluation.
@@ -182,16 +181,15 @@ class GhostRetinaNetHead(RetinaNetHead):
                 "cls_logits": self.classification_head(self.towers["cls"](x)),
                 "bbox_regression": self.regression_head(self.towers["box"](x)),
             }
-        # Losses, decoding and NMS in full precision, also where autocast made the convolutions half as precise.
+        # Losses, decoding and NMS in full precision, also under autocast.
         return {name: output.float() for name, output in outputs.items()}
 
 
 class PerLevelTower(nn.Module):
     """3x3 convolutions shared by all levels, each followed by a batch norm of the level's own and a ReLU.
 
-    Objects of different levels have different statistics; group norm, which has none, also wipes out what tells a
-    image's objects from those of another image. Measured on the demo, GhostNet 0.5 from scratch, 750 steps:
-    AP50 0.49 against 0.30 with 8 groups.
+    Levels have different statistics. Group norm, which keeps no statistics, also removes differences between images.
+    On the demo, GhostNet 0.5 from scratch, 750 steps: AP50 0.49 against 0.30 with 8 groups.
     """
 
     def __init__(self, in_channels: int, width: int, depth: int, levels: int) -> None:
@@ -223,8 +221,7 @@ class PerLevelBatchNorm(nn.BatchNorm2d):
 
 
 def _group_norm(groups: int, channels: int) -> nn.Module:
-    # Two channels a group at least: a group of a single value, as on a 1x1 map, cannot be normalised, and
-    # PyTorch refuses it.
+    # At least two channels per group: PyTorch refuses to normalise a single value, as on a 1x1 map.
     return nn.GroupNorm(math.gcd(groups, max(1, channels // 2)), channels)
 
 

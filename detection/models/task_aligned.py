@@ -1,4 +1,4 @@
-"""Which points find which boxes (task-aligned assignment), and the losses of those that do; whole batches at once."""
+"""Task-aligned assignment of anchor points to boxes, and the losses; whole batches at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from detection.models.losses import negative_focal_loss
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each point of each image has to find.
+    """The targets of each anchor point of each image.
 
     positive: bool [N, A].
     boxes: float32 [N, A, 4] xyxy, meaningful where positive.
     labels: int64 [N, A], 0…C-1, likewise.
-    weight: float32 [N, A] in [0, 1], 0 where not positive: 1 for the best point of a box, less for the others.
-    quality: float32 [N, A] in [0, 1], likewise: what the score of that label should be.
+    weight: float32 [N, A] in [0, 1], 0 where not positive: 1 for the best point of a box, lower for its other points.
+    quality: float32 [N, A] in [0, 1], likewise: the target of the score of that label.
     """
 
     positive: Tensor
@@ -65,18 +65,18 @@ def assign(
     """
     iou = _pairwise_iou(boxes, found)
     of_class = scores.transpose(1, 2).gather(1, labels[..., None].expand(-1, -1, scores.shape[1]))
-    # A point finds a box that it lies in. Boxes finer than a level's grid would have no point on it:
-    # they count as one cell large.
+    # A point can be assigned to boxes that contain it. Boxes smaller than a cell of the level would contain none: they
+    # count as one cell large.
     half = (boxes[:, :, None, 2:] - boxes[:, :, None, :2]) / 2
     centre = boxes[:, :, None, :2] + half
     inside = ((points - centre).abs() < torch.maximum(half, strides[:, None] / 2)).all(dim=-1) & real[..., None]
-    # Not nothing where a box is not overlapped at all yet, so that it has a best point all the same.
+    # At least 0.01, so that a box that no prediction overlaps yet has a best point.
     metric = of_class.pow(alpha) * iou.clamp(min=0.01).pow(beta)
 
     # Points outside come last.
     best = torch.where(inside, metric, -1.0).topk(min(candidates, len(points)), dim=-1).indices
     chosen = torch.zeros_like(inside).scatter_(2, best, True) & inside
-    # A point that several boxes want takes the one it overlaps most.
+    # A point that several boxes chose is assigned to the one that it overlaps most.
     box = torch.where(chosen, iou, -1.0).argmax(dim=1)
     positive = chosen.any(dim=1)
     own = chosen & (torch.arange(boxes.shape[1], device=box.device)[None, :, None] == box[:, None])
@@ -88,7 +88,7 @@ def assign(
         boxes=boxes.gather(1, box[..., None].expand(-1, -1, 4)),
         labels=labels.gather(1, box),
         weight=share.amax(dim=1),
-        # The best metric stands for the best overlap.
+        # The highest metric maps to the highest overlap.
         quality=(share * (iou * own).amax(dim=2, keepdim=True)).amax(dim=1),
     )
 
@@ -107,8 +107,8 @@ def aligned_losses(
 ) -> dict[str, Tensor]:
     """Varifocal, GIoU and distribution focal loss, each divided by the sum of the weights over the batch.
 
-    The papers weigh a positive point by its quality. Here it is its share of the best quality that its box has: small
-    boxes and rare classes, whose qualities are low for long, would else have hardly a part in the sum, and learn late.
+    The papers weight a positive point by its quality. Here the weight is its share of the best quality of its box:
+    otherwise small boxes and rare classes, whose qualities are low for long, would hardly contribute and learn late.
 
     Args:
         logits: float32 [N, A, C].
@@ -130,7 +130,7 @@ def aligned_losses(
     side = sides_of(target.boxes[chosen], points.expand(len(chosen), -1, -1)[chosen])
     side = side / strides.expand(len(chosen), -1)[chosen][:, None]
     parts = distribution_focal_loss(distances[chosen], side).mean(dim=1) * weight
-    # A box that is not a number matches no point; it is not to be passed over in silence, though.
+    # A box that is NaN matches no point, but must not be ignored.
     return {
         "classification": classification / total,
         "bbox_regression": box.sum() / total + (target.boxes * 0).sum(),

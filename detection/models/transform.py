@@ -1,4 +1,4 @@
-"""From a list of images to one normalised batch, on the device."""
+"""Normalizes and batches a list of images on the device."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 
 
 class NormalizeAndBatch(nn.Module):
-    """Takes the place of torchvision's `GeneralizedRCNNTransform`, without its resize.
+    """Replaces torchvision's `GeneralizedRCNNTransform`, without its resize.
 
     Images are resized once, in the data pipeline, by the function that training, evaluation and
     prediction share (`detection.data.transforms.resize`). torchvision's `_skip_resize` holds in training only,

@@ -68,7 +68,7 @@ def read_coco(path: str | Path) -> Annotations:
 
 
 def parse_coco(path: str | Path, images: str | Path | None = None) -> RawAnnotations:
-    """What the file says, see `RawAnnotations`. `images`: the images' folder, where it is not the usual one.
+    """The rows of the file, see `RawAnnotations`. `images`: the folder of the images, if it is not the usual one.
 
     Raises:
         UserError: absent, not JSON, none of the three lists.
@@ -100,7 +100,7 @@ def find_file(path: Path, split: str | None) -> Path:
     """The COCO file of a folder for `split`, or its only one; a file is itself.
 
     Raises:
-        UserError: there is none, or none can be told from the others.
+        UserError: there is none, or several fit.
     """
     if not path.is_dir():
         return path
@@ -117,7 +117,7 @@ def find_file(path: Path, split: str | None) -> Path:
 
 
 def images_beside(path: Path) -> Path:
-    """Where the images of a COCO file are by custom: COCO's own train2017/, images/ or the file's folder."""
+    """The usual folder of the images of a COCO file: COCO's own train2017/, images/ or the folder of the file."""
     if path.name.startswith("_annotations.coco"):  # Roboflow
         return path.parent
     if path.parent.name != "annotations":
@@ -326,5 +326,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _broken(text: str) -> bool:
-    """Whether it holds half a character (an escape like \\ud800), which no file system takes."""
+    """Whether it has a lone surrogate (an escape like \\ud800), which no file system accepts."""
     return any("\ud800" <= character <= "\udfff" for character in text)

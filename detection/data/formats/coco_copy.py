@@ -1,4 +1,4 @@
-"""Some of the images of a COCO file in a new one, with all that stands in their entries: polygons, licences, …"""
+"""Copies some images of a COCO file to a new one, with everything in their entries: polygons, licences, …"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Annotations of any format from where they lie: one function finds out which it is and reads them."""
+"""Detects the format of annotations and reads them."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ def read_annotations(
     try:
         stamp = index_cache.stamp_of(path) if path.stat().st_size >= index_cache.FROM_BYTES else None
     except OSError:
-        stamp = None  # what is wrong with the file is told by who reads it
+        stamp = None  # the reader of the format reports what is wrong with the file
     if stamp is None:
         return to_index(coco.parse_coco(path, images))
     kept = index_cache.open_cached(path, stamp, str(images or coco.images_beside(path)))

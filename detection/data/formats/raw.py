@@ -1,10 +1,10 @@
-"""What the files of a data set say, before anything is refused: the layer between the formats and `Annotations`.
+"""`RawAnnotations`: rows as they stand in the files of a dataset, the layer between the formats and `Annotations`.
 
 Each format has a parser (`coco.parse_coco`, `voc.parse_voc`, `yolo.parse_yolo`; `formats.read_raw` picks one) that
-gives a `RawAnnotations`: everything that can be held in arrays, and a list of `Issue`s for what cannot or looks wrong.
-Training and evaluation go on with `to_index(raw)`, which turns the first fatal problem into a UserError; the doctor
-goes through `raw.problems` and `checks(raw)` and lists them all. Only a file that cannot be taken for its format
-at all (absent, not JSON, no list "images") is a UserError from the parser itself.
+returns a `RawAnnotations`: everything that fits into arrays, and `Issue`s for what does not or looks wrong. Training
+and evaluation call `to_index(raw)`, which turns the first fatal problem into a UserError; the doctor lists all of
+`raw.problems` and `checks(raw)`. The parser itself raises UserError only for a file that is not of its format at all
+(absent, not JSON, no list "images").
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from detection.data.annotations import Annotations
 from detection.data.image_io import names_outside, outside_message
 
 MAX_ISSUES = 10_000
-"""More are counted and not kept: a file whose every entry is wrong says so in ten thousand ways, too."""
+"""Further issues are only counted."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Issue:
     message: str
     """Names file and entry and says what is expected; what `to_index` raises."""
     fatal: bool = True
-    """Whether `to_index` refuses the set for it; else it is only told."""
+    """Whether `to_index` raises an error for it; else it is only reported."""
     image: str | None = None
     """File name of the image that it is about, where there is one."""
 
 
 class Issues:
-    """A list that stops growing; `count` goes on."""
+    """A list of at most `MAX_ISSUES`; `count` is the number of all."""
 
     def __init__(self) -> None:
         self.items: list[Issue] = []
@@ -73,7 +73,7 @@ class RawAnnotations:
     file_names: np.ndarray
     """str [n]"""
     sizes: np.ndarray
-    """int64 [n, 2], width and height; 0 where nobody knows"""
+    """int64 [n, 2], width and height; 0 where unknown"""
     box_images: np.ndarray
     """int64 [m], the image id that each annotation names"""
     box_categories: np.ndarray
@@ -91,10 +91,10 @@ class RawAnnotations:
     """str [n]: VOC and YOLO, the file that the boxes of each image stand in."""
     problems: Issues = field(default_factory=Issues)
     notes: list[str] = field(default_factory=list)
-    """What was read in a way that should be known."""
+    """Assumptions that the reader made, for messages."""
 
     def place(self, row: int) -> str:
-        """Where box `row` stands, in words: "annotation 7", "labels/a.txt, line 3"."""
+        """The place of box `row` in the files, for messages: "annotation 7", "labels/a.txt, line 3"."""
         number = int(self.box_numbers[row])
         if self.label_files is None:
             return f"annotation {number}" if number >= 0 else f"annotation number {-number}"
@@ -103,7 +103,7 @@ class RawAnnotations:
 
 
 def checks(raw: RawAnnotations) -> Issues:
-    """What can be seen in the arrays alone and would make `to_index` refuse them; all fatal."""
+    """Fatal issues that the arrays show."""
     found = Issues()
     for kind, ids in (("category", [i for i, _ in raw.categories]), ("image", raw.image_ids)):
         values, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
@@ -139,7 +139,7 @@ def checks(raw: RawAnnotations) -> Issues:
 
 
 def to_index(raw: RawAnnotations) -> Annotations:
-    """The set in the form that training and evaluation read.
+    """Convert to the form that training and evaluation use.
 
     Raises:
         UserError: the first fatal problem of `raw.problems` and `checks(raw)`, and how many there are.
@@ -201,5 +201,5 @@ def _notes(raw: RawAnnotations) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Half a character (JSON's \\ud800) can be neither printed nor drawn: a question mark in its place."""
+    """Replace lone surrogates (JSON's \\ud800), which can be neither printed nor drawn, by question marks."""
     return text.encode("utf-8", "replace").decode()
