@@ -170,7 +170,7 @@ def write_atomically(path: Path, write: Any, *, placing: Callable[[str], None] |
                 os.unlink(name)
 
 
-def second_name(path: Path, name: Path) -> None:
+def link_or_copy(path: Path, name: Path) -> None:
     """Make `name` a hard link to `path`, or a copy where the file system has no hard links.
 
     Later atomic writes to `path` do not change `name`.

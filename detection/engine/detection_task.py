@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from detection.checkpoint import Classes, read_checkpoint
 from detection.config import DetectionConfig
 from detection.core import distributed
 from detection.core.device import memory_in_use, pick_device
-from detection.core.files import second_name
+from detection.core.files import link_or_copy
 from detection.data.annotations import Annotations
 from detection.data.dataset import DetectionDataset, build_dataset
 from detection.data.load_split import check_same_classes
@@ -28,7 +29,7 @@ from detection.engine.task import Task
 from detection.engine.trainer import Trainer
 from detection.engine.training_progress import TrainingProgress
 from detection.evaluation.background_scoring import BackgroundScoring
-from detection.evaluation.coco_evaluator import Result, check_results, evaluate_results, write_results
+from detection.evaluation.coco_evaluator import CocoEvaluator, Result, check_results, write_results
 from detection.evaluation.detect_dataset import detect_dataset, eval_loader
 from detection.models.build import build_model
 from detection.runtime.pytorch import predict_batch
@@ -85,8 +86,14 @@ class DetectionTask(Task):
         own = detect_dataset(model, self.val_loader, self.classes.ids, self.device, amp=self.config.train.amp)
         return [result for results in distributed.gather(own) for result in results]
 
+    @cached_property
+    def evaluator(self) -> CocoEvaluator:
+        return CocoEvaluator(self.val_annotations, self.config.eval.backend)
+
     def score(self, predictions: list[Result]) -> dict[str, Any]:
-        return evaluate_results(self.val_annotations, predictions, self.config.eval.backend).to_json()
+        self.evaluator.reset()
+        self.evaluator.update(predictions)
+        return self.evaluator.compute().to_json()
 
     def start_scoring(self, predictions: list[Result]) -> Callable[[], dict[str, Any]]:
         scoring = BackgroundScoring(self.val_annotations, predictions, self.config.eval.backend)
@@ -112,7 +119,7 @@ class DetectionTask(Task):
 
     def save_best_extras(self, model: nn.Module, folder: Path) -> None:
         """Let best_predictions.json be a second name of predictions.json."""
-        second_name(folder / "predictions.json", folder / "best_predictions.json")
+        link_or_copy(folder / "predictions.json", folder / "best_predictions.json")
 
     # ---- Descriptions
 
