@@ -105,12 +105,6 @@ def exported_config(metadata: Metadata, path: str | Path, overrides: Sequence[st
     return config
 
 
-def postprocess_spec_of(metadata: Metadata) -> PostprocessSpec:
-    """The spec that the metadata hold. Faster R-CNN's have no `pre_nms_top_k`, which is then the default."""
-    own = {"pre_nms_top_k": metadata.anchors["candidates"]} if metadata.anchors else {}
-    return PostprocessSpec(metadata.score_threshold, metadata.nms_threshold, metadata.max_detections, **own)
-
-
 class ExportedDetector(nn.Module):
     """An exported file with torchvision's calling protocol.
 
@@ -136,7 +130,7 @@ class ExportedDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.run, self.metadata, self.path = run, metadata, path
-        self.postprocess_spec = postprocess_spec or postprocess_spec_of(metadata)
+        self.postprocess_spec = postprocess_spec or metadata.postprocess_spec
         if metadata.form == "end_to_end" and self.postprocess_spec.score_threshold < metadata.score_threshold:
             raise UserError(
                 f"{path} was exported with eval.score_threshold={metadata.score_threshold:g} and has no detections "

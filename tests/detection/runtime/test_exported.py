@@ -16,7 +16,7 @@ from detectors import drawn
 
 from detection import Predictor, UserError
 from detection.data.image_io import read_image
-from detection.runtime.exported import ExportedDetector, load_exported, postprocess_spec_of, read_metadata
+from detection.runtime.exported import ExportedDetector, load_exported, read_metadata
 from detection.runtime.metadata import METADATA_KEY, Metadata, parse_metadata
 from detection.runtime.pytorch import detector_config, load_detector
 
@@ -148,8 +148,7 @@ def test_a_fixed_batch_is_padded(metadata):
 
 def test_thresholds(metadata):
     kept = dataclasses.replace(metadata, score_threshold=0.1)
-    spec = postprocess_spec_of(kept)
-    stricter, looser = (dataclasses.replace(spec, score_threshold=score) for score in (0.3, 0.05))
+    stricter, looser = (dataclasses.replace(kept.postprocess_spec, score_threshold=score) for score in (0.3, 0.05))
     assert len(ExportedDetector(recording([]), kept, "file", stricter)(drawn((64, 64)))[0]["scores"]) == 1
     with pytest.raises(
         UserError, match=r"file was exported with eval.score_threshold=0.1 .* of 0.05 needs a new export"
