@@ -52,7 +52,9 @@ def ghostdet(wheel, tmp_path_factory):
 
 def run_pip(*arguments: object) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    # With PYTHONPATH pip finds the checkout's own metadata, and installs nothing.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
 
 

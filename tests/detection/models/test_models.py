@@ -44,7 +44,7 @@ def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
 def test_candidates_are_what_may_become_a_detection(detector, most):
     """Of each level of a RetinaNet, of an image of the others; a proposal of Faster R-CNN may be of any class."""
     raw = config(detector).model_dump()
-    raw["eval"] |= {"score_threshold": 0.0, "nms_threshold": 1.0, "candidates": 3, "max_detections": 400}
+    raw["eval"] |= {"score_threshold": 0.0, "nms_threshold": 1.0, "pre_nms_top_k": 3, "max_detections": 400}
     torch.manual_seed(run_seed())
     model = build_model(parse_config(raw, "test"), 5).eval()
     with torch.no_grad():
