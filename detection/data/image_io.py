@@ -134,9 +134,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except Exception as error:  # Pillow raises nearly anything for damaged headers; OpenCV has the last word
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    # Only now: it brings torch and more with it, for which reading annotations need not wait.
-    from detection.data.image_io import read_image
-
     height, width = read_image(path).shape[:2]
     return width, height
 

@@ -10,7 +10,7 @@ class BoxFormat(NamedTuple):
 
     Attributes:
         name: "xywh", "xyxy", "centre" (cxcywh) or "fractions" (normalized to 0…1).
-        certain: whether all boxes agree with the format.
+        certain: whether all boxes match the format.
         rows: int64, boxes that cannot be xywh.
     """
 
