@@ -70,7 +70,7 @@ def produce(revision: str, folder: Path, runs: list[str]) -> dict[str, object]:
     code, work = folder / "code", folder / "work"
     work.mkdir()
     subprocess.run(
-        ["git", "worktree", "add", "--detach", "-f", str(code), revision],
+        ["git", "worktree", "add", "-q", "--detach", "-f", str(code), revision],
         cwd=ROOT,
         check=True,
         stderr=subprocess.DEVNULL,
