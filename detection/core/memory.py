@@ -132,7 +132,7 @@ def _cgroups(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc
         for folder in (group, *group.parents):
             if folder.is_relative_to(top):
                 with contextlib.suppress(OSError, ValueError, KeyError):
-                    # "max" is no number: no limit.
+                    # "max" means no limit.
                     limit, used = (int((folder / file).read_text()) for file in files[:2])
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                     # Pages of files in the cache are freed when memory is needed.

@@ -69,14 +69,14 @@ def map_columns(path: Path, *, check: bool = True) -> ColumnFile:
     """Open by memory map. `check`: compare the digest with the whole content (a second for 1 GB).
 
     Raises:
-        UserError: it cannot be opened.
-        ValueError: it is not such a file, or damaged.
+        UserError: the file cannot be opened.
+        ValueError: the file is of another kind, or damaged.
     """
     with open_regular_file(path) as file:
         whole = np.asarray(np.memmap(file, np.uint8, "r"))
     head = whole[:START].tobytes()
     if head[: len(MAGIC)] != MAGIC or len(head) < START:
-        raise ValueError(f"{path} is no file of columns")
+        raise ValueError(f"{path} is not a column file")
     digest = head[len(MAGIC) : -8]
     if check and hashlib.blake2b(whole[START - 8 :].data, digest_size=16).digest() != digest:
         raise ValueError(f"{path} is damaged: its content is not what was written")

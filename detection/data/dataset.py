@@ -72,7 +72,7 @@ class DetectionDataset(Dataset):
         self.augmentation = augmentation
         self.seed = seed
         self.largest_side = max(short_side, largest_side or 0)
-        # Process id and image under way of every worker, for when one of them is killed.
+        # Process id and current image of every worker, for the error message if one is killed.
         self.reading = torch.full((MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
         self.cache: ImageCache | None = None
         if cache != "off":
@@ -82,7 +82,7 @@ class DetectionDataset(Dataset):
         return len(self.index)
 
     def __getitem__(self, key: SampleKey) -> Sample | UserError:
-        """A bad image is *returned* as its error: raised in a worker, it would reach the user as a traceback.
+        """A bad image *returns* its error: an exception in a worker would reach the user as a traceback.
 
         In training another image takes its place, so that batches stay whole on every rank; who iterates
         counts them (`BadImages`).
@@ -90,7 +90,7 @@ class DetectionDataset(Dataset):
         skipped: list[str] = []
         for attempt in range(1 if self.augmentation is None else 10):
             try:
-                # A step that has no factor in common with most sizes, so that a bad folder is soon left.
+                # A step that is coprime to most sizes, so that the next try is likely in another folder.
                 image, target = self.load(key._replace(image=(key.image + 7919 * attempt) % len(self)))
             except UserError as error:
                 skipped.append(str(error))
@@ -122,7 +122,7 @@ class DetectionDataset(Dataset):
         return to_tensor(image), target
 
     def _augmented(self, key: SampleKey, augmentation: Augmentation) -> AugmentedSample:
-        # 32 bits out of (seed, epoch, i), well mixed.
+        # A 32-bit hash of (seed, epoch, i).
         seed = int(np.random.SeedSequence([self.seed, key.epoch, key.image]).generate_state(1)[0])
         rng = np.random.default_rng([self.seed, key.epoch, key.image, 1])
         side, config = key.short_side or self.short_side, augmentation.config
@@ -172,7 +172,7 @@ class DetectionDataset(Dataset):
     def _read(self, i: int) -> np.ndarray:
         shape = self._stored_shape(i)
         size = (int(self.index.sizes[i][0]), int(self.index.sizes[i][1]))
-        # Only in training: evaluation and prediction decode alike, in full.
+        # Only in training: evaluation and prediction decode images in full.
         at_least = shape if self.augmentation is not None else None
         image = read_image(self.images / str(self.index.file_names[i]), size, at_least)
         return resize_to(image, *shape)
@@ -189,10 +189,10 @@ class DetectionDataset(Dataset):
 
 
 def build_dataset(config: DetectionConfig, split: str) -> DetectionDataset:
-    """The "train" (augmented) or "val" data set of a config, its files checked to be there.
+    """Build the "train" (augmented) or "val" data set of a config, and check that its files exist.
 
     Raises:
-        UserError: anything amiss with the annotation file, the images folder, or the files named in it.
+        UserError: the annotation file, the image folder or a file named in it is missing or invalid.
     """
     index = read_split(config.data, split)
     augmentation = None

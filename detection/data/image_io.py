@@ -24,9 +24,9 @@ _LYING = (5, 6, 7, 8)
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Names, relative to `folder` and with "/", of all files in it and below, sorted within each folder.
+    """Names of all files in `folder` and its subfolders, relative to it and with "/", sorted within each folder.
 
-    Links to folders are followed, a folder that was there already (a loop of links) is not gone into again.
+    Links to folders are followed. A folder is visited once, so that loops of links end.
 
     Raises:
         UserError: a folder that cannot be read.
@@ -46,7 +46,7 @@ def files_below(folder: Path) -> Iterator[str]:
         for entry in found:
             try:
                 below = entry.is_dir()
-            except OSError:  # a link to itself; as a file it is told when it is opened
+            except OSError:  # a link to itself; opening it as a file gives the error
                 below = False
             if below:
                 yield from walk(entry.path, f"{prefix}{entry.name}/")
@@ -57,14 +57,14 @@ def files_below(folder: Path) -> Iterator[str]:
 
 
 def names_outside(names: Sequence[str], folder: str | Path) -> list[int]:
-    """Numbers of the names, relative to `folder` or absolute, that lead out of it.
+    """Indices of the names (relative to `folder`, or absolute) that point outside it.
 
-    The spelling decides: a link inside the folder may point anywhere.
+    Only the name counts: a link inside the folder may point anywhere.
     """
     suspects = [i for i, name in enumerate(names) if ".." in name or os.path.isabs(name)]
     if not suspects:
         return []
-    # An absolute name may be spelled with or without the links on the way to the folder.
+    # An absolute name may contain the links on the path of the folder, or their targets.
     places = {os.path.abspath(folder), os.path.realpath(folder)}
 
     def inside(name: str) -> bool:
@@ -82,7 +82,7 @@ def regular_files(folder: Path) -> list[str]:
     """Names of the regular files in a folder, links to such included. Raises UserError where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            # Of what is no link the folder itself tells the kind: no file is looked at.
+            # The directory entry holds the type of everything but links, so that no file is opened.
             return [e.name for e in entries if (file_fault(e.path) is None if e.is_symlink() else e.is_file())]
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
@@ -98,7 +98,7 @@ def images_below(folder: Path) -> list[str]:
 
 
 def listed(path: Path, what: str) -> list[tuple[int, str]]:
-    """The lines of a text file that lists images, with their numbers from 1, without empty ones.
+    """The non-empty lines of a text file that lists images, with their line numbers from 1.
 
     Raises:
         UserError: absent, not a regular file, empty, not UTF-8, or too large; the message calls it `what`.
@@ -114,7 +114,7 @@ def listed(path: Path, what: str) -> list[tuple[int, str]]:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of the upright image, as `read_image` gives it, out of the file's header.
+    """Read (width, height) of the upright image, as `read_image` returns it, from the header of the file.
 
     Images that Pillow refuses or does not know are decoded.
 
@@ -123,10 +123,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with open_regular_file(path, "image") as file, Image.open(file) as image:
-            # Pillow decodes a whole PNG in search of what may stand behind the pixels, where OpenCV does not look.
+            # To find EXIF data behind the pixels, Pillow decodes the whole PNG; OpenCV ignores such data.
             known = image.format != "PNG" or "exif" in image.info
             turned = known and image.getexif().get(_ORIENTATION) in _LYING
-            # Of a TIFF some versions of Pillow have turned the size already.
+            # Some versions of Pillow return the size of a TIFF already turned.
             if not (turned and image.format == "TIFF"):
                 return image.size[::-1] if turned else image.size
     except UserError:
@@ -151,13 +151,13 @@ def image_sizes(paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
         return sizes
 
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
-        # Large images are no danger to who reads their headers only.
+        # Reading the headers of large images is safe.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return [size for sizes in pool.map(some, range(0, len(paths), 256)) for size in sizes]
 
 
 def write_jpeg(path: Path, bgr: np.ndarray, quality: int) -> None:
-    """One of thousands of images, uint8 [H, W, 3] in OpenCV's order: not waited for until it is on the disk.
+    """Write an image, uint8 [H, W, 3] BGR, as JPEG, without waiting until it is on the disk.
 
     Raises:
         UserError: it, or its folder, cannot be written.
@@ -216,7 +216,7 @@ def decode_checked_image(
         image = _decode(content, REDUCED[factor], bgr)
         if image is not None and (image.shape[1], image.shape[0]) == (-(-size[0] // factor), -(-size[1] // factor)):
             return image
-        # Anything unusual about it (orientation, damage) is looked into below, on the whole image.
+        # The code below handles unusual images (orientation, damage) at full size.
     image = _decode(content, cv2.IMREAD_COLOR, bgr)
     if image is None:
         raise UserError(foreign)
@@ -234,10 +234,10 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR, *, bgr: bool = F
     """Bytes of an image file -> RGB (or BGR) uint8 [H, W, 3] (grey and alpha are converted).
 
     Returns:
-        None for what is no image, and for one whose size `detection.data.image_headers` does not know or refuses.
+        None if it is not an image, or if `detection.data.image_headers` cannot read or does not accept its size.
 
     Raises:
-        MemoryError: there is too little for it.
+        MemoryError: there is not enough memory for the image.
     """
     size = stored_size(content)
     return None if size is None or too_large(size) else _decode(content, flags, bgr)

@@ -13,7 +13,7 @@ from detection.data.image_io import regular_files
 
 
 def read_split(data: DataConfig, split: str, *, alone: bool = False, images: bool = True) -> Annotations:
-    """The annotations of `data.train` or `data.val` with the classes of `data.classes`; their images are there.
+    """Read the annotations of `data.train` or `data.val`, select `data.classes`, and check that the images exist.
 
     Args:
         split: "train" or "val".
@@ -22,7 +22,7 @@ def read_split(data: DataConfig, split: str, *, alone: bool = False, images: boo
         images: whether it is checked that they are there.
 
     Raises:
-        UserError: anything amiss with the annotations or the images folder.
+        UserError: the annotations or the image folder are missing or invalid.
     """
     index = _read(data, split)
     if index.format == "voc" and not alone:
@@ -48,7 +48,7 @@ def check_images(index: Annotations, images: str | Path, key: str = "images") ->
     present = set(regular_files(folder))
     absent = [name for name in names if name not in present and ("/" not in name or file_fault(folder / name))]
     if absent:
-        # Of what is there the reason is told: a named pipe, a link that leads nowhere.
+        # For names that exist, the message gives the reason: a named pipe, a broken link.
         reasons = {name: file_fault(folder / name) for name in absent[:5] if os.path.lexists(folder / name)}
         named = [f"{shown(name)} ({reasons[name]})" if name in reasons else shown(name) for name in absent[:5]]
         listed = ", ".join(named) + (", …" if len(absent) > 5 else "")

@@ -27,7 +27,7 @@ NO_MEMORY = errno.ENOMEM
 
 
 class BadImages:
-    """Counts the images that training had to pass over, and ends it when they are too many.
+    """Counts the images that the training skipped, and ends the training if they are too many.
 
     One broken file among a hundred thousand should not end a night's run; a broken disk should.
     """
@@ -59,15 +59,15 @@ def build_loader(
     join: Callable[[list[torch.Tensor]], Any] = list,
 ) -> DataLoader:
     """A DataLoader of (`join`ed images, list of targets); use `iterate` on it."""
-    # More processes than batches would only take time to start.
+    # Processes beyond the number of batches would have nothing to read.
     workers = min(workers, len(batches))
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(_collate, join),
-        # Of its own: the seed that each pass draws for its workers would else come out of the stream that dropout
-        # reads, and a run that goes on in the middle of an epoch, which is one pass more, would see other dropout.
+        # Each pass over the loader draws a seed for its workers. From the global generator, which dropout uses, that
+        # draw would change the dropout of a run that resumes within an epoch, because it makes one more pass.
         generator=torch.Generator(),
         worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
@@ -76,7 +76,7 @@ def build_loader(
 
 
 def iterate(loader: DataLoader, bad: BadImages | None = None) -> Iterator[tuple[Any, Any]]:
-    """The batches (images, list of target dicts); what a worker met is told here, in the main process, in plain words.
+    """Yield the batches (images, list of target dicts); errors of workers become a `UserError` in the main process.
 
     Args:
         bad: counts images passed over; None allows none.
@@ -122,13 +122,13 @@ def _comes_of_a_death(error: Exception) -> bool:
     text = str(error)
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in text
-    # The connection to a worker broke off; what a data set raised in a worker is quoted with this text.
+    # The connection to a worker was lost. PyTorch adds this text to an exception that the data set raised.
     return "in DataLoader worker process" not in text
 
 
 def _explain_death(loader: DataLoader, error: Exception) -> str:
     """Say how a worker ended, and name the image that it was reading (`DetectionDataset.reading`)."""
-    # Only a private attribute names the processes.
+    # Only a private attribute lists the processes.
     workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
     dead = {worker.pid: worker.exitcode for worker in workers if not worker.is_alive()}
     ends = [_end(pid, code) for pid, code in dead.items()] or [
@@ -168,16 +168,16 @@ def _collate(
 
 
 def _init_worker(worker: int) -> None:
-    # OpenCV's own thread pool in every worker would fight over the cores.
+    # A thread pool of OpenCV in every worker would oversubscribe the cores.
     cv2.setNumThreads(0)
-    # A terminal's Ctrl-C, and signals to a job's process group, are for the main process: it decides what becomes of
-    # the run and still needs its workers to finish the step. A group of their own keeps them out of it; the
-    # DataLoader can still end them, and they end by themselves when the main process is gone.
+    # Ctrl-C and signals to a process group are meant for the main process, which needs its workers to finish the step.
+    # In a process group of their own the workers do not receive them. The DataLoader can still stop the workers, and
+    # they end when the main process ends.
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    # The thread that hands tensors over prints a traceback where the main process breaks off in the middle of it.
+    # The thread that sends tensors prints a traceback if the main process ends meanwhile.
     sys.excepthook = _pass_over_lost_connections
-    # A batch that cannot be handed over would be printed as a traceback and lost: the main process would wait for ever.
+    # PyTorch prints and drops a batch that cannot be sent; the main process would then wait forever.
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 

@@ -1,7 +1,7 @@
 """The index of a large annotation file, kept in a binary file beside it and opened by memory map.
 
 It is taken only where it was made, by this version of the reader, of a file with the size, the time of change and
-samples of the content that the annotation file has now; else it is made anew.
+samples of the current content of the annotation file; otherwise it is created again.
 """
 
 import hashlib
@@ -47,12 +47,12 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
 
 
 def keep(path: Path, stamp: Stamp, index: Annotations) -> Annotations:
-    """Write the index of annotation file `path`, beside it or under ~/.cache; returns it as opened from there.
+    """Write the index of the annotation file `path` beside it or under ~/.cache, and open it from there.
 
     Args:
         stamp: `stamp_of` the file as it was before it was read, lest a change meanwhile go unseen.
 
-    Where neither can be written the index itself is returned: a cache is a convenience.
+    If neither place is writable, return the index itself.
     """
     header = {
         "version": VERSION,

@@ -22,7 +22,7 @@ IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 
 
 def parse_voc(path: str | Path, images: str | Path | None = None, split: str | None = None) -> RawAnnotations:
-    """What the XML files say, see `RawAnnotations`.
+    """Read the XML files into `RawAnnotations`.
 
     Args:
         path: an image set (ImageSets/Main/train.txt); VOC's folder, with Annotations/ in it; or a folder of XML files.
@@ -30,7 +30,7 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
         split: of VOC's folder: "train" is ImageSets/Main/train.txt. None is every file.
 
     Raises:
-        UserError: absent, or no XML files.
+        UserError: the path does not exist, or has no XML files.
     """
     path = Path(path)
     folder, names, source = _locate(path, split)
@@ -93,7 +93,7 @@ def splits_of(path: Path) -> list[str]:
 
 def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
     """Folder of the XML files, their names without suffix in order, and what to call it all."""
-    if os.path.lexists(path) and not path.is_dir():  # what is no file is told when it is read
+    if os.path.lexists(path) and not path.is_dir():  # reading it gives the error
         for parent in path.absolute().parents:
             if (parent / "Annotations").is_dir():
                 return parent / "Annotations", _image_set(path, parent / "Annotations"), str(path)
@@ -157,9 +157,9 @@ def _image_of(root: ET.Element, name: str, present: dict[str, str]) -> str:
 def _root(path: Path, problems: Issues) -> ET.Element | None:
     try:
         data = read_file(path, "annotation", largest=LARGEST_FILE)
-        # In UTF-16, which the standard allows, what is looked for would not be seen.
+        # The search below would miss its words in UTF-16, which the standard allows.
         text = data.decode("utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else data
-        # Entities can refer to each other until memory is full, or to other files; annotations need none.
+        # Entities can fill the memory by referring to each other, or read other files. Annotations do not need them.
         if (b"<!ENTITY" in text) if isinstance(text, bytes) else ("<!ENTITY" in text):
             problems.add("not_readable", f"{path} declares entities, which is refused; remove its DOCTYPE")
             return None

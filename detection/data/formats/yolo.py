@@ -24,7 +24,7 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 
 
 def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | None = "train") -> RawAnnotations:
-    """What the label files say, see `RawAnnotations`.
+    """Read the label files into `RawAnnotations`.
 
     Args:
         path: data.yaml, or the folder that it is in.
@@ -32,7 +32,7 @@ def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | 
         split: which entry of data.yaml: "train", "val", "test".
 
     Raises:
-        UserError: absent, not YAML, no names, no such split, no image_paths.
+        UserError: absent, not YAML, no names, no such split, no images.
     """
     path = find_yaml(Path(path))
     content = read_yaml(path)
@@ -90,10 +90,10 @@ def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | 
 
 
 def images_folder(path: Path, images: str | Path | None, split: str | None) -> Path:
-    """The folder that file names are relative to, without a look at images and labels.
+    """The folder that file names are relative to; images and labels are not read.
 
     Raises:
-        UserError: no data.yaml, no names, no such split, or its images are not there.
+        UserError: no data.yaml, no names, no such split, or its images do not exist.
     """
     path = find_yaml(path)
     content = read_yaml(path)
@@ -173,7 +173,7 @@ def _root(content: dict[str, Any], path: Path) -> Path:
     for folder in (path.absolute().parent / str(said), Path(str(said)).absolute()):
         if folder.is_dir():
             return Path(os.path.normpath(folder))
-    # Written for another machine; what is beside the file is the better guess than nothing.
+    # The path is from another machine; try the same folder beside the file.
     return path.absolute().parent
 
 
@@ -185,7 +185,7 @@ def _sources(content: dict[str, Any], path: Path, root: Path, split: str | None)
         raise UserError(f"{path} has no {split!r}; it has {', '.join(known) or 'neither train nor val nor test'}")
     sources = []
     for entry in map(str, said if isinstance(said, list) else [said]):
-        # Roboflow writes ../train/images and means train/images.
+        # Roboflow writes ../train/images for train/images.
         places = [root / entry, root / entry.removeprefix("../")]
         found = next((place for place in places if place.exists()), None)
         if found is None:

@@ -34,7 +34,7 @@ def convert_data(
     group_by: str | None = None,
     transfer: str = "copy",
 ) -> str:
-    """Read `sources` and write them into the folder `out`; returns what was written and what was lost, in words.
+    """Read `sources` and write them into the folder `out`; returns a report of what was written and what was lost.
 
     Args:
         sources: files or folders as `read_annotations` takes them, each a split ("train=FILE" says which, else its
@@ -45,7 +45,7 @@ def convert_data(
         transfer: "copy", "link" (symbolic links), or "none".
 
     Raises:
-        UserError: anything wrong with the sources, `out` not empty, no way to do it.
+        UserError: the sources are invalid, `out` is not empty, or the conversion is not possible.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -73,7 +73,7 @@ def make_crops(
     val_share: float = 0.2,
     seed: int = 0,
 ) -> CropReport:
-    """Cut the objects of COCO files out into OUT/{train,val}/CLASS/*.jpg.
+    """Cut out the objects of COCO files and write them to OUT/{train,val}/CLASS/*.jpg.
 
     Each crop is a square around its box with some surroundings, shifted into the image. Train and val never share a
     image: the split is a function of an image's bytes, so that it holds across files, too.
@@ -174,6 +174,6 @@ def _write(crops: list[Crop], out: Path, size: int) -> None:
         if scale < 1:
             sides = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
             part = cv2.resize(part, sides, interpolation=cv2.INTER_AREA)
-        # A class may be called "n/a" or "..": its folder may not.
+        # A class may be called "n/a" or "..", but a folder may not.
         path = out / crop.split / crop.name.replace("/", "-").replace(".", "-") / crop.file
         write_jpeg(path, part[:, :, ::-1], QUALITY)

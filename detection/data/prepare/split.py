@@ -1,4 +1,4 @@
-"""A data set divided into two without leakage: by image, each class in its share, like images on one side.
+"""Split a data set by image, stratified by class, without leakage: similar images stay on one side.
 
 Classes are spread by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class first, each of
 its images to the side that still lacks most of that class.
@@ -20,7 +20,7 @@ from detection.data.annotations import Annotations
 def split_images(
     index: Annotations, share: float, *, seed: int = 0, group_by: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """Which images are for training, bool [n], and what was kept together, for people.
+    """Choose the training images. Returns bool [n], and a text about the groups that were kept together.
 
     A function of the file names, the boxes, the images' bytes and the arguments alone, whatever the order of the
     file. Images of the same bytes are never on both sides. Of a class that two images (or groups) have, each
@@ -32,7 +32,7 @@ def split_images(
             groups, if it has any, else the match) are kept together: frames of one video, tiles of one scene.
 
     Raises:
-        UserError: a share that leaves a side without images, not a regular expression, an image not readable.
+        UserError: one side would have no images, the pattern is not a regular expression, or an image cannot be read.
     """
     if not 0 < share < 1:
         raise UserError(f"--split {share:g}: expected is the share of the training images, between 0 and 1, like 0.8")
@@ -40,7 +40,7 @@ def split_images(
     if len(groups) < 2:
         raise UserError(f"{index.source} has {len(groups)} image(s) or group(s) of images: nothing can be divided")
     presence = _presence(index)
-    # In an order that depends on nothing but names and seed.
+    # The order depends only on names and seed.
     names = [min(str(index.file_names[i]) for i in group) for group in groups]
     order = sorted(range(len(groups)), key=lambda g: hashlib.sha1(f"{seed} {names[g]}".encode()).digest())
     counts = np.array([presence[groups[g]].sum(axis=0) for g in order])
@@ -52,14 +52,14 @@ def split_images(
 
 
 def _stratify(counts: np.ndarray, share: float) -> np.ndarray:
-    """For each group whether it is for training, bool [g].
+    """Choose the groups for training; returns bool [g].
 
     Args:
         counts: int [g, c], images of each group that have class c; the last column counts all of them.
     """
     total = counts.sum(axis=0).astype(float)
     holders = (counts > 0).sum(axis=0)
-    # A class that is on one side only can be learned and not measured, or the other way round.
+    # A class on one side only can be trained but not evaluated, or evaluated but not trained.
     lacking_val = np.where(holders >= 2, np.maximum(total * (1 - share), 1), 0)
     lacking = np.stack([total - lacking_val, lacking_val])  # [side, class]: 0 is training, 1 validation
     side = np.full(len(counts), -1)
@@ -68,13 +68,13 @@ def _stratify(counts: np.ndarray, share: float) -> np.ndarray:
         rare = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin()) if left.any() else counts.shape[1] - 1
         for g in np.flatnonzero((counts[:, rare] > 0) & (side < 0)):
             need = lacking[:, rare]
-            # Where both lack as much, the side that lacks more images.
+            # If both sides miss the same number of boxes, the side that misses more images.
             wanted = int(need[1] > need[0]) if need[0] != need[1] else int(lacking[1, -1] > lacking[0, -1])
             side[g] = wanted
             lacking[wanted] -= counts[g]
             left -= counts[g, :-1]
     if (side == side[0]).all():
-        # Few images or an extreme share: the one that takes fewest classes away, and of those the smallest.
+        # Few images or an extreme share: the group that removes the fewest classes, and of those the smallest.
         alone = (counts[:, :-1] > 0) & (holders[:-1] == 1)
         moved = min(range(len(counts)), key=lambda g: (int(alone[g].sum()), int(counts[g, -1]), g))
         side[moved] = 1 - side[moved]

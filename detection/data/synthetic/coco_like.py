@@ -24,16 +24,16 @@ def make_coco_like(
     photographs: str | Path | None = None,
     force: bool = False,
 ) -> int:
-    """Write a file with the entries, key order and lengths of instances_train2017.json, polygons of random numbers.
+    """Write a random annotation file with the entries, key order and lengths of instances_train2017.json.
 
-    With the default numbers it has the size of COCO's, too. Returns its size in bytes.
+    With the default numbers it is as large as COCO's file. Returns its size in bytes.
 
     Args:
         force: overwrite files that this toolkit did not write.
         photographs: a folder; random parts of what lies in it become the images, in images/ beside `out`.
 
     Raises:
-        UserError: it cannot be written, or there are no photographs.
+        UserError: the file cannot be written, or there are no photographs.
     """
     path = Path(out)
     if not path.parent.is_dir():

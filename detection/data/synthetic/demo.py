@@ -1,4 +1,4 @@
-"""A small Halloween detection data set in COCO format, drawn on the spot: no download, no licence worries.
+"""A small Halloween detection data set in COCO format, drawn by this module, so that nothing is downloaded.
 
 Every image has a random generator of its own, seeded by (seed, split, index). The files are therefore the
 same on every call, and an image doesn't depend on how many others are made.
@@ -18,12 +18,12 @@ from detection.core.outputs import begin_output, check_outputs
 from detection.data.synthetic.drawings import PAINTERS, background, fill, mask_on, paste, random_transform, render
 
 CLASSES: tuple[str, ...] = ("ghost", "pumpkin", "bat", "moon", "candle", "star")
-#: Category ids of CLASSES in the JSON. They have gaps, as COCO's have, so that nobody takes id for index.
+#: Category ids of CLASSES in the JSON. They have gaps, as in COCO, so that an id is not mistaken for an index.
 CATEGORY_IDS: tuple[int, ...] = (1, 2, 4, 7, 8, 11)
 SPLITS = ("train", "val")
 GENERATOR = "ghostnet-demo"
 LARGEST = 1 << 28  # bytes of a train.json or val.json
-VERSION = 1  # raise it when the drawing changes: older sets are then made anew
+VERSION = 1  # increase it when the drawing changes: older sets are then drawn again
 
 
 _MIN_VISIBLE = 0.4  # the share of an object's mask that has to stay visible
@@ -77,7 +77,7 @@ def _swarm(rng: np.random.Generator, image: np.ndarray) -> tuple[int, np.ndarray
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one image; everything about it comes from `rng`.
+    """Draw one random image.
 
     Args:
         rng: the source of all chance.
@@ -204,7 +204,7 @@ def make_demo_dataset(
         The paths under the keys "images", "train" and "val".
 
     Raises:
-        UserError: a number is out of its range, or the folder can't be written, or holds files of another origin.
+        UserError: a number is out of range, the folder cannot be written, or it contains files of the user.
     """
     if min(train_images, val_images) < 1 or seed < 0:
         raise UserError("a split needs at least 1 image, and the seed can't be negative")
@@ -217,7 +217,7 @@ def make_demo_dataset(
         whole = len(images) == counts[split] and all(image.is_file() for image in images)
         if info != _split_info(split, counts[split], seed) or not whole:
             new = [root / "images" / _name(split, i) for i in range(counts[split])]
-            # What an earlier set names is known by that, also where it was not noted.
+            # The images that an earlier set lists are ours, even without a note.
             outputs += sorted({*new} - {*images}) + ([root / f"{split}.json"] if info is None else [])
             replaced[split] = images
     check_outputs(outputs, force=force)

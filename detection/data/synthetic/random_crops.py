@@ -43,7 +43,7 @@ def write_crops(folder: Path, photographs: Path, names: Sequence[str], sizes: np
             write_jpeg(folder / names[i], image, QUALITY)
         return len(own)
 
-    # OpenCV lets go of the interpreter while it reads, resizes and writes.
+    # OpenCV releases the GIL while it reads, resizes and writes.
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         progress_bar(None, "images", len(names)) as bar,
