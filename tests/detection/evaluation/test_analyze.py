@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from coco_results import SETS, random_results, truth_as_results
 from conftest import run_seed
-from test_evaluation import SETS, random_results, truth_as_results
 
 from detection.core.errors import UserError
 from detection.data.formats.coco import read_coco

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import assert_whole
+from coco_results import random_results, truth_as_results
 from conftest import assert_clear_error, run_seed
-from test_evaluation import random_results, truth_as_results
 
 from detection.checkpoint import read_checkpoint
 from detection.core.errors import UserError
