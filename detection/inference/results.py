@@ -49,7 +49,9 @@ class Summary:
     def __str__(self) -> str:
         done = [f"{self.num_images} images"] if self.num_images else []
         done += [f"{self.num_frames} video frames"] if self.num_frames else []
-        found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common(8)) or "nothing"
+        # By name among equal counts, whatever process or thread found them first.
+        most = sorted(self.objects.items(), key=lambda item: (-item[1], item[0]))[:8]
+        found = ", ".join(f"{count} {name}" for name, count in most) or "nothing"
         text = f"{' and '.join(done) or 'nothing'} done; found {found}"
         if self.skipped:
             text += f"; {self.skipped} were done before"

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -22,6 +23,7 @@ from detection import Predictor, UserError
 from detection.inference import images as images_module
 from detection.inference import video as video_module
 from detection.inference.detect_sources import detect, num_streams_for
+from detection.inference.results import Summary
 from detection.inference.sources import Item, find_items
 
 
@@ -361,3 +363,9 @@ def test_real_video(shared_data, trained, tmp_path):
     assert summary.num_frames == 12
     count, fps = frames_of(tmp_path / "car-detection.mp4")
     assert count == 12 and fps == pytest.approx(12.5, abs=0.1)
+
+
+def test_summary_orders_classes_by_count_and_name():
+    """Equal counts come in one order, whatever process found them first."""
+    summary = Summary(objects=Counter({"square": 2, "disc": 2, "cat": 5}))
+    assert str(summary) == "nothing done; found 5 cat, 2 disc, 2 square"
