@@ -6,16 +6,10 @@ from typing import Any
 
 TURN = 5
 """Timed calls of a turn."""
-
-
 PAUSE = 0.05
 """Seconds before a turn: a runtime's threads spin on for a while after their last call, at the cost of the next one."""
-
-
 WARM_CALLS = 3
 """Calls of a turn that are not timed: caches are full of another network at first."""
-
-
 Clock = Callable[[Callable[[], Any]], float]
 """Makes a call and tells its seconds."""
 

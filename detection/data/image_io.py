@@ -1,4 +1,4 @@
-"""Image files in folders: which there are, how large the images are without decoding any, and writing many."""
+"""Image files: finding them in folders, their sizes without decoding, reading and writing them."""
 
 import os
 import warnings

@@ -14,7 +14,7 @@ from detection.data.image_headers import largest_file, stored_size, too_large
 from detection.data.image_io import decode_image, read_image
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, evenly_spaced
-from detection.doctor.run_checks import CheckedSet, Report
+from detection.doctor.run_checks import CheckedDataset, Report
 from detection.doctor.text_report import describe_example
 from detection.inference.draw import draw_on
 
@@ -30,7 +30,7 @@ MAX_IMAGES = 12
 CODES_WITHOUT_IMAGES = {"image-missing", "image-unlisted"}
 
 
-def add_sample_images(checked: CheckedSet, album: Album, count: int = 12) -> None:
+def add_sample_images(checked: CheckedDataset, album: Album, count: int = 12) -> None:
     """Add evenly spaced images with all their boxes; images without boxes only if no image has any."""
     entries = checked.selected
     with_boxes = np.unique(entries.image_rows[entries.valid])

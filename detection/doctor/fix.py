@@ -20,7 +20,7 @@ from detection.doctor.findings import Finding
 from detection.doctor.fix_images import ImagePlan, plan_images
 from detection.doctor.image_checks import UNPROBED, ProbedImages
 from detection.doctor.read_sets import read_json
-from detection.doctor.run_checks import CheckedSet, Report, check_set
+from detection.doctor.run_checks import CheckedDataset, Report, check_set
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Change:
 
 
 @dataclass
-class FixedSet:
+class RepairedDataset:
     """The fixed copy of a dataset.
 
     Attributes:
@@ -59,7 +59,7 @@ class FixedSet:
         return "\n".join(lines)
 
 
-def fix_report(report: Report, out: Path) -> list[tuple[Path, FixedSet]]:
+def fix_report(report: Report, out: Path) -> list[tuple[Path, RepairedDataset]]:
     """Write the fixed copy OUT.json, with two splits also OUT_val.json, and the changes of each in OUT.changes.json.
 
     Raises:
@@ -98,7 +98,7 @@ def leaked_rows(report: Report) -> list[int]:
     return [row for row in range(first) if groups[row] in in_val]
 
 
-def fix_set(checked: CheckedSet, leaked: Sequence[int] = ()) -> FixedSet:
+def fix_set(checked: CheckedDataset, leaked: Sequence[int] = ()) -> RepairedDataset:
     """Fix one split.
 
     Args:
@@ -130,7 +130,7 @@ def fix_set(checked: CheckedSet, leaked: Sequence[int] = ()) -> FixedSet:
         for row in np.flatnonzero(plan.keep).tolist()
     ]
     result["annotations"] = _build_annotations(checked.original, planned, keep, content["annotations"], plan, changes)
-    fixed = FixedSet(result, changes, unfixed)
+    fixed = RepairedDataset(result, changes, unfixed)
     fixed.remaining = _recheck(checked, result, plan)
     return fixed
 
@@ -174,7 +174,7 @@ def _plan_categories(entries: Entries, changes: list[Change], unfixed: list[str]
 
 
 def _plan_annotations(
-    checked: CheckedSet,
+    checked: CheckedDataset,
     plan: ImagePlan,
     category_rows: np.ndarray,
     content: dict[str, Any],
@@ -299,7 +299,7 @@ def polygon_box(entry: Any) -> list[float]:
     return [*low.tolist(), *(high - low).tolist()]
 
 
-def _recheck(checked: CheckedSet, content: dict[str, Any], plan: ImagePlan) -> list[Finding]:
+def _recheck(checked: CheckedDataset, content: dict[str, Any], plan: ImagePlan) -> list[Finding]:
     """Findings in the fixed copy; uses the existing probes of the images."""
     entries = checked.original
     copy = entries_from_coco(content, "the fixed copy", entries.split, entries.folder)

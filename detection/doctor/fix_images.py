@@ -7,7 +7,7 @@ import numpy as np
 
 from detection.doctor.box_checks import clip_to_image
 from detection.doctor.image_checks import UNUSABLE_STATUSES, find_renamed_files, find_size_mismatches
-from detection.doctor.run_checks import CheckedSet
+from detection.doctor.run_checks import CheckedDataset
 
 ImageChange = tuple[str, str]
 
@@ -35,7 +35,7 @@ class ImagePlan:
     unfixed: list[str]
 
 
-def plan_images(checked: CheckedSet, leaked: Sequence[int] = ()) -> ImagePlan:
+def plan_images(checked: CheckedDataset, leaked: Sequence[int] = ()) -> ImagePlan:
     """Decide what to do with each image; the rows in `leaked` are removed."""
     entries, images = checked.original, checked.images
     count = len(entries.image_ids)
@@ -80,7 +80,7 @@ def plan_images(checked: CheckedSet, leaked: Sequence[int] = ()) -> ImagePlan:
     return plan
 
 
-def _drop_repeated_ids(checked: CheckedSet, plan: ImagePlan, drop_image: Callable[[int, str], None]) -> None:
+def _drop_repeated_ids(checked: CheckedDataset, plan: ImagePlan, drop_image: Callable[[int, str], None]) -> None:
     """Of images with the same id, keep the first if all have the same file; otherwise remove all of them."""
     entries = checked.original
     values, counts = np.unique(entries.image_ids, return_counts=True)
@@ -106,7 +106,7 @@ def _merge_repeated_files(plan: ImagePlan) -> None:
             first[name] = row
 
 
-def _fix_size(checked: CheckedSet, plan: ImagePlan, row: int, drop_image: Callable[[int, str], None]) -> None:
+def _fix_size(checked: CheckedDataset, plan: ImagePlan, row: int, drop_image: Callable[[int, str], None]) -> None:
     """Replace a wrong annotated size by the size of the image file, if the boxes show which size they refer to."""
     entries, images = checked.normalized, checked.images
     annotated = entries.sizes[row].astype(float)
@@ -129,7 +129,7 @@ def _fix_size(checked: CheckedSet, plan: ImagePlan, row: int, drop_image: Callab
         )
 
 
-def _drop_identical_files(checked: CheckedSet, plan: ImagePlan) -> None:
+def _drop_identical_files(checked: CheckedDataset, plan: ImagePlan) -> None:
     """Of identical files with the same boxes, keep the first."""
     entries, images = checked.normalized, checked.images
     groups: dict[bytes, list[int]] = {}

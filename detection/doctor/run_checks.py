@@ -29,7 +29,7 @@ from detection.doctor.structure_checks import check_categories, check_structure
 
 
 @dataclass(frozen=True)
-class CheckedSet:
+class CheckedDataset:
     """One split during and after the checks.
 
     Attributes:
@@ -49,7 +49,7 @@ class CheckedSet:
 class Report:
     """The result of all checks; the text, JSON and HTML reports are made from it."""
 
-    sets: list[CheckedSet]
+    sets: list[CheckedDataset]
     """one, or train and val"""
     findings: list[Finding] = field(default_factory=list)
     anchor_coverage: AnchorCoverage | None = None
@@ -128,15 +128,15 @@ def run_checks(
 
 def check_set(
     entries: Entries, images: ProbedImages, classes: ClassSelection | None = None
-) -> tuple[list[Finding], CheckedSet]:
+) -> tuple[list[Finding], CheckedDataset]:
     """Run the checks that need one split only; `classes` is `data.classes` of the config."""
     findings = check_structure(entries)
     if not len(entries.image_ids) or not len(entries.category_ids):
-        return findings, CheckedSet(entries, entries, entries, images)
+        return findings, CheckedDataset(entries, entries, entries, images)
     findings += check_categories(entries) + check_images(entries, images)
     box_findings, normalized = check_boxes(with_sizes(entries, images))
     selected = select_classes(normalized, classes)
-    return findings + box_findings + check_classes(selected), CheckedSet(entries, normalized, selected, images)
+    return findings + box_findings + check_classes(selected), CheckedDataset(entries, normalized, selected, images)
 
 
 def with_sizes(entries: Entries, images: ProbedImages) -> Entries:

@@ -10,7 +10,7 @@ from detection.doctor.anchor_checks import AnchorCoverage
 from detection.doctor.dataset_statistics import dataset_statistics
 from detection.doctor.findings import Example
 from detection.doctor.rules import SEVERITIES
-from detection.doctor.run_checks import CheckedSet, Report
+from detection.doctor.run_checks import CheckedDataset, Report
 
 MAX_EXAMPLES = 4
 """Examples of each finding in the text."""
@@ -58,7 +58,7 @@ def _lines(report: Report) -> Iterator[str]:
     )
 
 
-def _describe(checked: CheckedSet) -> str:
+def _describe(checked: CheckedDataset) -> str:
     numbers = dataset_statistics(checked.selected)
     crowd = f" and {numbers['crowd']} crowd regions" if numbers["crowd"] else ""
     return (

@@ -28,7 +28,7 @@ HEADER = ("file", "MB", "of float32", "AP", "change", "AP50", "ms", "times as fa
 
 
 @dataclass
-class Row:
+class AccuracyRow:
     """A file and its measurements.
 
     Attributes:
@@ -48,7 +48,7 @@ class Row:
     milliseconds: float = 0.0
 
 
-class AccuracyTest:
+class AccuracyEvaluator:
     """Scores files on the images of `data.val`, or on some of them."""
 
     def __init__(self, config: DetectionConfig, metadata: Metadata, count: int, threads: int) -> None:
@@ -87,7 +87,7 @@ def measure_latencies(paths: Sequence[Path], batch: CanvasBatch, threads: int, r
         return [1000 * statistics.median(own) for own in interleave(calls, runs, progress=bar.update)]
 
 
-def format_report(rows: Sequence[Row], images: int, shape: Sequence[int], threads: int) -> str:
+def format_report(rows: Sequence[AccuracyRow], images: int, shape: Sequence[int], threads: int) -> str:
     """The table as Markdown, and the conditions of the measurement."""
     float32 = {row.file_format: row for row in rows if row.precision == "float32"}
     cells = []

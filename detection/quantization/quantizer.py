@@ -20,7 +20,13 @@ from detection.export.exporter import build_export_spec, exported_files, verify_
 from detection.export.onnx import export_onnx
 from detection.export.openvino import save_openvino
 from detection.inference.sample_images import sample_image_paths
-from detection.quantization.accuracy import AccuracyTest, Row, evenly_spaced, format_report, measure_latencies
+from detection.quantization.accuracy import (
+    AccuracyEvaluator,
+    AccuracyRow,
+    evenly_spaced,
+    format_report,
+    measure_latencies,
+)
 from detection.quantization.onnx import CanvasBatch, OnnxQuantizer, store_weights_fp16
 from detection.quantization.openvino import quantize_openvino
 from detection.runtime.exported import ExportedDetector
@@ -81,7 +87,7 @@ def quantize_checkpoint(
     check_outputs([table, *files], [checkpoint], force=force)
     model, metadata = export_float32(checkpoint, form, batch, size, overrides)
     config = parse_config(dict(metadata.config), f"config in {checkpoint}")
-    accuracy_test = AccuracyTest(config, metadata, val_images, threads)
+    evaluator = AccuracyEvaluator(config, metadata, val_images, threads)
     quantizer = None
     if "int8" in precisions:
         batches = calibration_batches(config, metadata, calibration, calibration_images)
@@ -91,22 +97,22 @@ def quantize_checkpoint(
         exporter = QuantizedExporter(file_format, model, metadata, quantizer)
         float32_path = folder / f"{stem}.float32{SUFFIXES[file_format]}"
         num_bytes = exporter.write_float32(float32_path)
-        metrics = accuracy_test.score(float32_path).numbers
-        rows.append(Row(float32_path, file_format, "float32", num_bytes, metrics))
+        metrics = evaluator.score(float32_path).numbers
+        rows.append(AccuracyRow(float32_path, file_format, "float32", num_bytes, metrics))
         print(f"{float32_path}: AP {metrics['AP']:.4f}", flush=True)
         for precision in precisions:
             path = folder / f"{stem}.{precision}{SUFFIXES[file_format]}"
             if precision == "fp16":
                 num_bytes = exporter.write_fp16(path)
-                rows.append(Row(path, file_format, precision, num_bytes, accuracy_test.score(path).numbers))
+                rows.append(AccuracyRow(path, file_format, precision, num_bytes, evaluator.score(path).numbers))
             else:
-                rows.append(search_int8(exporter, accuracy_test, path, metrics["AP"], max_loss, keep))
+                rows.append(search_int8(exporter, evaluator, path, metrics["AP"], max_loss, keep))
             print(f"{path}: AP {rows[-1].metrics['AP']:.4f}", flush=True)
-    first_batch = accuracy_test.first_batch()
+    first_batch = evaluator.first_batch()
     times = measure_latencies([row.path for row in rows], first_batch, threads)
     for row, milliseconds in zip(rows, times, strict=True):
         row.milliseconds = milliseconds
-    text = format_report(rows, len(accuracy_test.index), first_batch[0].shape, threads)
+    text = format_report(rows, len(evaluator.index), first_batch[0].shape, threads)
     write_output(table, lambda file: file.write(f"{text}\n".encode()))
     return text
 
@@ -223,12 +229,12 @@ class QuantizedExporter:
 
 def search_int8(
     exporter: QuantizedExporter,
-    accuracy_test: AccuracyTest,
+    evaluator: AccuracyEvaluator,
     path: Path,
     reference: float,
     max_loss: float,
     keep: Sequence[str] = (),
-) -> Row:
+) -> AccuracyRow:
     """Write the int8 file with the fewest float32 layers (0, 1, 2, 4, … in addition to `keep`) whose AP is within
     `max_loss` of `reference`.
 
@@ -244,10 +250,10 @@ def search_int8(
     while count < len(others):
         float32_layers = {*always, *ranking[:count]}
         num_bytes = exporter.write_int8(path, float32_layers)
-        metrics = accuracy_test.score(path).numbers
+        metrics = evaluator.score(path).numbers
         counts = (len(float32_layers), len(quantizer.layers))
         if reference - metrics["AP"] <= max_loss:
-            return Row(path, exporter.file_format, "int8", num_bytes, metrics, counts)
+            return AccuracyRow(path, exporter.file_format, "int8", num_bytes, metrics, counts)
         print(
             f"{path}: AP {metrics['AP']:.4f} with {counts[0]} of {counts[1]} layers in float32: "
             f"{reference - metrics['AP']:.4f} lost, more than {max_loss:g}",

@@ -28,7 +28,7 @@ def clean(master, tmp_path):
 
 
 def fix(path, out):
-    """The content of the fixed copy, its path, and the `FixedSet`."""
+    """The content of the fixed copy, its path, and the `RepairedDataset`."""
     before = path.read_bytes()
     ((copy, result),) = fix_report(run_checks([read_set(path, "data")]), out / "fixed.json")
     assert path.read_bytes() == before

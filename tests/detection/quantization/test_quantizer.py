@@ -82,7 +82,7 @@ class QuantizedExporter:
         return 4
 
 
-class AccuracyTest:
+class AccuracyEvaluator:
     """AP falls by 0.02 for each of b, d and f that is quantized."""
 
     def __init__(self, exporter):
@@ -95,13 +95,15 @@ class AccuracyTest:
 
 def test_layers_return_to_float32_until_the_loss_is_within_the_limit(tmp_path, capsys):
     exporter = QuantizedExporter()
-    row = search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.5, 0.01)
+    row = search_int8(exporter, AccuracyEvaluator(exporter), tmp_path / "x.onnx", 0.5, 0.01)
     # None, the worst one, the worst two, the worst four.
     assert exporter.made == [set(), {"e"}, {"e", "b"}, {"e", "b", "d", "f"}]
     assert row.float32_layers == (4, 7) and row.metrics["AP"] == 0.5 and exporter.quantizer.asked == 1
     assert "0.0600 lost, more than 0.01" in capsys.readouterr().out
     exporter = QuantizedExporter()
-    assert search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.5, 0.01, ["[bdf]"]).float32_layers == (
+    assert search_int8(
+        exporter, AccuracyEvaluator(exporter), tmp_path / "x.onnx", 0.5, 0.01, ["[bdf]"]
+    ).float32_layers == (
         3,
         7,
     )
@@ -111,7 +113,7 @@ def test_layers_return_to_float32_until_the_loss_is_within_the_limit(tmp_path, c
 def test_no_file_remains_if_the_loss_is_too_large(tmp_path):
     exporter = QuantizedExporter()
     with pytest.raises(UserError, match=r"no int8 file of onnx stays within --max-loss 0\.01; use --precision fp16"):
-        search_int8(exporter, AccuracyTest(exporter), tmp_path / "x.onnx", 0.9, 0.01)
+        search_int8(exporter, AccuracyEvaluator(exporter), tmp_path / "x.onnx", 0.9, 0.01)
     assert not list(tmp_path.iterdir())
 
 
