@@ -56,8 +56,9 @@ class ClassificationAugmentConfig(Section):
 
 
 class ImageFoldersConfig(Section):
-    format: Literal["imagefolder", "cifar10"] = "imagefolder"
-    """imagefolder: FOLDER/class/image.jpg; cifar10: FOLDER/cifar-10-batches-py/ as published."""
+    format: Literal["imagefolder", "cifar10", "unlabelled"] = "imagefolder"
+    """imagefolder: FOLDER/class/image.jpg; cifar10: FOLDER/cifar-10-batches-py/ as published; unlabelled: images
+    anywhere below FOLDER, each with the teacher's most likely class as its label."""
     train: PathText
     val: PathText
     """cifar10: the same folder, for its test batch."""
@@ -92,6 +93,8 @@ class TeacherConfig(Section):
     """Width of a network of this toolkit."""
     weights: PathText
     """A file (also a best.pt of tools/pretrain.py), or "pretrained" for published weights of timm or torchvision."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the teacher alone. On a CPU with AVX-512 BF16 or AMX, bf16 is several times as fast."""
     logits: NonNegative = 1.0
     """Weight of the loss against the teacher's softened logits; the teacher must have the same classes."""
     temperature: Annotated[float, Field(gt=0)] = 4.0
@@ -112,3 +115,9 @@ class ClassificationConfig(BaseConfig):
     data: ImageFoldersConfig
     train: ClassifierTrainConfig = Field(default_factory=ClassifierTrainConfig)
     teacher: TeacherConfig | None = None
+
+    @model_validator(mode="after")
+    def _labelled(self) -> "ClassificationConfig":
+        if self.data.format == "unlabelled" and self.teacher is None:
+            raise ValueError("data.format=unlabelled needs a teacher, whose classes are the labels")
+        return self

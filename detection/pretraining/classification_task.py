@@ -61,6 +61,9 @@ class ClassificationTask(Task):
             images, labels = self.mixing(images, labels)
         # The teacher gets the same images, cropped and mixed (arXiv 2106.05237).
         teacher_output = None if self.teacher is None else self.teacher(images)
+        if self.config.data.format == "unlabelled":
+            assert teacher_output is not None
+            labels = teacher_output.logits.argmax(1)
         return objective(images, labels, teacher_output)
 
     def name_images(self, targets: list[dict[str, Any]]) -> str:
@@ -71,7 +74,10 @@ class ClassificationTask(Task):
 
     def predict(self, model: nn.Module) -> dict[str, float]:
         train = self.config.train
-        return measure_accuracy(model, self.val_loader, self.device, amp=train.amp, channels_last=train.channels_last)
+        teacher = self.teacher if self.config.data.format == "unlabelled" else None
+        return measure_accuracy(
+            model, self.val_loader, self.device, teacher, amp=train.amp, channels_last=train.channels_last
+        )
 
     def score(self, predictions: dict[str, float]) -> dict[str, Any]:
         return predictions
@@ -151,12 +157,15 @@ def build_trainer(config: ClassificationConfig, device: torch.device | None = No
     device = device or pick_device(config.device)
     seed_everything(config.seed, config.train.deterministic)
     train_set, val_set = build_datasets(config)
-    names = train_set.images.classes
-    for split, data in (("train", train_set), ("val", val_set)):
-        log.info("%-6s %s: %d images, %d classes", f"{split}:", data.images.root, len(data), len(names))
-    model = _build_network(config, len(names))
     spec = config.teacher
-    teacher = None if spec is None else build_teacher(spec, names, config.data.size, device)
+    unlabelled = config.data.format == "unlabelled"
+    known = None if unlabelled else train_set.images.classes
+    teacher = None if spec is None else build_teacher(spec, known, config.data.size, device)
+    names = teacher.class_names if unlabelled and teacher else train_set.images.classes
+    for split, data in (("train", train_set), ("val", val_set)):
+        of_teacher = " of the teacher" if unlabelled else ""
+        log.info("%-6s %s: %d images, %d classes%s", f"{split}:", data.images.root, len(data), len(names), of_teacher)
+    model = _build_network(config, len(names))
     objective = DistillationObjective(model, config.train.label_smoothing, spec, teacher.taps if teacher else None)
     sampler, train_loader, val_loader = build_loaders(config, train_set, val_set, device)
     classes = Classes(names, tuple(range(len(names))))
@@ -200,9 +209,18 @@ def to_unit(images: Tensor, device: torch.device, channels_last: bool) -> Tensor
 
 @torch.inference_mode()
 def measure_accuracy(
-    model: nn.Module, loader: DataLoader, device: torch.device, *, amp: str = "off", channels_last: bool = False
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    teacher: Teacher | None = None,
+    *,
+    amp: str = "off",
+    channels_last: bool = False,
 ) -> dict[str, float]:
     """Accuracy and loss on all images, the same in each process; each measures its part of the images.
+
+    Args:
+        teacher: its most likely class is the label of each image; None takes the loader's labels.
 
     Returns:
         top1, top5: share of the images with the right class as the first, or among the first five, of the network.
@@ -213,9 +231,10 @@ def measure_accuracy(
     sums = torch.zeros(4, dtype=torch.float64)
     bar = progress_bar(iterate(loader), "evaluate", len(loader))
     for images, targets in bar:
-        labels = labels_of(targets, device)
+        inputs = to_unit(images, device, channels_last)
+        labels = labels_of(targets, device) if teacher is None else teacher(inputs).logits.argmax(1)
         with autocast(device, amp):
-            logits = model(normalize(to_unit(images, device, channels_last), model)).float()
+            logits = model(normalize(inputs, model)).float()
         guesses = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([guesses[:, 0].sum(), guesses.sum(), loss, loss.new_tensor(len(labels))]).cpu()

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from detection.core import distributed
@@ -112,10 +113,12 @@ def build_datasets(config: ClassificationConfig) -> tuple[ClassificationDataset,
     val: Images
     if spec.format == "cifar10":
         train, val = (read_cifar10(getattr(spec, key), key) for key in ("train", "val"))
+    elif spec.format == "unlabelled":
+        train, val = (read_unlabelled(getattr(spec, key), key) for key in ("train", "val"))
     else:
         train, val = (read_folder(getattr(spec, key), key) for key in ("train", "val"))
         _check_same_classes(train, val)
-    if len(train.classes) < 2:
+    if len(train.classes) == 1:
         raise UserError(f"data.train: {spec.train} has one class alone ({train.classes[0]}): there is nothing to tell")
     size = (spec.size, spec.val_crop)
     return (
@@ -144,6 +147,22 @@ def read_folder(root: str | Path, split: str) -> FolderImages:
         )
     paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples])
     return FolderImages(root, tuple(folder.classes), paths, labels)
+
+
+def read_unlabelled(root: str | Path, split: str) -> FolderImages:
+    """List all images below ROOT, with no classes and labels of 0. Raises UserError, see `build_datasets`."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data.{split}: folder {root} does not exist")
+    found = sorted(
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS)
+    )
+    if not found:
+        raise UserError(f"data.{split}: no images below {root}; expected are files {', '.join(IMG_EXTENSIONS[:3])}, …")
+    return FolderImages(root, (), np.array([os.fsencode(name) for name in found]), np.zeros(len(found), np.int64))
 
 
 def read_cifar10(root: str | Path, split: str) -> CifarImages:

@@ -16,6 +16,7 @@ from backbones.file_limits import UnreadableFile
 from backbones.hooks import eval_mode, forward_hooks
 from backbones.torch_files import read_torch_file
 from detection.checkpoint import is_classes
+from detection.core.device import autocast
 from detection.core.errors import UserError
 from detection.core.extras import require
 from detection.core.limits import parameter_limit
@@ -48,21 +49,30 @@ class TeacherOutput:
 class Teacher:
     """Call it on images, float32 [N, 3, H, W] in [0, 1], to get a `TeacherOutput`. Always in evaluation mode."""
 
-    def __init__(self, network: nn.Module, taps: Mapping[str, FeatureTap]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        taps: Mapping[str, FeatureTap],
+        class_names: tuple[str, ...] = (),
+        amp: str = "off",
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.taps = taps
+        self.class_names = class_names
+        self.amp = amp
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> TeacherOutput:
-        logits, maps = logits_and_maps(self.network, normalize(images, self.network), self.taps)
+        with autocast(images.device, self.amp):
+            logits, maps = logits_and_maps(self.network, normalize(images, self.network), self.taps)
         return TeacherOutput(logits, maps)
 
 
-def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, device: torch.device) -> Teacher:
+def build_teacher(spec: TeacherConfig, classes: tuple[str, ...] | None, size: int, device: torch.device) -> Teacher:
     """Build the teacher and load its weights, all of them.
 
     Args:
-        classes: names of the data's classes.
+        classes: names of the data's classes; None for unlabelled data.
         size: side of the images in pixels.
 
     Raises:
@@ -84,7 +94,7 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
         raise UserError(f"teacher.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"teacher: {error}") from error
-    network = network.to(device).eval()
+    network = network.to(device, memory_format=torch.channels_last).eval()
     taps: dict[str, FeatureTap] = {}
     try:
         with torch.no_grad():
@@ -94,12 +104,13 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...], size: int, devi
     except (RuntimeError, AssertionError, ValueError) as error:  # transformers, for one, take one image size only
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"teacher: {spec.name} cannot take images of {size} px (data.size): {reason}") from error
-    if spec.logits:
+    if spec.logits and classes is not None:
         _check_classes(spec, count, classes)
     if spec.features and not taps:
         raise UserError(f"teacher: {spec.name} has no maps of strides 8, 16 or 32; set teacher.features=0")
     log.info("teacher: %s, %.2f M parameters", spec.name, sum(p.numel() for p in network.parameters()) / 1e6)
-    return Teacher(network, taps)
+    names = _class_names(spec.weights) or tuple(str(number) for number in range(count))
+    return Teacher(network, taps, names, spec.amp)
 
 
 def _timm_network(name: str, weights: str) -> nn.Module:
