@@ -14,6 +14,7 @@ from backbones import WeightsError, load_weights, read_weights
 from backbones.classifier import HEAD_PREFIXES, build_classifier, normalize
 from backbones.file_limits import UnreadableFile
 from backbones.hooks import eval_mode, forward_hooks
+from backbones.timm_features import from_efficientnet_pytorch
 from backbones.torch_files import read_torch_file
 from detection.checkpoint import is_classes
 from detection.core.device import autocast
@@ -127,7 +128,7 @@ def _timm_network(name: str, weights: str) -> nn.Module:
     else:
         state_dict, file = read_weights(weights, f"timm/{name}", 1.0)
         network = timm.create_model(name, num_classes=_classes_in(state_dict))
-        load_weights(network, state_dict, file)
+        load_weights(network, from_efficientnet_pytorch(state_dict, network.state_dict()), file)
     own = timm.data.resolve_model_data_config(network)
     network.mean, network.std = own["mean"], own["std"]
     return network

@@ -296,7 +296,7 @@ def test_recipes_build_and_learn(path):
         ),
         ("teacher={name: a, weights: b, logits: 0}", "needs logits or features above 0"),
         ("teacher={name: a}", r"key 'teacher\.weights' is missing"),
-        ("data.format=tar", "'imagefolder' or 'cifar10'"),
+        ("data.format=tar", "'imagefolder', 'cifar10' or 'unlabelled'"),
         ("data.augment.random_resized_crop=[0.9, 0.1]", "low <= high"),
         ("model.num_classes=3", "number of classes comes from the data"),
         ("train.label_smoothing=1", "less than 1"),
