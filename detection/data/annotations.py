@@ -84,10 +84,17 @@ class Annotations:
         self.__dict__.update(state)
 
     def training_boxes(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float32 [b, 4] xyxy, clipped to the image, and labels int64 [b]; no crowd, none degenerate."""
+        """Objects of image i: boxes float32 [b, 4] xyxy, clipped to the image, and labels int64 [b]; none too small."""
+        return self._clipped(i, crowd=False)
+
+    def ignored_regions(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Crowd regions of image i, like `training_boxes`: what lies in them is neither object nor background."""
+        return self._clipped(i, crowd=True)
+
+    def _clipped(self, i: int, *, crowd: bool) -> tuple[np.ndarray, np.ndarray]:
         rows = slice(self.offsets[i], self.offsets[i + 1])
         boxes = clip_boxes(xywh_to_xyxy(self.boxes[rows]), self.sizes[i])
-        keep = ~self.crowd[rows] & _large_enough(boxes)
+        keep = (self.crowd[rows] == crowd) & _large_enough(boxes)
         return boxes[keep].astype(np.float32), self.labels[rows][keep]
 
     def part(self, images: Sequence[int] | np.ndarray) -> "Annotations":
@@ -120,7 +127,7 @@ class Annotations:
         if empty:
             extra.append(f"{empty} images without boxes (kept)")
         if self.crowd.any():
-            extra.append(f"{int(self.crowd.sum())} crowd regions (evaluation only)")
+            extra.append(f"{int(self.crowd.sum())} crowd regions (ignored)")
         if outside.any():
             extra.append(f"{int(outside.sum())} boxes clipped to the image")
         if bad.any():

@@ -15,8 +15,8 @@ from detection.data.annotations import Annotations
 from detection.data.image_cache import ImageCache
 from detection.data.image_io import read_image
 from detection.data.load_split import read_split
-from detection.data.mixing import AugmentedSample, copy_paste, mixup, mosaic
-from detection.data.transforms import Augmentation, resize_to, resized_shape, to_tensor
+from detection.data.mixing import copy_paste, mixup, mosaic
+from detection.data.transforms import Augmentation, AugmentedSample, resize_to, resized_shape, to_tensor
 
 MAX_WORKERS = 256
 Sample = tuple[Tensor, dict[str, Any]]
@@ -43,6 +43,8 @@ class DetectionDataset(Dataset):
     A sample is (image uint8 [3, H, W], target) with
         boxes     float32 [n, 4] xyxy in pixels of the resized image; [0, 4] where there are none
         labels    int64 [n], 1…num_classes
+        ignored_boxes   float32 [m, 4], regions that training ignores: what lies there is neither object nor background
+        ignored_labels  int64 [m], the class for which that holds
         image_id  int, the original id
         scale     (x, y): resized = original x scale
         size      (height, width) of the original
@@ -107,19 +109,21 @@ class DetectionDataset(Dataset):
         if self.augmentation is None:
             image = self._image(i)
             fx, fy = image.shape[1] / width, image.shape[0] / height
-            boxes, labels = self.index.training_boxes(i)
-            boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
+            sample = self._with_boxes(image, i)
         else:
-            image, boxes, labels = self._augmented(key, self.augmentation)
+            sample = self._augmented(key, self.augmentation)
             fx = fy = 1.0
+        boxes, labels = sample.boxes.astype(np.float32), sample.labels.astype(np.int64)
         target = {
-            "boxes": torch.from_numpy(boxes.astype(np.float32).reshape(-1, 4)),
-            "labels": torch.from_numpy(labels.astype(np.int64)),
+            "boxes": torch.from_numpy(boxes[~sample.ignored]),
+            "labels": torch.from_numpy(labels[~sample.ignored]),
+            "ignored_boxes": torch.from_numpy(boxes[sample.ignored]),
+            "ignored_labels": torch.from_numpy(labels[sample.ignored]),
             "image_id": int(self.index.image_ids[i]),
             "scale": (fx, fy),
             "size": (height, width),
         }
-        return to_tensor(image), target
+        return to_tensor(sample.image), target
 
     def _augmented(self, key: SampleKey, augmentation: Augmentation) -> AugmentedSample:
         # A 32-bit hash of (seed, epoch, i).
@@ -142,12 +146,16 @@ class DetectionDataset(Dataset):
 
     def _augment_one(self, i: int, side: int, augmentation: Augmentation, seed: int) -> AugmentedSample:
         """Image i with what is done to it alone, before several are mixed; its short side is `side`."""
-        image = self._image(i)
-        boxes, labels = self.index.training_boxes(i)
-        fy, fx = np.array(image.shape[:2]) / self.index.sizes[i][::-1]
-        boxes = boxes * np.array([fx, fy, fx, fy], np.float32)
         long_side = round(self.long_side * side / self.short_side)
-        return augmentation.first((image, boxes, labels), side, long_side, seed)
+        return augmentation.first(self._with_boxes(self._image(i), i), side, long_side, seed)
+
+    def _with_boxes(self, image: np.ndarray, i: int) -> AugmentedSample:
+        """`image` [H, W, 3], which is image i in some size, with its boxes in that size."""
+        (boxes, labels), (regions, of_class) = self.index.training_boxes(i), self.index.ignored_regions(i)
+        fy, fx = np.array(image.shape[:2]) / self.index.sizes[i][::-1]
+        ignored = np.arange(len(boxes) + len(regions)) >= len(boxes)
+        boxes = np.concatenate([boxes, regions]) * np.array([fx, fy, fx, fy], np.float32)
+        return AugmentedSample(image, boxes, np.concatenate([labels, of_class]), ignored)
 
     def _image(self, i: int) -> np.ndarray:
         """Image i in the size of `_stored_shape`."""

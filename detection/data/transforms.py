@@ -1,6 +1,7 @@
 """Images on their way to the network: reading, resizing (the same for all uses), augmentation (training)."""
 
 import os
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detection.config import AugmentConfig
+from detection.core.boxes import clip_boxes
 
 # albumentations otherwise asks a server for its newest version at import, which hangs without a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -16,8 +18,18 @@ import albumentations as A
 FILL = (124, 116, 104)
 """RGB of padding: ImageNet's mean, about zero after normalisation, like the padding of a batch."""
 
-AugmentedSample = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Image uint8 [H, W, 3] RGB, boxes float32 [n, 4] xyxy in its pixels, labels int64 [n]."""
+
+class AugmentedSample(NamedTuple):
+    """An image and its boxes."""
+
+    image: np.ndarray
+    """uint8 [H, W, 3] RGB"""
+    boxes: np.ndarray
+    """float32 [n, 4] xyxy in pixels of the image"""
+    labels: np.ndarray
+    """int64 [n]"""
+    ignored: np.ndarray
+    """bool [n]: the box is not an object but a region that is ignored in training. Any visible part of it is kept."""
 
 
 def resize(image: np.ndarray, short_side: int, long_side: int) -> tuple[np.ndarray, tuple[float, float]]:
@@ -111,14 +123,14 @@ class Augmentation:
         return self._before is not None
 
     def __call__(self, sample: AugmentedSample, seed: int) -> AugmentedSample:
-        """(RGB uint8 [H, W, 3], float32 [n, 4] xyxy, int64 [n]) -> the same, resized and augmented."""
+        """The sample, resized and augmented."""
         return self.after(self.first(sample, self.short_side, self.long_side, seed), seed + 1)
 
     def first(self, sample: AugmentedSample, short_side: int, long_side: int, seed: int) -> AugmentedSample:
         """What comes before several images are mixed: cut out a part, resize."""
-        image, boxes, labels = _run(self._before, sample, seed)
-        image, (fx, fy) = resize(image, short_side, long_side)
-        return image, boxes * np.array([fx, fy, fx, fy], np.float32), labels
+        sample = _run(self._before, sample, seed)
+        image, (fx, fy) = resize(sample.image, short_side, long_side)
+        return sample._replace(image=image, boxes=sample.boxes * np.array([fx, fy, fx, fy], np.float32))
 
     def after(self, sample: AugmentedSample, seed: int) -> AugmentedSample:
         """What comes after: geometry that keeps the size, colour."""
@@ -139,17 +151,29 @@ def _compose(transforms: list[A.BasicTransform], config: AugmentConfig) -> A.Com
             min_width=1.0,
             min_height=1.0,
         ),
+        keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
     )
 
 
 def _run(compose: A.Compose | None, sample: AugmentedSample, seed: int) -> AugmentedSample:
     if compose is None:
         return sample
-    image, boxes, labels = sample
+    image, boxes, labels, ignored = sample
     compose.set_random_seed(seed)
-    result = compose(image=image, bboxes=boxes, labels=labels)
-    return (
+    # Ignored regions go along as two corners each: as boxes they would be dropped where they are hardly visible, and
+    # `BBoxSafeRandomCrop` would keep them whole. Half a pixel: albumentations' points count from centres of pixels.
+    corners = boxes[ignored].reshape(-1, 2) - 0.5
+    result = compose(image=image, bboxes=boxes[~ignored], labels=labels[~ignored], keypoints=corners)
+    height, width = result["image"].shape[:2]
+    corners = np.asarray(result["keypoints"], np.float32).reshape(-1, 2, 2) + 0.5
+    regions = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    regions = clip_boxes(regions, np.array([width, height])).astype(np.float32)
+    visible = ((regions[:, 2:] - regions[:, :2]) >= 1).all(axis=1)
+    objects = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
+    kept_labels = np.asarray(result["labels"], np.int64).reshape(-1)
+    return AugmentedSample(
         result["image"],
-        np.asarray(result["bboxes"], np.float32).reshape(-1, 4),
-        np.asarray(result["labels"], np.int64).reshape(-1),
+        np.concatenate([objects, regions[visible]]),
+        np.concatenate([kept_labels, labels[ignored][visible]]),
+        np.arange(len(objects) + visible.sum()) >= len(objects),
     )

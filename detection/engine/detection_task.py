@@ -36,6 +36,9 @@ from detection.runtime.pytorch import predict_batch
 
 log = logging.getLogger("detection")
 
+TARGET_FIELDS = ("boxes", "labels", "ignored_boxes", "ignored_labels", "complete_classes")
+"""What a detector gets of a target for its losses, see `detection.models.background`."""
+
 
 @dataclass
 class DetectionTask(Task):
@@ -61,7 +64,7 @@ class DetectionTask(Task):
     def losses(self, objective: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         device = self.device
         images = [image.to(device, non_blocking=True) for image in images]
-        on_device = [{k: t[k].to(device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
+        on_device = [{k: t[k].to(device, non_blocking=True) for k in TARGET_FIELDS if k in t} for t in targets]
         return objective(images, on_device)
 
     def compile(self, model: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from detection.models.background import background_mask, points_inside
 from detection.models.ghost_pan import STRIDES, BackboneWithPAN, DepthwiseSeparable
 from detection.models.postprocess import select_detections
 from detection.models.postprocess_spec import PostprocessSpec
@@ -78,7 +79,8 @@ class GhostDet(nn.Module):
     """torchvision's calling protocol.
 
     forward: (list of [3, H, W] uint8 or float in [0, 1], targets with boxes float32 [n, 4] xyxy in pixels and labels
-    int64 [n], 1…C) -> dict of losses in training, list of {boxes, labels, scores} in evaluation.
+    int64 [n], 1…C, and the optional fields of `detection.models.background`) -> dict of losses in training, list of
+    {boxes, labels, scores} in evaluation.
 
     Args:
         num_classes: object classes, without background.
@@ -123,7 +125,8 @@ class GhostDet(nn.Module):
         with record_function("assignment"):
             truth = pad_targets([t["boxes"] for t in targets], [t["labels"] - 1 for t in targets])
             target = assign(logits.detach().sigmoid(), boxes.detach(), points, strides, *truth)
-        losses = aligned_losses(logits, distances, boxes, points, strides, target)
+        background = background_mask(targets, logits.shape[2], target.positive, points_inside(points))
+        losses = aligned_losses(logits, distances, boxes, points, strides, target, background)
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
 
     def _select(

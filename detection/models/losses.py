@@ -4,7 +4,7 @@ The results are those of torchvision's `RetinaNet.compute_loss` (a test compares
 the other, waits several times for the GPU for each, and makes a dozen passes over all logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ def retina_losses(
     labels: Sequence[Tensor],
     coder: BoxCoder,
     box_loss: str,
+    background_of: Callable[[Tensor], Tensor | None] = lambda positive: None,
 ) -> dict[str, Tensor]:
     """Focal loss and box loss, each divided by the number of positive anchors of its image, averaged over images.
 
@@ -57,6 +58,7 @@ def retina_losses(
         boxes: N times float32 [M_i, 4] xyxy.
         labels: N times int64 [M_i], 0…C-1.
         box_loss: "giou" or "l1".
+        background_of: from the positive anchors, bool [N, A], to the `background_mask`.
 
     Returns:
         {"classification", "bbox_regression"}, scalars.
@@ -75,9 +77,12 @@ def retina_losses(
     rows = torch.where(positive, matches + starts[:, None] + 1, 0)
 
     own = logits.gather(2, all_labels[rows][..., None])[..., 0]
-    as_negative = _NegativeFocalLoss.apply(logits)
+    background = background_of(positive)
+    as_negative, own_negative = _NegativeFocalLoss.apply(logits, background), negative_focal_loss(own)
+    if background is not None:
+        own_negative = own_negative * background.expand_as(logits).gather(2, all_labels[rows][..., None])[..., 0]
     # The logit of an anchor's own class is counted among the negatives there: taken out here.
-    correction = positive_focal_loss(own) - negative_focal_loss(own)
+    correction = positive_focal_loss(own) - own_negative
     classification = as_negative * (matches != IGNORED) + correction * positive
 
     box_weight = (positive * weight).flatten()
@@ -108,17 +113,20 @@ def negative_focal_loss(logits: Tensor, alpha: float = 0.25) -> Tensor:
 
 
 class _NegativeFocalLoss(torch.autograd.Function):
-    """`negative_focal_loss` summed over classes, [N, A, C] -> [N, A], with its gradient made in the same pass.
+    """`negative_focal_loss` summed over classes, [N, A, C] -> [N, A], with its gradient made in the same pass; with a
+    `background_mask`, over the classes for which the anchor may be background.
 
     There are anchors times classes of these, millions, and hardly any positive ones: autograd would keep and read
     back four arrays of that size.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, background: Tensor | None = None) -> Tensor:
         p = torch.sigmoid(logits)
         softplus = F.softplus(logits)
         square = p.square().mul_(0.75)
+        if background is not None:
+            square.mul_(background)
         loss = torch.einsum("nac,nac->na", square, softplus)
         # d(p² s)/dx = p² (2 (1 - p) s + p), as dp/dx = p (1 - p) and ds/dx = p.
         gradient = softplus.mul_(1 - p).mul_(2).add_(p).mul_(square)
@@ -126,6 +134,6 @@ class _NegativeFocalLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[..., None]
+        return gradient * outer[..., None], None

@@ -17,6 +17,7 @@ from torchvision.models.detection.retinanet import (
 )
 from torchvision.ops.misc import Conv2dNormActivation
 
+from detection.models.background import anchors_inside, background_mask
 from detection.models.fpn import BackboneWithFPN
 from detection.models.losses import retina_losses
 from detection.models.postprocess import select_detections
@@ -80,7 +81,8 @@ class GhostRetinaNet(RetinaNet):
     background class. Here logits are the N classes; only `compute_loss` and `select_detections` shift labels by one.
 
     forward: (list of [3, H, W] uint8 or float in [0, 1], targets with boxes float32 [n, 4] xyxy in pixels and
-    labels int64 [n]) -> dict of losses in training, list of {boxes, labels, scores} in evaluation.
+    labels int64 [n], and the optional fields of `detection.models.background`) -> dict of losses in training, list of
+    {boxes, labels, scores} in evaluation.
     """
 
     def __init__(
@@ -100,14 +102,20 @@ class GhostRetinaNet(RetinaNet):
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
+        logits = head_outputs["cls_logits"]
+
+        def background_of(positive: Tensor) -> Tensor | None:
+            return background_mask(targets, logits.shape[2], positive, anchors_inside(anchors[0]))
+
         losses = retina_losses(
-            head_outputs["cls_logits"],
+            logits,
             head_outputs["bbox_regression"],
             anchors[0],
             [target["boxes"] for target in targets],
             [target["labels"] - 1 for target in targets],
             self.head.regression_head.box_coder,
             self.head.regression_head._loss_type,
+            background_of,
         )
         losses["bbox_regression"] = losses["bbox_regression"] * self.box_loss_weight
         return losses

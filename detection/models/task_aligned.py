@@ -103,7 +103,13 @@ def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def aligned_losses(
-    logits: Tensor, distances: Tensor, found: Tensor, points: Tensor, strides: Tensor, target: Assignment
+    logits: Tensor,
+    distances: Tensor,
+    found: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    target: Assignment,
+    background: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Varifocal, GIoU and distribution focal loss, each divided by the sum of the weights over the batch.
 
@@ -114,6 +120,7 @@ def aligned_losses(
         logits: float32 [N, A, C].
         distances: float32 [N, A, 4, B], logits of the distances to the four sides, in strides 0…B-1.
         found: float32 [N, A, 4] xyxy, the boxes that those distances mean, differentiable.
+        background: see `detection.models.background.background_mask`; None: all that is not positive is background.
 
     Returns:
         {"classification", "bbox_regression", "distances"}, scalars.
@@ -122,7 +129,11 @@ def aligned_losses(
     own = logits.gather(2, target.labels[..., None])[..., 0]
     # Varifocal loss (arXiv 2008.13367): cross entropy to the quality for what is positive, focal for the rest.
     toward = F.binary_cross_entropy_with_logits(own, target.quality, reduction="none") * target.weight
-    classification = negative_focal_loss(logits).sum() + ((toward - negative_focal_loss(own)) * target.positive).sum()
+    negative, own_negative = negative_focal_loss(logits), negative_focal_loss(own)
+    if background is not None:
+        negative = negative * background
+        own_negative = own_negative * background.expand_as(logits).gather(2, target.labels[..., None])[..., 0]
+    classification = negative.sum() + ((toward - own_negative) * target.positive).sum()
 
     chosen = target.positive
     weight = target.weight[chosen]
