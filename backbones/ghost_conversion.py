@@ -197,7 +197,7 @@ def ghostify(
 
 
 def load_ghosted(model: nn.Module, path: str | os.PathLike[str]) -> GhostReport:
-    """Apply the recipe in a file of tools/ghostify.py to a plain network and load the weights.
+    """Apply the recipe in a file of the command ghostify to a plain network and load the weights.
 
     Raises:
         ValueError: the file is of another kind or of another network. (The model may have been changed already.)
@@ -207,7 +207,7 @@ def load_ghosted(model: nn.Module, path: str | os.PathLike[str]) -> GhostReport:
     except (OSError, UnreadableFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not {"ghostify", "state_dict"} <= set(content):
-        raise ValueError(f"{path} was not written by tools/ghostify.py: it has no recipe")
+        raise ValueError(f"{path} was not written by the command ghostify: it has no recipe")
     try:
         report = ghostify(model, **content["ghostify"])
         model.load_state_dict(content["state_dict"])

@@ -4,12 +4,12 @@ import argparse
 import glob
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from detection.cli.find_config import find_config, shipped_names
 from detection.config import PUBLISHED
+from detection.core.commands import runs_script
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
 
@@ -45,7 +45,7 @@ class ToolParser(argparse.ArgumentParser):
     """
 
     def __init__(self, name: str, description: str | None, example: str) -> None:
-        self.is_script = os.path.basename(sys.argv[0]) == f"{os.path.basename(name)}.py"
+        self.is_script = runs_script()
         self.config_folder = ""
         super().__init__(
             prog=f"python tools/{name}.py" if self.is_script else f"ghostdet {name}",

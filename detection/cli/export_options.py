@@ -1,5 +1,6 @@
 """Options that the commands export and quantize share."""
 
+from detection.core.commands import command
 from detection.core.errors import UserError
 from detection.runtime.metadata import MAX_BATCH, MAX_SIDE
 
@@ -21,7 +22,9 @@ def parse_canvas_size(text: str) -> tuple[int, int] | None:
     if len(sides) > 2 or not all(map(_is_number, sides)):
         raise UserError(f"--size {text}: pixels (320), height x width (384x640) or 'dynamic' is expected")
     if max(map(int, sides)) > MAX_SIDE:
-        raise UserError(f"--size {text}: a side may have {MAX_SIDE} pixels at most; tools/detect.py --tile is for more")
+        raise UserError(
+            f"--size {text}: a side may have {MAX_SIDE} pixels at most; {command('detect')} --tile is for more"
+        )
     return int(sides[0]), int(sides[-1])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from detection.core import html
+from detection.core.commands import command
 from detection.doctor.anchor_checks import MIN_SIDE, input_size_rows
 from detection.doctor.class_checks import boxes_per_image
 from detection.doctor.dataset_statistics import box_centers, box_sides, box_sides_at_input, dataset_statistics
@@ -35,7 +36,7 @@ def write_doctor_page(report: Report, path: Path) -> None:
         *([html.Section("Anchors and input size", _anchors(report))] if report.anchor_coverage is not None else []),
     ]
     sources = ", ".join(checked.original.source for checked in report.sets)
-    html.write_page(path, "Dataset report", sections, subtitle=sources, footer="tools/check_data.py")
+    html.write_page(path, "Dataset report", sections, subtitle=sources, footer=command("check_data"))
 
 
 def _summary(report: Report) -> list[Markup]:

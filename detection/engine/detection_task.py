@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from detection.checkpoint import Classes, read_checkpoint
 from detection.config import DetectionConfig
 from detection.core import distributed
+from detection.core.commands import command
 from detection.core.device import memory_in_use, pick_device
 from detection.core.files import link_or_copy
 from detection.data.annotations import Annotations
@@ -145,7 +146,7 @@ class DetectionTask(Task):
             f"  weights      {folder / 'best.pt'}\n"
             f"  all numbers  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder})\n"
             f"  detections   {folder / 'predictions.json'}\n"
-            f"  next         python tools/detect.py {folder / 'best.pt'} IMAGES --out {folder / 'detections'}"
+            f"  next         {command('detect')} {folder / 'best.pt'} IMAGES --out {folder / 'detections'}"
         )
 
     def describe_batch(self, images: list[Tensor], targets: list[dict[str, Any]] | None = None) -> str:

@@ -24,6 +24,7 @@ from detection.checkpoint import (
 )
 from detection.config import GhostifyConfig
 from detection.config_io import load_config
+from detection.core.commands import command
 from detection.core.device import pick_device
 from detection.core.errors import UserError
 from detection.core.outputs import check_outputs, note_output, write_output
@@ -209,7 +210,7 @@ def _write(path: Path, content: dict[str, Any], network: str, width: float) -> s
     if "config" in content:
         save_checkpoint(path, content)
         note_output(path)
-        return f"written: {path}, a checkpoint for tools/evaluate.py and tools/detect.py"
+        return f"written: {path}, a checkpoint for {command('evaluate')} and {command('detect')}"
     write_output(path, lambda file: torch.save(content, file))
     recipe = content["ghostify"]
     return (

@@ -56,7 +56,7 @@ class Predictor:
     >>> found["names"], found["boxes"]
 
     Args:
-        path: a checkpoint (best.pt or last.pt), or a file of tools/export.py.
+        path: a checkpoint (best.pt or last.pt), or an exported file.
         device: "cpu", "cuda", "cuda:N", or None for CUDA if it is available.
         score_threshold: in [0, 1]; detections below it are not returned.
         classes: names of the classes to return; None: all.

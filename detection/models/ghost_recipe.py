@@ -9,6 +9,7 @@ from backbones import Backbone, WeightsError
 from backbones.ghost_conversion import GhostReport, ghostify
 from backbones.weights import load_weights, read_weights
 from detection.config import BackboneConfig, GhostifyConfig
+from detection.core.commands import command
 from detection.core.errors import UserError
 
 
@@ -57,7 +58,7 @@ def ghostify_detector(
     if not report.replaced:
         raise UserError(
             f"model.ghostify replaces no convolution in {', '.join(spec.parts)}: widen include or parts, or lower "
-            "min_channels (see tools/ghostify.py for what is kept and why)"
+            f"min_channels ({command('ghostify')} lists what is kept and why)"
         )
     return report
 
@@ -89,7 +90,7 @@ def load_ghosted_backbone(body: Backbone, spec: BackboneConfig) -> None:
         ):
             raise WeightsError(
                 f"{source} is of a plain {spec.name}, but model.ghostify has ghosted the backbone. Fit a ghosted one "
-                f"to it first: python tools/ghostify.py {spec.name} --weights {spec.weights} --images FOLDER "
+                f"to it first: {command('ghostify')} {spec.name} --weights {spec.weights} --images FOLDER "
                 "--out ghosted.pth"
             )
         load_weights(body, state_dict, source)

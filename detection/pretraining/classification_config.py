@@ -92,7 +92,7 @@ class TeacherConfig(Section):
     width: Annotated[float, Field(gt=0)] = 1.0
     """Width of a network of this toolkit."""
     weights: PathText
-    """A file (also a best.pt of tools/pretrain.py), or "pretrained" for published weights of timm or torchvision."""
+    """A file (also the best.pt of a pre-training), or "pretrained" for published weights of timm or torchvision."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision of the teacher alone. On a CPU with AVX-512 BF16 or AMX, bf16 is several times as fast."""
     logits: NonNegative = 1.0

@@ -16,6 +16,7 @@ from backbones import WeightsError
 from backbones.classifier import backbone_state, build_classifier, normalize
 from detection.checkpoint import Classes
 from detection.core import distributed
+from detection.core.commands import command
 from detection.core.device import autocast, pick_device
 from detection.core.errors import UserError
 from detection.core.files import write_atomically
@@ -250,6 +251,6 @@ def _next_command(config: ClassificationConfig, folder: Path) -> str:
         return f"a detector's {config.model.name} has ratio 2 and kernel_size 3: it cannot take these weights"
     width = "" if config.model.width == 1 else f" model.backbone.width={config.model.width:g}"
     return (
-        f"python tools/train.py configs/retina_ghost_320.yaml model.backbone.name={config.model.name}{width} "
+        f"{command('train')} retina_ghost_320 model.backbone.name={config.model.name}{width} "
         f"model.backbone.weights={folder / 'backbone.pth'} …"
     )

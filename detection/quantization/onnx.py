@@ -39,7 +39,7 @@ class OnnxQuantizer:
     (their outputs need more than 256 steps, because equal scores have no order), anchors, decoding and NMS.
 
     Args:
-        model: an `onnx.ModelProto` of tools/export.py, of either form.
+        model: an `onnx.ModelProto` of an exported detector, of either form.
         batches: calibration images.
         threads: of ONNX Runtime.
 

@@ -117,7 +117,7 @@ def read_run(
         raise UserError(f"{path} does not exist: pass the folder of a run (output_dir) or its best.pt")
     folder, checkpoint = (path, path / "best.pt") if path.is_dir() else (path.parent, path)
     if not checkpoint.is_file() and not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run of tools/train.py: it has neither best.pt nor config.yaml")
+        raise UserError(f"{folder} is not the folder of a training run: it has neither best.pt nor config.yaml")
     config, numbers = _config_of(folder, checkpoint, overrides)
     index, image_folder = _val_data(config, images) if data is None else _named_data(data, images)
     run_files = [folder / name for name in ("config.yaml", "metrics.jsonl", "environment.json", *PREDICTION_FILES)]

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from detection.benchmark.latency_report import LatencyReport
 from detection.core import html
+from detection.core.commands import command
 from detection.core.html import Album, Section
 from detection.evaluation.analyze import Analysis
 from detection.evaluation.breakdown import KINDS
@@ -274,8 +275,8 @@ def _latency(report: LatencyReport) -> Section:
     return Section(
         "Cost and latency",
         [html.table(header, rows, left=2), html.details("Measurement conditions", *about)],
-        "Latency of one image from uint8 pixels to boxes, including NMS. tools/benchmark.py measures "
-        "more accurately, and more backends.",
+        "Latency of one image from uint8 pixels to boxes, including NMS. "
+        f"{command('benchmark')} measures more accurately, and more backends.",
     )
 
 

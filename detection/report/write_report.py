@@ -9,6 +9,7 @@ from typing import Any
 from detection.benchmark.latency import measure_latency
 from detection.benchmark.latency_report import LatencyReport
 from detection.benchmark.settings import Settings
+from detection.core.commands import command
 from detection.core.environment import describe_environment
 from detection.core.errors import UserError
 from detection.core.html import write_page
@@ -68,7 +69,7 @@ def report_on_training(folder: Path) -> None:
         write_report(read_run(folder, detect=False), folder / "report.html")
     except Exception as error:
         # The training has succeeded; no error in its report may make it look like a failure.
-        log.warning("the report could not be written: %s; to try again, run python tools/report.py %s", error, folder)
+        log.warning("the report could not be written: %s; to try again, run %s %s", error, command("report"), folder)
         log.debug("", exc_info=True)
     else:
         log.info("report written in %.0f s: %s", time.monotonic() - start, folder / "report.html")
@@ -118,7 +119,7 @@ def checked_page_path(out: str | Path) -> Path:
 
 def footer(environment: dict[str, str]) -> str:
     """Date and commit of a page."""
-    return f"Written {environment['date']} by tools/report.py, commit {environment['commit']}; see docs/report.md."
+    return f"Written {environment['date']} by {command('report')}, commit {environment['commit']}; see docs/report.md."
 
 
 def _subtitle(source: RunData) -> str:

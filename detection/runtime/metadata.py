@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from detection.core.commands import command
 from detection.core.errors import UserError
 from detection.core.files import shown
 from detection.models.postprocess_spec import PostprocessSpec
@@ -75,7 +76,7 @@ class Metadata:
         anchors: what `detection.runtime.decode` needs; empty for Faster R-CNN, which has no raw form.
         versions: of the libraries that wrote the file.
         config: the resolved config of the training run.
-        quantized: for files of tools/quantize.py, what is not float32 and how it was calibrated; otherwise None.
+        quantized: for quantized files, what is not float32 and how it was calibrated; otherwise None.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -118,7 +119,7 @@ def parse_metadata(text: str | None, path: str | Path) -> Metadata:
     if text is None:
         raise UserError(
             f"{path} is not a detector exported by this toolkit: it has no metadata {METADATA_KEY!r} (class names, "
-            "sizes, thresholds); create one with tools/export.py"
+            f"sizes, thresholds); create one with {command('export')}"
         )
     advice = "export the checkpoint again"
     try:

@@ -122,7 +122,7 @@ def test_what_convert_data_prints_is_what_a_config_takes(sets, tmp_path, to, tra
         pytest.skip("YOLO finds labels by the images' places")
     out = tmp_path / "my set #1"
     report = convert_data([f"{s}={sets['coco'][0]}" for s in ("train", "val", "test")], to, out, transfer=transfer)
-    said = report.partition("in a config:\n")[2].partition("\n\nto evaluate on test, after tools/evaluate.py:\n")
+    said = report.partition("in a config:\n")[2].partition("\n\nto evaluate on test, after ghostdet evaluate FILE:\n")
     for path in CONFIGS[:2] + CONFIGS[-2:]:
         config = load_config(path, shlex.split(said[0]))
         assert [read_split(config.data, split).format for split in ("train", "val")] == [to, to]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detection.core.commands import command
 from detection.core.errors import UserError
 from detection.data.annotations import Annotations
 from detection.data.image_io import names_outside, outside_message
@@ -150,7 +151,7 @@ def to_index(raw: RawAnnotations) -> Annotations:
         found = checks(raw)
         fatal, count = found.items, found.count
     if fatal:
-        more = f" (and {count - 1} more such problems; tools/check_data.py lists them)" if count > 1 else ""
+        more = f" (and {count - 1} more such problems; {command('check_data')} lists them)" if count > 1 else ""
         raise UserError(f"{raw.source}: {fatal[0].message}{more}")
     if not len(raw.image_ids):
         raise UserError(f"annotation file {raw.source} has no images")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detection.core.commands import command
 from detection.core.errors import UserError
 from detection.core.files import read_file
 from detection.data.formats.raw import Issues, RawAnnotations
@@ -106,7 +107,7 @@ def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
         if not os.path.lexists(image_set):
             raise UserError(
                 f"{path} has no {image_set.relative_to(path)}: name an image set or a folder of XML files as "
-                "annotations, or make image sets (python tools/convert_data.py … --to voc --split 0.8)"
+                f"annotations, or make image sets ({command('convert_data')} … --to voc --split 0.8)"
             )
         return folder, _image_set(image_set, folder), str(image_set)
     names = sorted(name[:-4] for name in files_below(folder) if name.lower().endswith(".xml"))

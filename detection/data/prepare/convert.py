@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detection.core.commands import command
 from detection.core.errors import UserError
 from detection.core.files import make_folder
 from detection.core.text import text_table
@@ -149,8 +150,8 @@ def _keys(parts: dict[str, Annotations], to: str, out: Path, images: str) -> lis
             said.append("split=test")
         if images == "none":
             said.append(f"images={index.images}")
-        section, title = (
-            ("val", "to evaluate on test, after tools/evaluate.py:") if split == "test" else (split, "in a config:")
-        )
+        section, title = split, "in a config:"
+        if split == "test":
+            section, title = "val", f"to evaluate on test, after {command('evaluate')} FILE:"
         keys.setdefault(title, []).extend(f"  {shlex.quote(f'data.{section}.{key}')}" for key in said)
     return [line for title, named in keys.items() for line in ("", title, *named)]

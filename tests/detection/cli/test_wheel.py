@@ -76,6 +76,9 @@ def test_the_installed_command(ghostdet, tmp_path):
     assert done.returncode == 2 and "data/demo/train.json does not exist" in done.stderr
     done = ghostdet(tmp_path, "pretrain", "ghostnet_imagenet.yaml")
     assert done.returncode == 2 and "data.train: folder data/imagenet/train does not exist" in done.stderr
+    (tmp_path / "best.pt").touch()
+    done = ghostdet(tmp_path, "export", "best.pt", "--format", "onnx", "--size", 99999)
+    assert done.returncode == 2 and "pixels at most; ghostdet detect --tile is for more" in done.stderr
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_a_run_without_history(run, tmp_path):
 def test_usage_errors(tool, run, coco_set, tmp_path):
     data = coco_set / "annotations.json"
     assert_clear_error(tool("report", tmp_path / "absent"), "absent does not exist", "output_dir")
-    assert_clear_error(tool("report", coco_set), "is not a run of tools/train.py")
+    assert_clear_error(tool("report", coco_set), "is not the folder of a training run")
     assert_clear_error(tool("report", "--predictions", data), "--predictions needs --data")
     assert_clear_error(tool("report", "--predictions", "x.json", "--data", data), "x.json does not exist")
     assert_clear_error(tool("report", run, "--images", tmp_path / "no", "--data", data), "no does not exist")

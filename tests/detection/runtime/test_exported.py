@@ -192,7 +192,7 @@ def test_broken_and_foreign_files(run, tmp_path, tool):
     del model.metadata_props[:]
     onnx.save(model, path)
     with pytest.raises(
-        UserError, match=r"not a detector exported by this toolkit: it has no metadata.*tools/export.py"
+        UserError, match=r"not a detector exported by this toolkit: it has no metadata.*create one with ghostdet export"
     ):
         load_detector(path, CPU)
     assert_clear_error(tool("evaluate", path), "no metadata")
