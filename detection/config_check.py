@@ -66,8 +66,12 @@ def check(
         raise UserError("\n".join(dict.fromkeys(messages))) from None
 
 
-def migrate(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config that an earlier version of the toolkit wrote, with today's keys."""
+def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy of a config that an earlier version of the toolkit wrote, with today's keys.
+
+    Raises:
+        UserError: a key is given by its old name and by its new one; the message names `source` and both.
+    """
     migrated = copy.deepcopy(dict(raw))
     for old, new in RENAMED.items():
         *parents, name = old.split(".")
@@ -75,7 +79,10 @@ def migrate(raw: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if isinstance(section, dict) and name in section:
-            section.setdefault(new.rpartition(".")[2], section.pop(name))
+            new_name = new.rpartition(".")[2]
+            if new_name in section:
+                raise UserError(f"{source}: {old!r} is the old name of {new!r}, which is there too: remove {old!r}")
+            section[new_name] = section.pop(name)
     return migrated
 
 

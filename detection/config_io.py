@@ -37,7 +37,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must hold keys and values, like 'output_dir: runs/mine'")
     if path.name == "config.yaml" and any((path.parent / name).exists() for name in RUN_FILES):
-        raw = migrate(raw)
+        raw = migrate(raw, str(path))
     given = apply_overrides(schema, raw, overrides)
     return check(schema, raw, str(path), lines, given)
 
@@ -45,7 +45,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
 def parse_config(raw: dict[str, Any], source: str) -> DetectionConfig:
     """Check the plain dict of a detection config that this toolkit wrote (into a checkpoint, say), keys of earlier
     versions included. Raises UserError, see `read_config`."""
-    return check(DetectionConfig, migrate(raw), source)
+    return check(DetectionConfig, migrate(raw, source), source)
 
 
 def save_config(config: BaseConfig, path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 import yaml
 from filelock import FileLock
 from processes import ROOT
+from small_sets import write_voc, write_yolo
 from torch import nn
 
 from detection.config import DetectionConfig
@@ -100,6 +101,18 @@ def coco_set(tmp_path: Path) -> Path:
     """A folder with images/ and annotations.json, the test's own to break."""
     write_coco(tmp_path / "set")
     return tmp_path / "set"
+
+
+@pytest.fixture()
+def voc_set(tmp_path: Path) -> Path:
+    """As `write_voc`; the test's own to break."""
+    return write_voc(tmp_path)
+
+
+@pytest.fixture()
+def yolo_set(tmp_path: Path) -> Path:
+    """As `write_yolo`; the test's own to break."""
+    return write_yolo(tmp_path)
 
 
 def tiny_raw(data: Path, output_dir: Path) -> dict:

@@ -40,7 +40,7 @@ def session(device: str) -> Iterator[torch.device]:
     try:
         yield place
     finally:
-        _cpu_group.cache_clear()
+        _cpu_group_of.cache_clear()
         dist.destroy_process_group()
 
 
@@ -80,9 +80,14 @@ def barrier() -> None:
         dist.barrier()
 
 
-@functools.cache
 def _cpu_group() -> Any:
     """A group for tensors on the CPU: a gloo one if GPUs communicate over nccl; None is the default group."""
+    return _cpu_group_of(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu_group_of(default_group: Any) -> Any:
+    # One for each default group: a program that calls this toolkit may destroy its group and create another one.
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 

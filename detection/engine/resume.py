@@ -159,7 +159,8 @@ def _same_kind(one: Any, other: Any) -> bool:
 
 def _compare_with_saved_config(trainer: Trainer, content: Mapping[str, Any], path: Path, in_epoch: bool) -> None:
     """Log which keys of the config changed. Raises UserError for one that must not change."""
-    saved = check(type(trainer.config), migrate(section(content, "config", path)), f"config in {path}")
+    source = f"config in {path}"
+    saved = check(type(trainer.config), migrate(section(content, "config", path), source), source)
     old, new = saved.model_dump(), trainer.config.model_dump()
     # What counts is how many images all processes together take at a time.
     old["data"]["batch_size"] *= content.get("processes", 1)

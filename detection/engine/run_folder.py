@@ -87,7 +87,7 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RESULTS)
 
 
-def foreign_entries(folder: Path) -> list[str]:
+def user_files(folder: Path) -> list[str]:
     """Sorted names of files and folders in `folder` that neither a training nor a tool wrote; [] without `folder`."""
     return [path.name for path in _entries(folder) if not _is_ours(path)]
 
@@ -147,7 +147,7 @@ def check_output_dir(config: BaseConfig, resume: bool = False) -> None:
         return
     refuse_inputs(folder, {key: _value(config, key) for key in INPUTS})
     _refuse_shared(folder)
-    _refuse_foreign_files(folder)
+    _refuse_to_lose_files(folder)
 
 
 def _refuse_shared(folder: Path) -> None:
@@ -182,7 +182,7 @@ def move_aside(folder: Path) -> Path | None:
     Raises:
         UserError: there is something else in the folder, or it cannot be moved.
     """
-    _refuse_foreign_files(folder)
+    _refuse_to_lose_files(folder)
     if not holds_run(folder):
         return None
     # Not the name of a link: the new run is written where the link points.
@@ -269,19 +269,19 @@ def _in_use(folder: Path, holder: list[str]) -> str:
     return f"output_dir {folder} is in use: {who} trains there; wait for it, stop it, or give another output_dir"
 
 
-def _refuse_foreign_files(folder: Path) -> None:
+def _refuse_to_lose_files(folder: Path) -> None:
     if holds_run(folder):
-        foreign = foreign_entries(folder)
+        endangered = user_files(folder)
         what = "a run, which a new one would move away, and besides it"
         way = "Move these to another place, go on with the run by --resume, or give another output_dir"
     else:
         # A run that ended before its first checkpoint leaves these; the new run overwrites them.
-        foreign = [] if (folder / "environment.json").is_file() else _would_be_overwritten(folder)
+        endangered = [] if (folder / "environment.json").is_file() else _would_be_overwritten(folder)
         what = "what a training would overwrite, and is of no run:"
         way = "Move it to another place, or give another output_dir"
-    if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        raise UserError(f"output_dir {folder} holds {what} {', '.join(foreign[:3])}{more}. {way}")
+    if endangered:
+        more = f" and {len(endangered) - 3} more" if len(endangered) > 3 else ""
+        raise UserError(f"output_dir {folder} holds {what} {', '.join(endangered[:3])}{more}. {way}")
 
 
 def _would_be_overwritten(folder: Path) -> list[str]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from detection.core.text import text_table
+
 READ, RESIZE, NETWORK, TRACK = "read and decode", "resize", "network and NMS", "track"
 DRAW, WRITE = "draw", "encode and write"
 WAIT_READ, WAIT_WRITE = "waiting for reading", "waiting for writing"
@@ -54,13 +56,10 @@ class Timing:
     def __str__(self) -> str:
         """A table. Stages run in parallel, so their shares may add up to more than 100 %."""
         count, wall = max(1, self.count), max(self.wall, 1e-9)
-        lines = [f"{'stage':<20}  ms per {self.unit[:-1]}  share of the time"]
-        for name in (*STAGES, TOTAL):
-            seconds = wall if name == TOTAL else self.seconds[name]
-            if seconds:
-                lines.append(f"{name:<20}  {1000 * seconds / count:>{len(self.unit) + 6}.2f}  {seconds / wall:>17.0%}")
-        lines.append(f"{self.count} {self.unit} in {wall:.2f} s: {self.count / wall:.1f} {self.unit} per second")
-        return "\n".join(lines)
+        stages = {**self.seconds, TOTAL: wall}
+        cells = [(name, f"{1000 * s / count:.2f}", f"{s / wall:.0%}") for name, s in stages.items() if s]
+        table = text_table(("stage", f"ms per {self.unit[:-1]}", "share of the time"), cells, left=1)
+        return f"{table}\n{self.count} {self.unit} in {wall:.2f} s: {self.count / wall:.1f} {self.unit} per second"
 
 
 def merge_parallel(timings: Sequence[Timing]) -> Timing:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from detection.core import html
 from detection.core.environment import describe_environment
 from detection.core.html import Album, Section
+from detection.core.text import text_table
 from detection.engine.resume import flat
 from detection.evaluation.bootstrap import LEVEL, Difference, check_same, compare
 from detection.evaluation.breakdown import KINDS
@@ -75,13 +76,12 @@ def _names(first: RunData, second: RunData) -> tuple[str, str]:
 
 def _format_differences(rows: list[Difference], names: tuple[str, str]) -> str:
     """The differences as an aligned text table."""
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'':<{width}}  {names[0]}  {names[1]}  difference, {LEVEL:.0%} interval"]
+    cells = []
     for row in rows:
-        values = [f"{html.format_number(v):>{len(n)}}" for v, n in zip((row.first, row.second), names, strict=True)]
-        interval = f"{row.value:+.3f}  [{row.low:+.3f}, {row.high:+.3f}]"
-        lines.append(f"{row.name:<{width}}  {'  '.join(values)}  {interval}{'  *' if row.clear else ''}")
-    return "\n".join([*lines, "* the interval does not contain zero"])
+        values = [html.format_number(row.first), html.format_number(row.second), f"{row.value:+.3f}"]
+        cells.append([row.name, *values, f"[{row.low:+.3f}, {row.high:+.3f}]", "*" if row.clear else ""])
+    table = text_table(("", *names, "difference", f"{LEVEL:.0%} interval", ""), cells, left=1)
+    return f"{table}\n* the interval does not contain zero"
 
 
 def _differences(rows: list[Difference], names: tuple[str, str], resamples: int) -> Section:

@@ -53,6 +53,16 @@ def test_the_papers_recipe():
         assert [round(12 * m) for m in config.optim.milestones] == [8, 11]
 
 
+def test_an_old_key_beside_its_new_one():
+    """In what an earlier version wrote, the old name alone is taken as the new one."""
+    raw = {**yaml.safe_load(GOOD), "optim": {"lr_batch": 4}}
+    assert parse_config(raw, "best.pt").optim.lr_reference_batch == 4
+    raw["optim"]["lr_reference_batch"] = 8
+    message = r"best\.pt: 'optim\.lr_batch' is the old name of 'optim\.lr_reference_batch', which is there too: remove"
+    with pytest.raises(UserError, match=message):
+        parse_config(raw, "best.pt")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -12,11 +12,32 @@ from torch import nn
 from detection import build_model, load_config
 from detection.checkpoint import save_checkpoint
 from detection.config import DetectionConfig
+from detection.config_io import parse_config
 from detection.data.image_io import read_image
 from detection.data.transforms import resize, to_tensor
 from detection.models.ghost_recipe import raw_outputs
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def small_config(detector="retinanet", backbone="ghostnet", **model) -> DetectionConfig:
+    """A config with few channels and no data; `model` has further keys of its section."""
+    source = {"images": "i", "annotations": "a"}
+    width = {"width": 0.5} if backbone == "ghostnet" else {}
+    return parse_config(
+        {
+            "output_dir": "x",
+            "model": {
+                "detector": detector,
+                "backbone": {"name": backbone, **width},
+                "fpn_channels": 32,
+                "head_channels": 32,
+                **model,
+            },
+            "data": {"train": source, "val": source},
+        },
+        "test",
+    )
 
 
 def save_detector(

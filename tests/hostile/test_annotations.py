@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from odd_files import dangling, fifo, loop, unix_socket
 from run_tool import Outcome, run
-from test_cli import dangling, fifo, loop, unix_socket
 
 from detection.core.errors import UserError
 from detection.data.formats.detect_format import read_annotations

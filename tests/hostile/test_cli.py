@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from odd_files import dangling, fifo, loop, unix_socket
 from processes import ROOT
 
 from detection.cli import run_tool as cli
@@ -19,35 +19,6 @@ from detection.core.errors import UserError
 from detection.core.files import open_regular_file, read_file
 from detection.core.outputs import check_outputs, is_own, write_output
 from detection.core.progress import LINE_EVERY
-
-
-def fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "fifo.jpg")
-    return folder / "fifo.jpg"
-
-
-def unix_socket(folder: Path) -> Path:
-    path = folder / "socket.jpg"
-    with socket.socket(socket.AF_UNIX) as made:
-        # Names of sockets may have 108 characters only.
-        before = os.getcwd()
-        os.chdir(folder)
-        try:
-            made.bind(path.name)
-        finally:
-            os.chdir(before)
-    return path
-
-
-def loop(folder: Path) -> Path:
-    (folder / "loop.jpg").symlink_to("loop.jpg")
-    return folder / "loop.jpg"
-
-
-def dangling(folder: Path) -> Path:
-    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
-    return folder / "dangling.jpg"
-
 
 ODD_FILES = {
     "fifo": (fifo, "a named pipe"),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_raw, write_coco
+from odd_files import dangling, fifo, loop, unix_socket
 from PIL import Image
 from run_tool import run
-from test_cli import dangling, fifo, loop, unix_socket
 
 from detection import build_model
 from detection.checkpoint import save_checkpoint

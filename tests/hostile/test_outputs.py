@@ -12,7 +12,7 @@ from run_tool import run
 from detection.core.errors import UserError
 from detection.core.outputs import NOTES, begin_output, is_own, note_output, write_output
 from detection.data.image_io import images_below
-from detection.engine.run_folder import foreign_entries
+from detection.engine.run_folder import user_files
 from detection.evaluation.journal import Journal
 from detection.inference.sources import find_items
 
@@ -298,9 +298,9 @@ def test_what_tools_write_into_a_run_is_no_reason_to_refuse_the_next_one(place):
         assert run("evaluate", "run/best.pt", "device=cpu", "--json", "run/evaluation.json").code == 0
         assert run("evaluate", "run/best.pt", *VAL, "--json", "run/mine.json").code == 0
         assert run("detect", "run/best.pt", PHOTO, "--out", "run/detections", "--device", "cpu").code == 0
-    assert foreign_entries(place / "run") == []
+    assert user_files(place / "run") == []
     (place / "run" / "mine.json").write_bytes(USERS)
-    assert foreign_entries(place / "run") == ["mine.json"]
+    assert user_files(place / "run") == ["mine.json"]
 
 
 def test_the_notes_are_no_part_of_a_set(place):

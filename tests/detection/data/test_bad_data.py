@@ -1,26 +1,15 @@
 """Broken VOC and YOLO sets: each fault is one error that names file and entry, and all of them can be listed."""
 
 import json
-from pathlib import Path
 
 import pytest
-from small_sets import voc_object, voc_xml, write_voc, write_yolo
+from small_sets import voc_object, voc_xml
 
 from detection import UserError
 from detection.data.formats.detect_format import read_annotations, read_raw
 from detection.data.formats.raw import MAX_ISSUES, checks
 from detection.data.image_io import images_below
 from detection.data.load_split import check_images
-
-
-@pytest.fixture()
-def voc(tmp_path: Path) -> Path:
-    return write_voc(tmp_path)
-
-
-@pytest.fixture()
-def yolo(tmp_path: Path) -> Path:
-    return write_yolo(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -35,34 +24,34 @@ def yolo(tmp_path: Path) -> Path:
         (voc_xml(voc_object(corners=(1, 2, "nan", 4))), r"b\.xml, object 1 has a bbox that is not finite"),
     ],
 )
-def test_bad_voc_files_are_named(voc, xml, message):
-    (voc / "Annotations/b.xml").write_text(xml)
+def test_bad_voc_files_are_named(voc_set, xml, message):
+    (voc_set / "Annotations/b.xml").write_text(xml)
     with pytest.raises(UserError, match=message):
-        read_annotations(voc)
+        read_annotations(voc_set)
 
 
-def test_voc_without_a_size(voc):
+def test_voc_without_a_size(voc_set):
     for size in ("", "<size><width>0</width><height>0</height></size>"):
-        (voc / "Annotations/b.xml").write_text(voc_xml(voc_object(), size))
-        index = read_annotations(voc)
+        (voc_set / "Annotations/b.xml").write_text(voc_xml(voc_object(), size))
+        index = read_annotations(voc_set)
         assert index.sizes.tolist() == [[60, 40], [60, 40]]
         assert "b.xml has no width and height of 1 or more: they are taken from the image" in index.report()
-    (voc / "JPEGImages/b.jpg").unlink()
+    (voc_set / "JPEGImages/b.jpg").unlink()
     with pytest.raises(UserError, match=r"b\.xml has no width and height, and its image gives none: image .* does not"):
-        read_annotations(voc)
+        read_annotations(voc_set)
 
 
-def test_voc_in_utf16_and_bytes_that_are_nothing(voc):
+def test_voc_in_utf16_and_bytes_that_are_nothing(voc_set):
     text = voc_xml(voc_object(name="кот"))
-    (voc / "Annotations/b.xml").write_bytes(f"<?xml version='1.0' encoding='utf-16'?>{text}".encode("utf-16"))
-    assert "кот" in read_annotations(voc).class_names
+    (voc_set / "Annotations/b.xml").write_bytes(f"<?xml version='1.0' encoding='utf-16'?>{text}".encode("utf-16"))
+    assert "кот" in read_annotations(voc_set).class_names
     bomb = "<?xml version='1.0' encoding='utf-16'?><!DOCTYPE x [<!ENTITY a 'aa'>]><annotation/>"
-    (voc / "Annotations/b.xml").write_bytes(bomb.encode("utf-16"))
+    (voc_set / "Annotations/b.xml").write_bytes(bomb.encode("utf-16"))
     with pytest.raises(UserError, match="declares entities"):
-        read_annotations(voc)
-    (voc / "Annotations/b.xml").write_bytes(b"<annotation>\xff\xfe\x00</annotation>")
+        read_annotations(voc_set)
+    (voc_set / "Annotations/b.xml").write_bytes(b"<annotation>\xff\xfe\x00</annotation>")
     with pytest.raises(UserError, match=r"b\.xml is not XML"):
-        read_annotations(voc)
+        read_annotations(voc_set)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +67,10 @@ def test_voc_in_utf16_and_bytes_that_are_nothing(voc):
         ("0 200 150 30 40", r"expected are shares of the image's sides \(0…1\), not pixels"),
     ],
 )
-def test_bad_yolo_lines_are_named(yolo, line, message):
-    (yolo / "labels/train/c.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
+def test_bad_yolo_lines_are_named(yolo_set, line, message):
+    (yolo_set / "labels/train/c.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(UserError, match=message):
-        read_annotations(yolo)
+        read_annotations(yolo_set)
 
 
 @pytest.mark.parametrize(
@@ -100,26 +89,26 @@ def test_bad_yolo_lines_are_named(yolo, line, message):
         (b"train: labels/val/d.txt\nnames: [a, b]\n", r"d\.txt, line 1: '1 0\.5 .*' is not the name of an image"),
     ],
 )
-def test_bad_data_yamls_are_named(yolo, text, message):
-    (yolo / "data.yaml").write_bytes(text)
+def test_bad_data_yamls_are_named(yolo_set, text, message):
+    (yolo_set / "data.yaml").write_bytes(text)
     with pytest.raises(UserError, match=message):
-        read_annotations(yolo / "data.yaml")
+        read_annotations(yolo_set / "data.yaml")
 
 
-def test_labels_that_are_nowhere_or_not_text(yolo):
-    (yolo / "labels/train/c.txt").write_bytes(b"\xff\xfe0 0.5")
+def test_labels_that_are_nowhere_or_not_text(yolo_set):
+    (yolo_set / "labels/train/c.txt").write_bytes(b"\xff\xfe0 0.5")
     with pytest.raises(UserError, match=r"c\.txt is not text: .* at byte 0"):
-        read_annotations(yolo)
-    (yolo / "labels").rename(yolo / "marks")
+        read_annotations(yolo_set)
+    (yolo_set / "labels").rename(yolo_set / "marks")
     with pytest.raises(
         UserError, match=r"not one of 3 images has a label file; for .*a 猫\.jpg it would be .*a 猫\.txt"
     ):
-        read_annotations(yolo)
+        read_annotations(yolo_set)
 
 
-def test_lists_of_images_that_are_none(voc, yolo, monkeypatch):
-    image_set, list_file = voc / "ImageSets/Main/train.txt", yolo / "list.txt"
-    (yolo / "data.yaml").write_text("train: list.txt\nnames: [a, b]\n")
+def test_lists_of_images_that_are_none(voc_set, yolo_set, monkeypatch):
+    image_set, list_file = voc_set / "ImageSets/Main/train.txt", yolo_set / "list.txt"
+    (yolo_set / "data.yaml").write_text("train: list.txt\nnames: [a, b]\n")
     for data, message in (
         (b"", "is empty"),
         (b"\n \n", "is empty"),
@@ -128,54 +117,54 @@ def test_lists_of_images_that_are_none(voc, yolo, monkeypatch):
         (b"x" * 200, "is too large: 200 bytes, the limit is 100"),
     ):
         monkeypatch.setattr("detection.data.image_io.LARGEST_LIST", 100)
-        for path, source in ((image_set, image_set), (list_file, yolo)):
+        for path, source in ((image_set, image_set), (list_file, yolo_set)):
             path.write_bytes(data)
             with pytest.raises(UserError, match=message):
                 read_annotations(source)
 
 
-def test_loops_of_links(yolo, voc):
+def test_loops_of_links(yolo_set, voc_set):
     """Folders are gone into once; an image that is a link to itself is named."""
-    expected = read_annotations(yolo).fingerprint()
-    (yolo / "images/train/again").symlink_to(yolo / "images")
-    (yolo / "images/train/sub/up").symlink_to("..")
-    assert images_below(yolo / "images/train") == ["a 猫.jpg", "again/val/d.jpg", "c.jpg", "sub/b.png"]
-    (yolo / "images/train/again").unlink()
-    assert read_annotations(yolo).fingerprint() == expected
-    (yolo / "images/train/z.jpg").symlink_to("z.jpg")
+    expected = read_annotations(yolo_set).fingerprint()
+    (yolo_set / "images/train/again").symlink_to(yolo_set / "images")
+    (yolo_set / "images/train/sub/up").symlink_to("..")
+    assert images_below(yolo_set / "images/train") == ["a 猫.jpg", "again/val/d.jpg", "c.jpg", "sub/b.png"]
+    (yolo_set / "images/train/again").unlink()
+    assert read_annotations(yolo_set).fingerprint() == expected
+    (yolo_set / "images/train/z.jpg").symlink_to("z.jpg")
     with pytest.raises(UserError, match=r"image .*z\.jpg cannot be read: it is a link that leads back to itself"):
-        read_annotations(yolo)
-    (yolo / "round").symlink_to("round")
-    (yolo / "round.json").symlink_to("round.json")
-    for path in (yolo / "round", yolo / "round.json"):
+        read_annotations(yolo_set)
+    (yolo_set / "round").symlink_to("round")
+    (yolo_set / "round.json").symlink_to("round.json")
+    for path in (yolo_set / "round", yolo_set / "round.json"):
         with pytest.raises(UserError, match=r"cannot be read|does not exist"):
             read_annotations(path, format="coco")
     with pytest.raises(UserError, match=r"folder .*round does not exist"):
-        check_images(read_annotations(voc, images=yolo / "round"), yolo / "round")
+        check_images(read_annotations(voc_set, images=yolo_set / "round"), yolo_set / "round")
 
 
-def test_damaged_images_of_a_yolo_set_are_named(yolo):
-    (yolo / "images/train/c.jpg").write_bytes(b"no image")
+def test_damaged_images_of_a_yolo_set_are_named(yolo_set):
+    (yolo_set / "images/train/c.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"c\.jpg .*; the size of each image is needed for its boxes"):
-        read_annotations(yolo)
+        read_annotations(yolo_set)
 
 
-def test_all_problems_are_listed_and_the_first_is_raised(yolo):
-    (yolo / "labels/train/c.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1\n1 0.5 0.5 0.2 0.2\n")
-    raw = read_raw(yolo)
+def test_all_problems_are_listed_and_the_first_is_raised(yolo_set):
+    (yolo_set / "labels/train/c.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1\n1 0.5 0.5 0.2 0.2\n")
+    raw = read_raw(yolo_set)
     assert [problem.kind for problem in raw.problems] == ["bad_class", "bad_line"]
     assert {problem.image for problem in raw.problems} == {"images/train/c.jpg"}
     # The good line is there, and knows its place.
     assert len(raw.boxes) == 4 and raw.place(2).endswith("c.txt, line 3")
     with pytest.raises(
-        UserError, match=r"has class 7; .* \(and 1 more such problems; tools/check_data\.py lists them\)"
+        UserError, match=r"has class 7; .* \(and 1 more such problems; ghostdet check_data lists them\)"
     ):
-        read_annotations(yolo)
+        read_annotations(yolo_set)
 
 
-def test_a_list_of_problems_ends(tmp_path, yolo):
-    (yolo / "labels/train/c.txt").write_text("9 0.5 0.5 0.1 0.1\n" * (MAX_ISSUES + 5))
-    problems = read_raw(yolo).problems
+def test_a_list_of_problems_ends(tmp_path, yolo_set):
+    (yolo_set / "labels/train/c.txt").write_text("9 0.5 0.5 0.1 0.1\n" * (MAX_ISSUES + 5))
+    problems = read_raw(yolo_set).problems
     assert len(problems.items) == MAX_ISSUES and problems.count == MAX_ISSUES + 5
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import tiny_raw
 from PIL import Image
-from small_sets import save_image, voc_object, voc_xml, write_voc, write_yolo
+from small_sets import save_image, voc_object, voc_xml
 
 from detection import UserError
 from detection.config_io import parse_config
@@ -18,100 +18,89 @@ from detection.data.image_io import image_size, read_image
 from detection.data.load_split import read_split
 from detection.data.prepare.convert import convert_data
 
-
-@pytest.fixture()
-def voc(tmp_path: Path) -> Path:
-    return write_voc(tmp_path)
-
-
-@pytest.fixture()
-def yolo(tmp_path: Path) -> Path:
-    return write_yolo(tmp_path)
-
-
 # ---- what is right
 
 
-def test_voc_counts_pixels_from_one(voc):
-    index = read_annotations(voc, split="train")
+def test_voc_counts_pixels_from_one(voc_set):
+    index = read_annotations(voc_set, split="train")
     assert index.format == "voc" and index.class_names == ("cat", "dog") and index.category_ids.tolist() == [1, 2]
     assert index.file_names.tolist() == ["gato ñ 1.jpg"] and index.sizes.tolist() == [[60, 40]]
     assert index.boxes.tolist() == [[0, 0, 60, 40], [10, 20, 10, 10]] and index.labels.tolist() == [1, 2]
     assert index.crowd.tolist() == [False, True] and index.areas.tolist() == [2400, 100]
     assert "1 difficult objects: taken as crowd" in index.report()
-    assert Path(index.images) == voc / "JPEGImages"
+    assert Path(index.images) == voc_set / "JPEGImages"
 
 
-def test_ways_to_name_a_voc_set(voc, tmp_path):
+def test_ways_to_name_a_voc_set(voc_set, tmp_path):
     for path, split, count in (
-        (voc, None, 2),
-        (voc / "Annotations", None, 2),
-        (voc / "ImageSets/Main/train.txt", None, 1),
-        (voc, "train", 1),
+        (voc_set, None, 2),
+        (voc_set / "Annotations", None, 2),
+        (voc_set / "ImageSets/Main/train.txt", None, 1),
+        (voc_set, "train", 1),
     ):
         index = read_annotations(path, split=split)
-        assert len(index) == count and Path(index.images) == voc / "JPEGImages"
+        assert len(index) == count and Path(index.images) == voc_set / "JPEGImages"
     with pytest.raises(UserError, match=r"has no ImageSets/Main/val\.txt"):
-        read_annotations(voc, split="val")
+        read_annotations(voc_set, split="val")
     # As Roboflow lays it: XML and images in one folder.
     for name in ("Annotations/b.xml", "JPEGImages/b.jpg"):
         (tmp_path / "flat").mkdir(exist_ok=True)
-        os.link(voc / name, tmp_path / "flat" / Path(name).name)
+        os.link(voc_set / name, tmp_path / "flat" / Path(name).name)
     index = read_annotations(tmp_path / "flat")
     assert index.file_names.tolist() == ["b.jpg"] and index.images == str(tmp_path / "flat") and len(index.boxes) == 0
     # The image set of a class; one stem with a space before a number is a name where such a file is.
-    (voc / "ImageSets/Main/cat_train.txt").write_text("gato ñ 1\nb -1\n", encoding="utf-8")
-    assert len(read_annotations(voc / "ImageSets/Main/cat_train.txt")) == 2
+    (voc_set / "ImageSets/Main/cat_train.txt").write_text("gato ñ 1\nb -1\n", encoding="utf-8")
+    assert len(read_annotations(voc_set / "ImageSets/Main/cat_train.txt")) == 2
 
 
-def test_voc_images_are_found_by_either_name(voc):
+def test_voc_images_are_found_by_either_name(voc_set):
     """Tools rename the image and not what the XML says, or convert it to another kind of file."""
-    (voc / "Annotations/b.xml").write_text(voc_xml("", name="elsewhere/IMG_1.jpg"))
-    assert read_annotations(voc).file_names.tolist() == ["b.jpg", "gato ñ 1.jpg"]
-    save_image(voc / "JPEGImages/b.png")
-    (voc / "JPEGImages/b.jpg").unlink()
-    assert read_annotations(voc).file_names.tolist() == ["b.png", "gato ñ 1.jpg"]
+    (voc_set / "Annotations/b.xml").write_text(voc_xml("", name="elsewhere/IMG_1.jpg"))
+    assert read_annotations(voc_set).file_names.tolist() == ["b.jpg", "gato ñ 1.jpg"]
+    save_image(voc_set / "JPEGImages/b.png")
+    (voc_set / "JPEGImages/b.jpg").unlink()
+    assert read_annotations(voc_set).file_names.tolist() == ["b.png", "gato ñ 1.jpg"]
 
 
-def test_yolo_boxes_polygons_and_images_without_labels(yolo):
-    index = read_annotations(yolo)
+def test_yolo_boxes_polygons_and_images_without_labels(yolo_set):
+    index = read_annotations(yolo_set)
     assert index.format == "yolo" and index.class_names == ("кот", "dog") and index.category_ids.tolist() == [1, 2]
     assert index.file_names.tolist() == ["images/train/a 猫.jpg", "images/train/c.jpg", "images/train/sub/b.png"]
     assert np.diff(index.offsets).tolist() == [2, 0, 1] and index.labels.tolist() == [2, 1, 1]
     np.testing.assert_allclose(index.boxes, [[0, 0, 60, 40], [12, 16, 6, 8], [6, 4, 6, 8]])
-    assert Path(index.images) == yolo
-    (yolo / "labels/train/c.txt").unlink()
-    assert "1 images without a label file: taken as without boxes" in read_annotations(yolo / "data.yaml").report()
-    assert len(read_annotations(yolo, split="val")) == 1
+    assert Path(index.images) == yolo_set
+    (yolo_set / "labels/train/c.txt").unlink()
+    assert "1 images without a label file: taken as without boxes" in read_annotations(yolo_set / "data.yaml").report()
+    assert len(read_annotations(yolo_set, split="val")) == 1
 
 
-def test_ways_to_write_a_data_yaml(yolo, monkeypatch):
-    expected = read_annotations(yolo).fingerprint()
-    (yolo / "list.txt").write_text(
+def test_ways_to_write_a_data_yaml(yolo_set, monkeypatch):
+    expected = read_annotations(yolo_set).fingerprint()
+    (yolo_set / "list.txt").write_text(
         "./images/train/a 猫.jpg\nimages/train/c.jpg\nimages/train/sub/b.png\n", encoding="utf-8"
     )
     for text in (
         "path: .\ntrain: ../images/train\nnames: {0: кот, 1: dog}\n",  # as Roboflow writes it
-        f"path: {yolo}\ntrain: [images/train/sub, images/train]\nnames: {{1: dog, 0: кот}}\n",
+        f"path: {yolo_set}\ntrain: [images/train/sub, images/train]\nnames: {{1: dog, 0: кот}}\n",
         "path: /not/on/this/machine\ntrain: list.txt\nnames: [кот, dog]\n",
     ):
-        (yolo / "data.yaml").write_text(text, encoding="utf-8")
-        assert read_annotations(yolo).fingerprint() == expected, text
+        (yolo_set / "data.yaml").write_text(text, encoding="utf-8")
+        assert read_annotations(yolo_set).fingerprint() == expected, text
     # Images that lie elsewhere keep their whole path.
-    other = yolo.parent / "elsewhere" / "data.yaml"
+    other = yolo_set.parent / "elsewhere" / "data.yaml"
     other.parent.mkdir()
-    other.write_text(f"train: {yolo}/images/train\nnames: [кот, dog]\n", encoding="utf-8")
+    other.write_text(f"train: {yolo_set}/images/train\nnames: [кот, dog]\n", encoding="utf-8")
     index = read_annotations(other)
-    assert index.file_names[0] == f"{yolo}/images/train/a 猫.jpg" and len(index.boxes) == 3
+    assert index.file_names[0] == f"{yolo_set}/images/train/a 猫.jpg" and len(index.boxes) == 3
 
 
-def test_sizes_are_those_of_the_upright_image(tmp_path, yolo):
+def test_sizes_are_those_of_the_upright_image(tmp_path, yolo_set):
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = yolo / "images/val/d.jpg"
+    path = yolo_set / "images/val/d.jpg"
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(path, exif=exif)
     assert image_size(path) == (40, 60)
-    assert read_annotations(yolo, split="val").boxes.tolist() == [[10, 15, 20, 30]]
+    assert read_annotations(yolo_set, split="val").boxes.tolist() == [[10, 15, 20, 30]]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".ppm"])
@@ -143,11 +132,11 @@ def test_usual_places_of_coco_images(tmp_path, coco_set):
         read_annotations(root)
 
 
-def test_a_folder_that_could_be_two_things_asks(voc, yolo, coco_set):
-    (voc / "data.yaml").write_text("names: [a]\n")
+def test_a_folder_that_could_be_two_things_asks(voc_set, yolo_set, coco_set):
+    (voc_set / "data.yaml").write_text("names: [a]\n")
     with pytest.raises(UserError, match="looks like voc and like yolo; say which with format"):
-        read_annotations(voc)
-    assert len(read_annotations(voc, format="voc")) == 2
+        read_annotations(voc_set)
+    assert len(read_annotations(voc_set, format="voc")) == 2
     with pytest.raises(UserError, match="is in no known format"):
         read_annotations(coco_set / "images")
     with pytest.raises(UserError, match="is in no known format"):
@@ -192,12 +181,12 @@ def test_classes_of_the_config(tiny_config):
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_voc_splits_share_their_classes(voc, tmp_path):
+def test_voc_splits_share_their_classes(voc_set, tmp_path):
     """A class that only one of them has must not shift the labels of the other."""
-    (voc / "Annotations/b.xml").write_text(voc_xml(voc_object("ant"), name="b.jpg"))
-    (voc / "ImageSets/Main/val.txt").write_text("b\n")
+    (voc_set / "Annotations/b.xml").write_text(voc_xml(voc_object("ant"), name="b.jpg"))
+    (voc_set / "ImageSets/Main/val.txt").write_text("b\n")
     raw = tiny_raw(tmp_path, tmp_path / "run")
-    raw["data"]["train"] = raw["data"]["val"] = {"annotations": str(voc)}
+    raw["data"]["train"] = raw["data"]["val"] = {"annotations": str(voc_set)}
     data = parse_config(raw, "test").data
     for split, label in (("train", 2), ("val", 1)):
         index = read_split(data, split)

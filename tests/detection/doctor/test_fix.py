@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from faulty_datasets import FAULTS, HEIGHT, WIDTH, apply_fault, write_clean_dataset
+from voc_yolo_sets import write_voc
 
 from detection.data.formats.coco import read_coco
 from detection.doctor.fix import fix_report
@@ -183,8 +184,6 @@ def test_images_of_val_are_removed_from_train(clean, tmp_path):
 
 
 def test_a_voc_dataset_becomes_a_coco_file(tmp_path):
-    from test_read_sets import write_voc
-
     folder = write_voc(tmp_path / "voc")
     (folder / "JPEGImages" / "9.jpg").write_bytes(b"")
     text = (folder / "Annotations" / "8.xml").read_text()

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from detection import UserError
-from detection.engine.run_folder import LOCK, check_output_dir, foreign_entries, locked, move_aside
+from detection.engine.run_folder import LOCK, check_output_dir, locked, move_aside, user_files
 from detection.engine.train_detector import run_training
 
 FORK = multiprocessing.get_context("fork")
@@ -129,10 +129,10 @@ def test_what_other_tools_write_is_known(run):
     (run / "detections" / "sub").mkdir(parents=True)
     for name in ("a.jpg", "a.json", "sub/b.json"):
         (run / "detections" / name).touch()
-    assert foreign_entries(run) == []
+    assert user_files(run) == []
     (run / "detections" / "holiday.jpg").touch()
     (run / "best_of_mine.onnx").touch()
-    assert foreign_entries(run) == ["best_of_mine.onnx", "detections"]
+    assert user_files(run) == ["best_of_mine.onnx", "detections"]
 
 
 def test_a_run_with_other_files_beside_it_is_not_moved(tiny_config, run):
@@ -156,7 +156,7 @@ def test_a_first_run_overwrites_no_file_of_the_users(tiny_config, tmp_path, name
     assert contents(tmp_path / "run") == {name: b"mine"}
 
 
-def test_foreign_entries_and_what_a_stopped_start_left_are_no_obstacle(tiny_config, tmp_path):
+def test_user_files_and_what_a_stopped_start_left_are_no_obstacle(tiny_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
     check_output_dir(tiny_config)

@@ -15,7 +15,7 @@ from detection.data.dataset import SampleKey
 from detection.engine import detection_task, loop
 from detection.engine.detection_task import build_trainer
 from detection.engine.loop import train, train_step
-from detection.engine.run_folder import append_metrics, foreign_entries
+from detection.engine.run_folder import append_metrics, user_files
 from detection.engine.run_logger import RunLogger, start_logging
 from detection.engine.signals import StopSignal
 from detection.engine.train_detector import dry_run, run_training
@@ -55,7 +55,7 @@ def test_a_run_learns_and_leaves_its_files(trained):
         "val_detections.jpg",
     }
     assert list(trained.glob("events.out.tfevents*"))
-    assert [p.name for p in trained.iterdir() if p.name.startswith(".")] == [NOTES] and foreign_entries(trained) == []
+    assert [p.name for p in trained.iterdir() if p.name.startswith(".")] == [NOTES] and user_files(trained) == []
     ids = {r["category_id"] for r in json.loads((trained / "predictions.json").read_text())}
     assert ids <= {3, 7} and ids
 

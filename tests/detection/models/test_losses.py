@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import run_seed
-from test_models import config
+from detectors import small_config
 from torchvision.models.detection import RetinaNet
 
 from detection import build_model
@@ -28,7 +28,9 @@ def batch(counts, classes, size=96, seed=0):
 @pytest.mark.parametrize("classes", [1, 7])
 def test_losses_and_gradients_equal_torchvisions(box_loss, counts, classes):
     torch.manual_seed(run_seed(1))
-    model = build_model(config(head_norm="group", box_loss=box_loss, anchor_sizes=[16, 32, 64, 128, 256]), classes)
+    model = build_model(
+        small_config(head_norm="group", box_loss=box_loss, anchor_sizes=[16, 32, 64, 128, 256]), classes
+    )
     images, targets = batch(counts, classes)
     batched, _ = model.transform(list(images))
     features = list(model.backbone(batched.tensors).values())
@@ -53,7 +55,7 @@ def shifted(targets):
 
 def test_gradient_of_the_focal_loss_is_exact():
     """Against finite differences, in double precision, far out on both sides too."""
-    coder = build_model(config(), 2).head.regression_head.box_coder
+    coder = build_model(small_config(), 2).head.regression_head.box_coder
     logits = torch.tensor([[[-30.0, -2.0], [0.3, 40.0], [1.5, -0.7]]], dtype=torch.float64, requires_grad=True)
     deltas = torch.zeros(1, 3, 4, dtype=torch.float64)
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [0, 0, 9, 11]], dtype=torch.float64)
@@ -80,7 +82,7 @@ def test_matching_by_hand():
 
 def test_an_anchor_without_a_box_never_spoils_the_loss():
     """Deltas of anchors far from any object can be anything; times zero weight they must not become NaN."""
-    coder = build_model(config(), 1).head.regression_head.box_coder
+    coder = build_model(small_config(), 1).head.regression_head.box_coder
     anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     deltas = torch.tensor([[[0.1, 0, 0, 0], [-1e4, 1e4, -1e3, -1e3]]], requires_grad=True)
     logits = torch.zeros(1, 2, 1)
@@ -92,7 +94,7 @@ def test_an_anchor_without_a_box_never_spoils_the_loss():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_box_that_is_not_finite_shows_in_the_loss(bad):
-    coder = build_model(config(), 1).head.regression_head.box_coder
+    coder = build_model(small_config(), 1).head.regression_head.box_coder
     anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     boxes = [torch.tensor([[0.0, 0, 10, 10], [1, 1, bad, 20]])]
     losses = retina_losses(

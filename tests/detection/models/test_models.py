@@ -5,32 +5,13 @@ import copy
 import pytest
 import torch
 from conftest import run_seed
+from detectors import small_config
 
 from detection import UserError, build_model
 from detection.config_io import parse_config
 from detection.models.transform import NormalizeAndBatch
 
 pytestmark = pytest.mark.numeric
-
-SOURCE = {"images": "i", "annotations": "a"}
-
-
-def config(detector="retinanet", backbone="ghostnet", **model):
-    width = {"width": 0.5} if backbone == "ghostnet" else {}
-    return parse_config(
-        {
-            "output_dir": "x",
-            "model": {
-                "detector": detector,
-                "backbone": {"name": backbone, **width},
-                "fpn_channels": 32,
-                "head_channels": 32,
-                **model,
-            },
-            "data": {"train": SOURCE, "val": SOURCE},
-        },
-        "test",
-    )
 
 
 def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
@@ -43,7 +24,7 @@ def target(boxes=((8.0, 8, 40, 40),), labels=(1,)):
 @pytest.mark.parametrize("detector, most", [("retinanet", 5 * 3), ("ghostdet", 3), ("faster_rcnn", 3 * 5)])
 def test_candidates_are_what_may_become_a_detection(detector, most):
     """Of each level of a RetinaNet, of an image of the others; a proposal of Faster R-CNN may be of any class."""
-    raw = config(detector).model_dump()
+    raw = small_config(detector).model_dump()
     raw["eval"] |= {"score_threshold": 0.0, "nms_threshold": 1.0, "pre_nms_top_k": 3, "max_detections": 400}
     torch.manual_seed(run_seed())
     model = build_model(parse_config(raw, "test"), 5).eval()
@@ -55,7 +36,7 @@ def test_candidates_are_what_may_become_a_detection(detector, most):
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 @pytest.mark.parametrize("backbone", ["ghostnet", "mobilenet_v2", "mobilenet_v3_large"])
 def test_protocol(detector, backbone):
-    model = build_model(config(detector, backbone), 5)
+    model = build_model(small_config(detector, backbone), 5)
     images = [torch.rand(3, 64, 96), torch.randint(0, 256, (3, 70, 50), dtype=torch.uint8)]
     losses = model.train()(images, [target(labels=(5,)), target(boxes=(), labels=())])
     assert losses and all(loss.dim() == 0 and torch.isfinite(loss) for loss in losses.values())
@@ -88,7 +69,7 @@ def test_learns_every_label(detector, norm, num_classes):
     noise alone.
     """
     model = build_model(
-        config(detector, head_norm=norm, box_loss="giou", anchor_sizes=[16, 32, 64, 128, 256]), num_classes
+        small_config(detector, head_norm=norm, box_loss="giou", anchor_sizes=[16, 32, 64, 128, 256]), num_classes
     )
     images, targets = zip(*(coloured_boxes(num_classes, k) for k in range(4)), strict=True)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
@@ -131,23 +112,23 @@ def coloured_boxes(count, k):
 
 
 def test_retinanet_has_no_logit_for_the_background():
-    model = build_model(config(), 7)
+    model = build_model(small_config(), 7)
     assert model.head.classification_head.cls_logits.out_channels == 7 * 9
 
 
 def test_widths_depth_and_norm():
-    model = build_model(config(fpn_channels=48, head_channels=24, head_depth=2, head_norm="group"), 2)
+    model = build_model(small_config(fpn_channels=48, head_channels=24, head_depth=2, head_norm="group"), 2)
     tower = model.head.classification_head.conv
     assert len(tower) == 2 and tower[0][0].in_channels == 48 and tower[1][0].out_channels == 24
     assert isinstance(tower[0][1], torch.nn.GroupNorm)
-    faster = build_model(config("faster_rcnn", fpn_channels=48, head_channels=64), 2)
+    faster = build_model(small_config("faster_rcnn", fpn_channels=48, head_channels=64), 2)
     assert faster.roi_heads.box_head.fc6.out_features == 64
     assert faster.roi_heads.box_predictor.cls_score.out_features == 3
 
 
 def test_p6_comes_from_c5_even_where_channels_are_equal():
     channels = 80  # C5 of GhostNet 0.5
-    model = build_model(config(fpn_channels=channels), 2)
+    model = build_model(small_config(fpn_channels=channels), 2)
     seen = []
     model.backbone.fpn.extra_blocks.p6.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
     features = {}
@@ -171,7 +152,7 @@ def test_normalisation_is_the_backbones_and_padding_is_zero():
 
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn", "ghostdet"])
 def test_uint8_and_float_images_give_the_same(detector):
-    model = build_model(config(detector), 3).eval()
+    model = build_model(small_config(detector), 3).eval()
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         a, b = model([image])[0], model([image / 255])[0]
@@ -179,7 +160,7 @@ def test_uint8_and_float_images_give_the_same(detector):
 
 
 def test_a_batch_gives_what_single_images_of_its_size_give():
-    model = build_model(config(), 3).eval()
+    model = build_model(small_config(), 3).eval()
     images = [torch.rand(3, 64, 96) for _ in range(3)]
     with torch.no_grad():
         together = model(images)
@@ -198,7 +179,7 @@ def test_a_batch_gives_what_single_images_of_its_size_give():
     ],
 )
 def test_mistakes_are_user_errors(update, message):
-    raw = config().model_dump()
+    raw = small_config().model_dump()
     raw["model"]["backbone"].update(update["backbone"])
     with pytest.raises(UserError, match=message):
         build_model(parse_config(raw, "test"), 2)
@@ -206,12 +187,12 @@ def test_mistakes_are_user_errors(update, message):
 
 def test_a_detector_needs_a_class():
     with pytest.raises(UserError, match="at least one class"):
-        build_model(config(), 0)
+        build_model(small_config(), 0)
 
 
 def test_batch_norm_in_the_head_is_of_each_level_and_takes_a_single_value():
     """P6 and P7 of a 64-pixel image are 1x1: batch norm in training refuses those for a batch of one."""
-    model = build_model(config(head_norm="batch"), 3).train()
+    model = build_model(small_config(head_norm="batch"), 3).train()
     losses = model([torch.rand(3, 64, 64)], [target()])
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -225,9 +206,9 @@ def test_batch_norm_in_the_head_is_of_each_level_and_takes_a_single_value():
 
 def test_a_tiny_first_image_does_not_spoil_a_faster_rcnn(tiny_config):
     """torchvision's RoIAlign guesses the pyramid's scales from the first image in its frame, and keeps them."""
-    config = tiny_config.with_overrides(["model.detector=faster_rcnn", "eval.score_threshold=0"])
+    small_config = tiny_config.with_overrides(["model.detector=faster_rcnn", "eval.score_threshold=0"])
     torch.manual_seed(run_seed())
-    model = build_model(config, 2).eval()
+    model = build_model(small_config, 2).eval()
     fresh = copy.deepcopy(model)
     image = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from detection.config_io import parse_config, read_config
 from detection.engine import loop
 from detection.engine.loop import train_step
 from detection.engine.resume import load_checkpoint
-from detection.engine.run_folder import foreign_entries
+from detection.engine.run_folder import user_files
 from detection.models.build import build_model
 from detection.pretraining.classification_config import ClassificationConfig
 from detection.pretraining.classification_task import FORMAT, build_trainer, dry_run, measure_accuracy, run_pretraining
@@ -43,7 +43,7 @@ def test_a_run_learns_and_leaves_its_files(pretrained):
     files = {p.name for p in pretrained.iterdir()}
     assert files >= {"config.yaml", "last.pt", "best.pt", "backbone.pth", "metrics.jsonl", "train.log"}
     assert list(pretrained.glob("events.out.tfevents*")) and not [name for name in files if name.startswith(".")]
-    assert foreign_entries(pretrained) == []
+    assert user_files(pretrained) == []
     assert read_config(ClassificationConfig, pretrained / "config.yaml").output_dir == str(pretrained)
 
 
