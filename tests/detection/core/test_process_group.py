@@ -12,8 +12,8 @@ def test_a_second_default_group_gets_its_own_cpu_group(tmp_path, monkeypatch):
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/{number}", rank=0, world_size=1)
         try:
             with distributed.session("cpu"):
+                assert dist.get_process_group_ranks(distributed._cpu_group()) == [0]
                 reduction = distributed.DelayedMax()
-                assert reduction.start([1.0, 2.0]) is None
-                assert reduction.finish() == [1.0, 2.0]
+                assert reduction.start([1.0, 2.0]) is None and reduction.finish() == [1.0, 2.0]
         finally:
             dist.destroy_process_group()

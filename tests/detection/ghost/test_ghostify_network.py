@@ -159,7 +159,7 @@ def test_backbone_ghosted_by_the_tool_starts_a_detector(tool, images, coco_set, 
 
     # Plain weights in a ghosted backbone are refused with what to do.
     raw["model"]["backbone"]["weights"] = str(tmp_path / "plain.pth")
-    with pytest.raises(UserError, match=r"of a plain mobilenet_v2.*tools/ghostify\.py mobilenet_v2 --weights"):
+    with pytest.raises(UserError, match=r"of a plain mobilenet_v2.*ghostdet ghostify mobilenet_v2 --weights"):
         build_model(parse_config(raw, "test"), 2)
 
 
