@@ -72,6 +72,14 @@ class ToolParser(argparse.ArgumentParser):
             "overrides", nargs="*", metavar="key=value", default=[], help=f"override a key, like {example}"
         )
 
+    def add_adapter(self) -> None:
+        """Add the option `--adapter` of a command that runs a detector."""
+        self.add_argument(
+            "--adapter",
+            metavar="NAME|FILE",
+            help="how to run an ONNX file of another project: yolox, yolov5, yolov8, or a YAML file",
+        )
+
     def add_force(self) -> None:
         """Add the option `--force` of a command that writes files."""
         self.add_argument("--force", action="store_true", help="overwrite files that this toolkit did not write")

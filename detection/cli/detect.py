@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checkpoint", type=existing_file, help="best.pt or last.pt of a run, or a file from tools/export.py"
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder, glob, video, camera index or URL")
+    parser.add_adapter()
     parser.add_argument("--out", default="detections", help="folder for the results")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of a box")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             score_threshold=args.threshold,
             classes=args.classes,
             num_streams=num_streams_for(items, device),
+            adapter=args.adapter,
         )
         predictor = plain if args.tile is None else TiledPredictor(plain, args.tile, args.overlap, args.batch_size)
         summary = detect(

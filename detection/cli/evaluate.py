@@ -12,6 +12,7 @@ examples:
   python tools/evaluate.py runs/demo/best.pt                                  (the val set of its config)
   python tools/evaluate.py best.pt --data coco/annotations/instances_val2017.json --images coco/val2017
   python tools/evaluate.py runs/demo/best.onnx device=cpu                     (a file from tools/export.py)
+  python tools/evaluate.py yolox.onnx --adapter yolox --data val.json         (a file of another project)
   python tools/evaluate.py --predictions predictions.json --data val.json     (no model needed)
   python tools/evaluate.py best.pt --backend faster-coco-eval                 (same numbers, faster)
 """
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "arguments", nargs="*", metavar="FILE key=value", help="checkpoint or exported file, and config overrides"
     )
+    parser.add_adapter()
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         score_checkpoint(
             checkpoints[0],
+            adapter=args.adapter,
             overrides=overrides,
             annotations=args.data,
             images=args.images,

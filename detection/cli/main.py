@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a detector from a config",
     "evaluate": "measure the AP of a checkpoint, an exported file or a results file",
     "detect": "detect objects in images, videos, cameras or streams",
+    "label": "label images with a detector, or add the classes that a dataset lacks",
     "export": "export a checkpoint to ONNX, OpenVINO, TorchScript or torch.export",
     "quantize": "write smaller files of a detector (fp16, int8)",
     "benchmark": "time detectors side by side, or count parameters and multiply-adds",

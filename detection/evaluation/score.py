@@ -20,6 +20,7 @@ from detection.data.load_split import read_split
 from detection.evaluation.coco_evaluator import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.detect_dataset import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
+from detection.runtime.adapter import NO_DATA
 from detection.runtime.pytorch import detector_config, load_detector
 
 RUN_PREDICTIONS = "predictions.json"
@@ -29,6 +30,7 @@ RUN_PREDICTIONS = "predictions.json"
 def score_checkpoint(
     checkpoint: str | Path,
     *,
+    adapter: str | Path | None = None,
     overrides: Sequence[str] = (),
     annotations: str | None = None,
     images: str | None = None,
@@ -42,6 +44,8 @@ def score_checkpoint(
     Under torchrun the processes share the images, and the first one scores.
 
     Args:
+        adapter: of an ONNX file of another project, see `detection.runtime.adapter.find_adapter`; `annotations` are
+            then required.
         predictions_file: where the detections are written; see `predictions_path` for the default.
         resume: continue an interrupted evaluation of the same checkpoint and data.
         force: overwrite files that this toolkit did not write.
@@ -53,12 +57,14 @@ def score_checkpoint(
         UserError: unreadable input, classes that the model does not know, or an output that must not be overwritten.
     """
     require_for_file(checkpoint)
-    config = detector_config(checkpoint, overrides)
+    config = detector_config(checkpoint, overrides, adapter)
     require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
+    if annotations is None and config.data.val.annotations == NO_DATA:
+        raise UserError(f"{checkpoint} is a file of another project, without a val set: name the data with --data")
     source = _source(annotations, images, config.data.val)
     index = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
     # Without overrides the config is the checkpoint's own: large files are not read twice.
-    own = config if not overrides or predictions_file else detector_config(checkpoint)
+    own = config if not overrides or predictions_file else detector_config(checkpoint, adapter=adapter)
     path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source, own.data.val)
     part = path.with_name(f"{path.name}.part{os.environ.get('RANK', '0')}")
     outputs: list[str | Path] = [path, part, *([json_file] if json_file else [])]
@@ -67,7 +73,7 @@ def score_checkpoint(
     with distributed.session(config.device) as device, memory_advice(config, training=False):
         if distributed.is_main():
             print(index.report())
-        model, config, classes = load_detector(checkpoint, device, overrides=overrides)
+        model, config, classes = load_detector(checkpoint, device, overrides=overrides, adapter=adapter)
         category_ids = category_ids_of(classes, index)
         data = config.data
         dataset = DetectionDataset(index, index.images, short_side=data.short_side, long_side=data.long_side)

@@ -63,6 +63,7 @@ class Predictor:
         num_streams: number of threads that may call `detect` at the same time. They share the threads of the CPU
             (`torch.set_num_threads`, for the whole process). Two streams of one thread each process more images per
             second than one stream of two threads, which returns sooner for a single image.
+        adapter: for an ONNX file of another project: "yolox", "yolov5", "yolov8", or a YAML file (docs/labelling.md).
 
     Raises:
         UserError: unreadable file, missing device, unknown class name, or a threshold outside [0, 1].
@@ -76,6 +77,7 @@ class Predictor:
         score_threshold: float = 0.3,
         classes: Iterable[str] | None = None,
         num_streams: int = 1,
+        adapter: str | Path | None = None,
     ) -> None:
         if not isinstance(score_threshold, int | float) or not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold must be a number between 0 and 1, not {score_threshold!r}")
@@ -85,7 +87,9 @@ class Predictor:
         if num_streams > 1:
             torch.set_num_threads(max(1, torch.get_num_threads() // num_streams))
         self.device = pick_device(device or "auto")
-        self.model, self.config, self.classes = load_detector(path, self.device, score_threshold=score_threshold)
+        self.model, self.config, self.classes = load_detector(
+            path, self.device, score_threshold=score_threshold, adapter=adapter
+        )
         self.labels = None if classes is None else {self._label(name) for name in classes}
 
     def predict(self, image: Any) -> Detections:

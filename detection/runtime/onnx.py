@@ -12,7 +12,7 @@ from backbones.file_limits import UnreadableFile, read_bytes
 from backbones.weight_readers import protobuf_fields
 from detection.core.errors import UserError
 from detection.core.extras import require
-from detection.runtime.metadata import non_finite_error
+from detection.runtime.metadata import METADATA_KEY, non_finite_error
 
 log = logging.getLogger("detection")
 
@@ -41,6 +41,15 @@ def check_onnx(path: Path) -> None:
         raise UserError(
             f"{path} is not an ONNX file that ONNX Runtime can run (truncated or corrupt?): {error}"
         ) from error
+
+
+def has_onnx_metadata(path: Path) -> bool:
+    """Whether an ONNX file has metadata of this toolkit; False also for what is not a readable ONNX file."""
+    try:
+        entries = _parts(memoryview(read_bytes(path)), 14)
+        return any(bytes(next(_parts(entry, 1), b"")).decode() == METADATA_KEY for entry in entries)
+    except (OSError, UnreadableFile, ValueError):
+        return False
 
 
 def _parts(message: memoryview, number: int) -> Iterator[memoryview]:

@@ -11,11 +11,18 @@ from detection.config import DetectionConfig
 from detection.core.device import autocast
 from detection.models.build import build_model
 from detection.models.fpn import BackboneWithFPN
+from detection.runtime.adapted import load_adapted
+from detection.runtime.adapter import find_adapter
 from detection.runtime.exported import exported_config, is_exported, load_exported, read_metadata
 
 
 def load_detector(
-    path: str | Path, device: torch.device, *, score_threshold: float | None = None, overrides: Sequence[str] = ()
+    path: str | Path,
+    device: torch.device,
+    *,
+    score_threshold: float | None = None,
+    overrides: Sequence[str] = (),
+    adapter: str | Path | None = None,
 ) -> tuple[torch.nn.Module, DetectionConfig, Classes]:
     """Load a checkpoint (with its averaged weights, if it has them) or an exported file for inference.
 
@@ -25,10 +32,13 @@ def load_detector(
     Args:
         score_threshold: replaces `eval.score_threshold` of the config.
         overrides: `key=value` for the config, e.g. eval.nms_threshold=0.6.
+        adapter: of an ONNX file of another project, see `detection.runtime.adapter.find_adapter`.
 
     Raises:
-        UserError: the file cannot be read, or `overrides` change what is fixed in an exported file.
+        UserError: the file cannot be read or does not fit its adapter, or `overrides` change what is fixed in it.
     """
+    if (found := find_adapter(path, adapter)) is not None:
+        return load_adapted(path, found, device, score_threshold=score_threshold, overrides=overrides)
     if is_exported(path):
         return load_exported(path, device, score_threshold=score_threshold, overrides=overrides)
     content = read_checkpoint(path)
@@ -66,8 +76,12 @@ def predict_batch(
         return model([image.to(device, non_blocking=True) for image in images])
 
 
-def detector_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectionConfig:
+def detector_config(
+    path: str | Path, overrides: Sequence[str] = (), adapter: str | Path | None = None
+) -> DetectionConfig:
     """The config of a checkpoint or an exported file, without its model. Raises UserError, see `load_detector`."""
+    if (found := find_adapter(path, adapter)) is not None:
+        return load_adapted(path, found, torch.device("cpu"), overrides=overrides)[1]
     if is_exported(path):
         return exported_config(read_metadata(path), path, overrides)
     return config_of(read_checkpoint(path), path).with_overrides(overrides)

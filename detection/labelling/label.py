@@ -1,0 +1,231 @@
+"""Labels images with a detector: new annotations for a folder, or the missing classes of a data set."""
+
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detection.core import distributed
+from detection.core.errors import UserError
+from detection.core.files import make_folder
+from detection.core.outputs import check_outputs
+from detection.core.text import text_table
+from detection.data.annotations import Annotations
+from detection.data.formats.coco import split_of
+from detection.data.formats.detect_format import read_annotations
+from detection.data.formats.writers import WRITERS
+from detection.data.image_io import names_outside
+from detection.data.load_split import check_images
+from detection.evaluation.journal import Journal
+from detection.inference.predictor import Predictor
+from detection.labelling.detect import detect_into_journal, folder_annotations
+from detection.labelling.extend_coco import extend_coco
+from detection.labelling.merge import CLASS_LISTS, AddedBoxes, MergedClasses, merge_annotations, merge_classes
+from detection.labelling.review_page import write_review_page
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What to add and how to write it.
+
+    Attributes:
+        format: "coco", "voc" or "yolo".
+        classes: of the detector's classes; None: all.
+        score: boxes with at least this score become annotations.
+        ignore_score: boxes between this score and `score` become crowd regions.
+        class_list: see `merge_classes`.
+        transfer: "copy", "link" (symbolic links) or "none"; None: "link" for YOLO, otherwise "none".
+    """
+
+    format: str = "coco"
+    classes: Collection[str] | None = None
+    score: float = 0.4
+    ignore_score: float = 0.15
+    class_list: str = CLASS_LISTS[0]
+    transfer: str | None = None
+
+    @property
+    def image_transfer(self) -> str:
+        return self.transfer or ("link" if self.format == "yolo" else "none")
+
+
+@dataclass
+class LabelSummary:
+    """What was added: for each class that the detector adds (name, boxes, doubtful boxes, images with either)."""
+
+    images: int
+    per_class: list[tuple[str, int, int, int]]
+    own_boxes: int
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """Config keys for a training with the result."""
+
+    def __str__(self) -> str:
+        used = [line for line in self.per_class if line[3] > 0]
+        cells = [(name, *map(str, counts)) for name, *counts in used]
+        boxes, doubtful = sum(line[1] for line in self.per_class), sum(line[2] for line in self.per_class)
+        cells.append(("all", str(boxes), str(doubtful), ""))
+        lines = [
+            f"{self.images} images, {self.own_boxes} boxes kept, {boxes} added, {doubtful} doubtful",
+            text_table(("added class", "boxes", "doubtful", "images"), cells, left=1),
+        ]
+        unused = len(self.per_class) - len(used)
+        lines += [f"({unused} more classes without a box)"] if unused else []
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, "", "in a config:", *(f"  {key}" for key in self.keys)])
+
+
+def label_images(
+    detector: str | Path,
+    out: str | Path,
+    *,
+    source: str | Path | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    adapter: str | Path | None = None,
+    options: LabelOptions | None = None,
+    page: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 4,
+    resume: bool = False,
+    force: bool = False,
+) -> LabelSummary | None:
+    """Detect on every image and write a data set into the folder `out`, which appears when it is complete.
+
+    Annotations of `data` stay as they are; boxes are added for the classes that it lacks. An image that cannot be read
+    is left out, since objects without annotation would count as background. Under torchrun the processes share the
+    images.
+
+    Args:
+        source: the folder of the images; with `data` it may be None for the usual place of the format.
+        split: "train", "val" or "test" of a folder or data.yaml that holds several.
+        page: an HTML page with images to review.
+        resume: continue a call that was interrupted, with the same detector, data and options.
+        force: overwrite a `page` that this toolkit did not write.
+
+    Returns:
+        The summary; None in all processes but the first.
+
+    Raises:
+        UserError: unreadable input, `out` is not empty, or nothing is to be added.
+    """
+    options = options or LabelOptions()
+    out = Path(out)
+    _check(out, data, source, options)
+    if data is None:
+        index, unreadable = folder_annotations(source or "")
+    else:
+        index, unreadable = read_annotations(data, images=source, split=split), []
+        check_images(index, index.images)
+    if names_outside(index.file_names.tolist(), index.images) and options.image_transfer == "none":
+        raise UserError(
+            f"images of {index.source} do not all lie below {index.images}: --transfer must be copy or link"
+        )
+    part = out.absolute().with_name(f"{out.absolute().name}.part{os.environ.get('RANK', '0')}")
+    check_outputs([part, *([page] if page else [])], [detector, index.source, index.images], force=force)
+    with distributed.session(device) as place:
+        streams = min(4, torch.get_num_threads()) if place.type == "cpu" else 1
+        predictor = Predictor(
+            detector,
+            str(place),
+            score_threshold=options.ignore_score,
+            num_streams=streams,
+            adapter=adapter,
+        )
+        classes = merge_classes(index, predictor.classes, options.classes, options.class_list)
+        journal = Journal(part, _made_of(detector, predictor, index, classes, options), resume)
+        rows = range(len(index))[distributed.rank() :: distributed.world_size()]
+        failed = detect_into_journal(predictor, index, rows, classes.id_of_added, journal, batch_size=batch_size)
+        shares = distributed.gather((journal.images, journal.results, failed))
+        summary = None
+        if distributed.is_main():
+            done = {image_id for images, _, _ in shares for image_id in images}
+            results = [result for _, share, _ in shares for result in share]
+            added = AddedBoxes.of(results, index, options.score, Path(detector).name)
+            summary = _write(index, done, classes, added, out, options, page)
+            summary.failed = [*unreadable, *(reason for _, _, reasons in shares for reason in reasons)]
+        distributed.barrier()
+        journal.remove()
+        return summary
+
+
+def _check(out: Path, data: str | Path | None, source: str | Path | None, options: LabelOptions) -> None:
+    if data is None and source is None:
+        raise UserError("name a folder of images, or a data set with --data")
+    if not 0 <= options.ignore_score <= options.score <= 1:
+        raise UserError(
+            f"expected: 0 <= --ignore-score <= --score <= 1, got: --ignore-score {options.ignore_score:g} and --score "
+            f"{options.score:g}"
+        )
+    if options.format == "yolo" and options.transfer == "none":
+        raise UserError("YOLO finds labels by the images' places: --transfer must be copy or link")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and not empty; give another --out, or remove it")
+    make_folder(out.absolute().parent, "the folder of --out")
+
+
+def _made_of(
+    detector: str | Path, predictor: Predictor, index: Annotations, classes: MergedClasses, options: LabelOptions
+) -> dict[str, object]:
+    """What the boxes in the journal depend on."""
+    file = Path(detector)
+    return {
+        "detector": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
+        "config": predictor.config.model_dump(mode="json"),
+        "annotations": index.fingerprint(),
+        "images": str(Path(index.images).resolve()),
+        "classes": [list(classes.id_of_added.items()), options.ignore_score],
+        "processes": distributed.world_size(),
+    }
+
+
+def _write(
+    index: Annotations,
+    done: Collection[int],
+    classes: MergedClasses,
+    added: AddedBoxes,
+    out: Path,
+    options: LabelOptions,
+    page: str | Path | None,
+) -> LabelSummary:
+    good = np.flatnonzero([image_id in done for image_id in index.image_ids.tolist()])
+    if not len(good):
+        raise UserError(f"no image of {index.source} could be processed")
+    index = index.part(good)
+    split = split_of(Path(index.source)) if index.format == "coco" else "train"
+    split = split if split in SPLITS else "train"
+    merged = merge_annotations(index, classes, added)
+    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir()
+    if options.format == "coco":
+        notes = WRITERS["coco"]({split: index}, unfinished, options.image_transfer)
+        extend_coco(unfinished / f"{split}.json", classes, added)
+    else:
+        notes = WRITERS[options.format]({split: merged}, unfinished, options.image_transfer)
+    if page is not None:
+        write_review_page(page, merged, classes, added, options.score)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(unfinished, out)
+    file = {"coco": f"{split}.json", "voc": f"ImageSets/Main/{split}.txt", "yolo": "data.yaml"}[options.format]
+    keys = [f"data.{'val' if split == 'val' else 'train'}.annotations={out / file}"]
+    if options.image_transfer == "none":
+        keys.append(f"data.{'val' if split == 'val' else 'train'}.images={index.images}")
+    return LabelSummary(len(index), _counts(classes, added), len(index.boxes), notes=notes, keys=keys)
+
+
+def _counts(classes: MergedClasses, added: AddedBoxes) -> list[tuple[str, int, int, int]]:
+    counts = []
+    for name, number in classes.id_of_added.items():
+        of_class = added.category_ids == number
+        doubtful = int((of_class & added.doubtful).sum())
+        images = len(np.unique(added.image_ids[of_class]))
+        counts.append((name, int(of_class.sum()) - doubtful, doubtful, images))
+    return counts
