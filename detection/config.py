@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from detection.config_check import PathText, apply_overrides, check
+from detection.config_check import LIST, ONE, PathText, apply_overrides, check
 from detection.core.limits import input_too_large
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -98,6 +98,26 @@ class SourceConfig(Section):
     """For a VOC folder or data.yaml: train, val or test; null: as the key says (data.train, data.val)."""
 
 
+class TrainSourceConfig(SourceConfig):
+    """Images to train on."""
+
+    complete_classes: list[str] | None = None
+    """Classes of which every object has a box; null: all classes that the set has. Images of the set teach nothing
+    about the background of any other class, see docs/data.md."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often an epoch has each image: 1 once, 2 twice, 0.5 half of the images."""
+
+
+def _one_or_list(value: Any) -> str:
+    return LIST if isinstance(value, list) else ONE
+
+
+TrainSources = Annotated[
+    Annotated[TrainSourceConfig, Tag(ONE)] | Annotated[list[TrainSourceConfig], Field(min_length=1), Tag(LIST)],
+    Discriminator(_one_or_list),
+]
+
+
 class AugmentConfig(Section):
     """Probabilities and ranges of the training augmentation; 0 and [1, 1] switch a part off."""
 
@@ -131,7 +151,8 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    train: SourceConfig
+    train: TrainSources
+    """One set or a list of sets."""
     val: SourceConfig
     classes: Annotated[list[str] | dict[str, list[str]] | None, BeforeValidator(_names_of_classes)] = None
     """Use only these classes of the data, or merge classes, like {vehicle: [car, bus]}; null: all classes."""
@@ -168,6 +189,17 @@ class DataConfig(Section):
         if self.progressive and self.multi_scale:
             raise ValueError("progressive and multi_scale both set the size of images; leave one of them out")
         return self
+
+    def train_sources(self) -> list[TrainSourceConfig]:
+        """The sets of `train`, also if it is one."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
+    def sources(self, split: str) -> dict[str, SourceConfig]:
+        """The sets of "train" or "val" by their keys: {"data.train": …}, or {"data.train.0": …, …} of a list."""
+        value = getattr(self, split)
+        if not isinstance(value, list):
+            return {f"data.{split}": value}
+        return {f"data.{split}.{number}": source for number, source in enumerate(value)}
 
     def side_at(self, done: float) -> int | None:
         """The short side of training images after the share `done` of the training; None: `short_side`."""

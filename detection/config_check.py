@@ -20,9 +20,11 @@ RENAMED = {
 }
 """Key of version 0.1 -> today's key in the same section. In a user's file, an old key is an error that names the new
 one; what the toolkit wrote itself (checkpoints, exported files, run folders) goes through `migrate`."""
-DESCRIBE_DATA = ("images", "format", "split")
+DESCRIBE_DATA = ("images", "format", "split", "complete_classes")
 """Keys that describe the data that `annotations` names."""
 BUDGETS = ("train.epochs", "train.minutes")
+ONE, LIST = "<one>", "<list>"
+"""Tags of a key that takes one section or a list of them. They are no part of the key in messages."""
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """The most bytes that Linux, macOS and Windows allow in a file name and in a path."""
 
@@ -52,7 +54,7 @@ def check(
         messages = []
         for item in error.errors(include_url=False)[:MOST_MESSAGES]:
             # Locations in a union also hold the names of its branches.
-            key = ".".join(str(part) for part in item["loc"])
+            key = ".".join(str(part) for part in item["loc"] if part not in (ONE, LIST))
             place = source
             # Checks of a whole section (say, the order of scale) have the key of the section.
             given = [text for name, text in (overrides or {}).items() if f"{name}.".startswith(f"{key}.")]
@@ -94,8 +96,8 @@ def apply_overrides(schema: type[BaseModel], raw: dict[str, Any], overrides: Seq
 
     Two overrides change other keys, unless these are overridden too:
 
-    * `data.train.annotations=…` names other data and resets `images`, `format` and `split` of `data.train`. Likewise
-      `data.val.annotations`.
+    * `data.train.annotations=…` names other data and resets `images`, `format`, `split` and `complete_classes` of
+      `data.train`. Likewise `data.val.annotations`, and `data.train.0.annotations` of a list.
     * `train.epochs=…` sets `train.minutes` to null, because a time budget has priority.
 
     Returns:
@@ -127,10 +129,17 @@ def apply_overrides(schema: type[BaseModel], raw: dict[str, Any], overrides: Seq
 
 
 def _at(raw: Any, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """The value of a dotted key, in which numbers are places in a list; None where there is none."""
     for part in key.split("."):
-        raw = raw.get(part) if isinstance(raw, dict) else None
+        if isinstance(raw, list):
+            raw = raw[int(part)] if _is_place(part, raw) else None
+        else:
+            raw = raw.get(part) if isinstance(raw, dict) else None
     return raw
+
+
+def _is_place(part: str, entries: list[Any]) -> bool:
+    return part.isdecimal() and len(part) < 10 and int(part) < len(entries)
 
 
 def _value(schema: type[BaseModel], key: str, text: str, override: str) -> Any:
@@ -145,15 +154,22 @@ def _value(schema: type[BaseModel], key: str, text: str, override: str) -> Any:
 
 def _put(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     *parents, name = key.split(".")
-    place = raw
-    for parent in parents:
-        inner = place.get(parent)
-        if inner is None:
+    place: Any = raw
+    for number, parent in enumerate(parents):
+        inner = _at(place, parent)
+        if inner is None and isinstance(place, dict):
             inner = place[parent] = {}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, dict | list):
             raise UserError(f"override {quoted(override)}: {parent!r} holds a value, not keys")
+        below = parents[number + 1] if number + 1 < len(parents) else name
+        if isinstance(inner, list) and not _is_place(below, inner):
+            above = ".".join(parents[: number + 1])
+            raise UserError(
+                f"override {quoted(override)}: {above} is a list of {len(inner)}; name one of its entries "
+                f"({above}.0, …), or replace the list: {above}=[…]"
+            )
         place = inner
-    place[name] = value
+    place[int(name) if isinstance(place, list) else name] = value
 
 
 def valid_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -166,13 +182,18 @@ def valid_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def holds_text(section: type[BaseModel], key: str) -> bool:
     """Whether the value of a dotted key is text (or null) and nothing else."""
-    name, _, rest = key.partition(".")
+    name, _, rest = without_places(key).partition(".")
     field = section.model_fields.get(name)
     if field is None:
         return False
     if rest:
         return any(holds_text(inner, rest) for inner in _sections(field.annotation))
     return set(_kinds(field.annotation)) - {NoneType} == {str}
+
+
+def without_places(key: str) -> str:
+    """A dotted key without the numbers of entries of lists."""
+    return ".".join(part for part in key.split(".") if not part.isdecimal())
 
 
 def quoted(value: Any) -> str:
@@ -182,7 +203,12 @@ def quoted(value: Any) -> str:
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    return [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    """The sections in a union or annotation, those of lists included, each once."""
+    found = []
+    for kind in _kinds(annotation):
+        entries = _kinds(get_args(kind)[0]) if get_origin(kind) is list else [kind]
+        found += [entry for entry in entries if isinstance(entry, type) and issubclass(entry, BaseModel)]
+    return list(dict.fromkeys(found))
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
@@ -207,7 +233,7 @@ def _explain(schema: type[BaseModel], key: str, item: Any) -> str:
             hint = "; the number of classes comes from the data"
         else:
             parent, _, name = key.rpartition(".")
-            siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+            siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == without_places(parent)]
             nearest: str | None
             if sibling := closest_match(name, siblings, cutoff=0.5):
                 nearest = f"{parent}.{sibling}" if parent else sibling

@@ -153,3 +153,7 @@ def _key_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
             if isinstance(key, yaml.ScalarNode):
                 yield f"{prefix}{key.value}", key.start_mark.line + 1
                 yield from _key_lines(value, f"{prefix}{key.value}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield f"{prefix}{number}", value.start_mark.line + 1
+            yield from _key_lines(value, f"{prefix}{number}.")

@@ -24,6 +24,19 @@ COLUMNS = ("category_ids", "image_ids", "file_names", "sizes", "offsets", "boxes
 
 
 @dataclass(frozen=True)
+class ImageSets:
+    """The data sets that the images of an Annotations come from. s sets, n images, k classes."""
+
+    names: tuple[str, ...]
+    of_image: np.ndarray
+    """int64 [n], 0…s-1"""
+    complete: np.ndarray
+    """bool [s, k]: every object of the class in the images of the set has a box."""
+    weights: tuple[float, ...]
+    """How often an epoch has each image of the set."""
+
+
+@dataclass(frozen=True)
 class Annotations:
     """All images and boxes of one split of a data set. n images, m boxes, k classes.
 
@@ -38,9 +51,9 @@ class Annotations:
     images: str
     """The folder that `file_names` are relative to."""
     class_names: tuple[str, ...]
-    """By ascending category id; label 1 is the first (0 is background)."""
+    """In the order of `category_ids`; label 1 is the first (0 is background)."""
     category_ids: np.ndarray
-    """int64 [k], original ids, ascending: label l stands for category_ids[l - 1]."""
+    """int64 [k], original ids, ascending (of several sets: see `combine`): label l stands for category_ids[l - 1]."""
     image_ids: np.ndarray
     """int64 [n]"""
     file_names: np.ndarray
@@ -59,6 +72,8 @@ class Annotations:
     """bool [m]"""
     notes: tuple[str, ...] = ()
     """What the file lacked and what was assumed instead, for messages."""
+    sets: ImageSets | None = None
+    """Where training images come from several sets, or from one with incomplete annotations."""
     mapped: ColumnFile | None = None
     """The file on disk that arrays may be of; a process that gets the index opens it, in place of a copy of them."""
 
@@ -105,7 +120,8 @@ class Annotations:
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[images] - offsets[:-1], counts)
         of_images = {name: getattr(self, name)[images] for name in ("image_ids", "file_names", "sizes")}
         of_boxes = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "areas", "crowd")}
-        return replace(self, offsets=offsets, **of_images, **of_boxes)
+        sets = self.sets and replace(self.sets, of_image=self.sets.of_image[images])
+        return replace(self, offsets=offsets, sets=sets, **of_images, **of_boxes)
 
     def fingerprint(self) -> str:
         """A digest of everything that training and evaluation use, except the pixels."""

@@ -48,10 +48,10 @@ def choose_classes(index: Annotations, chosen: ClassSelection | None, *, lenient
         raise UserError(
             f"{index.source} has none of the classes of data.classes; it has {', '.join(index.class_names)}"
         )
-    names = list(id_of)  # by ascending id, as the data's own are
+    names = list(id_of)  # in the order of the data's own
     new_label = np.array([0, *(names.index(group_of[n]) + 1 if n in group_of else 0 for n in index.class_names)])
     left_out = [name for name in index.class_names if name not in group_of]
-    changed = _relabelled(index, tuple(names), np.array(list(id_of.values()), np.int64), new_label)
+    changed = relabelled(index, tuple(names), np.array(list(id_of.values()), np.int64), new_label)
     if not left_out:
         return changed
     lost = len(index.boxes) - len(changed.boxes)
@@ -63,15 +63,21 @@ def with_class_names(index: Annotations, names: Sequence[str]) -> Annotations:
     """The same with the classes `names`, ids 1…k: for formats whose files tell names only, and each its own."""
     place = {name: i for i, name in enumerate(names, 1)}
     new_label = np.array([0, *(place[name] for name in index.class_names)])
-    return _relabelled(index, tuple(names), np.arange(1, len(names) + 1), new_label)
+    return relabelled(index, tuple(names), np.arange(1, len(names) + 1), new_label)
 
 
-def _relabelled(
+def relabelled(
     index: Annotations, names: tuple[str, ...], category_ids: np.ndarray, new_label: np.ndarray
 ) -> Annotations:
     """Args: new_label: int [k + 1], for each old label the new one, 0 for what is to be left out."""
     labels = new_label[index.labels]
     keep = labels > 0
+    sets = index.sets
+    if sets is not None:
+        # A merged class is complete where all its members are.
+        members = [new_label[1:] == label for label in range(1, len(names) + 1)]
+        complete = np.stack([sets.complete[:, of_class].all(axis=1) for of_class in members], axis=1)
+        sets = dataclasses.replace(sets, complete=complete)
     return dataclasses.replace(
         index,
         class_names=names,
@@ -81,4 +87,5 @@ def _relabelled(
         labels=labels[keep],
         areas=index.areas[keep],
         crowd=index.crowd[keep],
+        sets=sets,
     )

@@ -32,6 +32,8 @@ class SampleKey(NamedTuple):
     """Overrides the dataset's own (multi-scale and progressive training)."""
     mix: bool = True
     """False in the last part of a training, which has no mosaic, mixup and copy-paste."""
+    repeat: int = 0
+    """How often the epoch had this image before; its augmentation is another one each time."""
 
 
 class DetectionDataset(Dataset):
@@ -45,6 +47,7 @@ class DetectionDataset(Dataset):
         labels    int64 [n], 1…num_classes
         ignored_boxes   float32 [m, 4], regions that training ignores: what lies there is neither object nor background
         ignored_labels  int64 [m], the class for which that holds
+        complete_classes  bool [num_classes], see `detection.models.background`; only where it is not True for all
         image_id  int, the original id
         scale     (x, y): resized = original x scale
         size      (height, width) of the original
@@ -73,6 +76,9 @@ class DetectionDataset(Dataset):
         self.short_side, self.long_side = short_side, long_side
         self.augmentation = augmentation
         self.seed = seed
+        # Images of other sets may be annotated for other classes: only those of one set are mixed.
+        of_image = np.zeros(len(index), np.int64) if index.sets is None else index.sets.of_image
+        self.mixable = [np.flatnonzero(of_image == number) for number in range(of_image.max(initial=0) + 1)]
         self.largest_side = max(short_side, largest_side or 0)
         # Process id and current image of every worker, for the error message if one is killed.
         self.reading = torch.full((MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
@@ -123,16 +129,22 @@ class DetectionDataset(Dataset):
             "scale": (fx, fy),
             "size": (height, width),
         }
+        sets = self.index.sets
+        if sets is not None and not sets.complete.all():
+            target["complete_classes"] = torch.from_numpy(sets.complete[sets.of_image[i]])
         return to_tensor(sample.image), target
 
     def _augmented(self, key: SampleKey, augmentation: Augmentation) -> AugmentedSample:
+        entropy, repeat = [self.seed, key.epoch, key.image], [key.repeat] if key.repeat else []
         # A 32-bit hash of (seed, epoch, i).
-        seed = int(np.random.SeedSequence([self.seed, key.epoch, key.image]).generate_state(1)[0])
-        rng = np.random.default_rng([self.seed, key.epoch, key.image, 1])
+        seed = int(np.random.SeedSequence([*entropy, *([0, key.repeat] if repeat else [])]).generate_state(1)[0])
+        rng = np.random.default_rng([*entropy, 1, *repeat])
         side, config = key.short_side or self.short_side, augmentation.config
+        mixable = self.mixable[0 if self.index.sets is None else self.index.sets.of_image[key.image]]
 
         def another() -> AugmentedSample:
-            return self._augment_one(int(rng.integers(len(self))), side, augmentation, int(rng.integers(2**31)))
+            other = int(mixable[rng.integers(len(mixable))])
+            return self._augment_one(other, side, augmentation, int(rng.integers(2**31)))
 
         sample = self._augment_one(key.image, side, augmentation, seed)
         if key.mix and rng.random() < config.mosaic:

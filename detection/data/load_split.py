@@ -6,8 +6,10 @@ from pathlib import Path
 from detection.config import DataConfig, SourceConfig
 from detection.core.errors import UserError
 from detection.core.files import file_fault, shown
+from detection.core.text import did_you_mean
 from detection.data.annotations import Annotations
 from detection.data.classes import choose_classes, with_class_names
+from detection.data.combine import combine
 from detection.data.formats.detect_format import read_annotations
 from detection.data.image_io import regular_files
 
@@ -24,18 +26,25 @@ def read_split(data: DataConfig, split: str, *, alone: bool = False, images: boo
     Raises:
         UserError: the annotations or the image folder are missing or invalid.
     """
-    index = _read(data, split)
-    if index.format == "voc" and not alone:
-        other = _read(data, "val" if split == "train" else "train")
-        index = with_class_names(index, sorted({*index.class_names, *other.class_names}))
-    index = choose_classes(index, data.classes, lenient=alone)
+    sources = data.sources(split)
+    parts = {key: _read(source, split) for key, source in sources.items()}
     if images:
-        check_images(index, index.images, f"data.{split}")
-    return index
+        for key, part in parts.items():
+            check_images(part, part.images, key)
+    several = isinstance(data.train, list)
+    index = next(iter(parts.values()))
+    if index.format == "voc" and not alone and not several:
+        other = "val" if split == "train" else "train"
+        (source,) = data.sources(other).values()
+        index = with_class_names(index, sorted({*index.class_names, *_read(source, other).class_names}))
+    if split == "train":
+        train = data.train_sources()
+        if several or train[0].complete_classes is not None or train[0].weight != 1:
+            index = combine([index, *list(parts.values())[1:]], train)
+    return choose_classes(index, data.classes, lenient=alone or (several and split == "val"))
 
 
-def _read(data: DataConfig, split: str) -> Annotations:
-    source: SourceConfig = getattr(data, split)
+def _read(source: SourceConfig, split: str) -> Annotations:
     return read_annotations(source.annotations, images=source.images, format=source.format, split=source.split or split)
 
 
@@ -53,6 +62,17 @@ def check_images(index: Annotations, images: str | Path, key: str = "images") ->
         named = [f"{shown(name)} ({reasons[name]})" if name in reasons else shown(name) for name in absent[:5]]
         listed = ", ".join(named) + (", …" if len(absent) > 5 else "")
         raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {listed}")
+
+
+def check_known_classes(train: Annotations, val: Annotations) -> None:
+    """Each class of val must be one of train, by name. Raises UserError naming those that are not."""
+    unknown = [name for name in val.class_names if name not in train.class_names]
+    if unknown:
+        hint = did_you_mean(unknown[0], train.class_names, cutoff=0.5)
+        raise UserError(
+            f"{val.source} has classes that no set of data.train has: {', '.join(unknown[:5])}"
+            f"{', …' if len(unknown) > 5 else ''}{hint}; select classes of all sets with data.classes"
+        )
 
 
 def check_same_classes(train: Annotations, val: Annotations) -> None:

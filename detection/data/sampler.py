@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from detection.data.annotations import ImageSets
 from detection.data.dataset import SampleKey
 
 
@@ -19,6 +20,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         batch_size: images per rank.
         group_by_aspect: put landscape and portrait images into separate batches, which need less padding.
         short_sides: each batch draws one of them (multi-scale training); () keeps the dataset's own.
+        sets: an epoch has the images of each set as often as its weight says. Of a fraction, one epoch after the other
+            takes its share of the set in an order that chance fixed; None: each image once.
 
     All batches are full. Each epoch leaves out the images that do not fill a global batch (other images each time). A
     dataset smaller than one global batch makes one smaller batch, in which each rank has at least one image.
@@ -32,6 +35,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         group_by_aspect: bool = False,
         *,
         short_sides: Sequence[int] = (),
+        sets: ImageSets | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -39,6 +43,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.batch_size = batch_size
         self.seed = seed
         self.short_sides = tuple(short_sides)
+        self.sets = sets
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0)
 
@@ -54,15 +59,31 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.epoch, self.start, self.mix, self.short_side = epoch, start, mix, short_side
 
     def __len__(self) -> int:
-        return max(1, len(self.portrait) // (self.batch_size * self.world_size))
+        return max(1, len(self._images()[0]) // (self.batch_size * self.world_size))
+
+    def _images(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images of the epoch (rows), and how often each came before; as many in every epoch."""
+        if self.sets is None:
+            return np.arange(len(self.portrait)), np.zeros(len(self.portrait), np.int64)
+        rows, repeats = [], []
+        for number, weight in enumerate(self.sets.weights):
+            own = np.flatnonzero(self.sets.of_image == number)
+            whole = int(weight)
+            rest = round((weight - whole) * len(own)) if whole else max(1, round(weight * len(own)))
+            order = np.random.default_rng([self.seed, number]).permutation(own)
+            share = order[(self.epoch * rest + np.arange(rest)) % len(own)]
+            rows += [own] * whole + [share]
+            repeats += [np.full(len(own), repeat) for repeat in range(whole)] + [np.full(rest, whole)]
+        return np.concatenate(rows), np.concatenate(repeats)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         together = self.batch_size * self.world_size
+        rows, repeats = self._images()
         batches: list[list[int]] = []
         waiting: tuple[list[int], list[int]] = ([], [])
-        for i in rng.permutation(len(self.portrait)).tolist():
-            group = waiting[int(self.portrait[i])]
+        for i in rng.permutation(len(rows)).tolist():
+            group = waiting[int(self.portrait[rows[i]])]
             group.append(i)
             if len(group) == together:
                 batches.append(group.copy())
@@ -75,7 +96,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             sides = rng.choice(self.short_sides, len(batches)).tolist()
         for batch, side in list(zip(batches, sides, strict=True))[self.start : len(self)]:
             own = batch[self.rank :: self.world_size] or batch[:1]
-            yield [SampleKey(self.epoch, i, side, self.mix) for i in own]
+            yield [SampleKey(self.epoch, int(rows[i]), side, self.mix, int(repeats[i])) for i in own]
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):

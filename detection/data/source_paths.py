@@ -18,17 +18,16 @@ def check_source_paths(
         UserError: one is absent, or of no known format; the message names its key.
     """
     for split in splits:
-        source = getattr(config.data, split)
-        key = f"data.{split}"
-        try:
-            folder = images_folder(
-                source.annotations, images=source.images, format=source.format, split=source.split or split
-            )
-        except UserError as error:
-            raise UserError(f"{key}.annotations: {error}") from None
-        if not os.path.isdir(folder):
-            way = "" if source.images else f"; if the images are in another one, name it with {key}.images=…"
-            raise UserError(f"{key}.images: folder {shown(folder)} does not exist{way}")
+        for key, source in config.data.sources(split).items():
+            try:
+                folder = images_folder(
+                    source.annotations, images=source.images, format=source.format, split=source.split or split
+                )
+            except UserError as error:
+                raise UserError(f"{key}.annotations: {error}") from None
+            if not os.path.isdir(folder):
+                way = "" if source.images else f"; if the images are in another one, name it with {key}.images=…"
+                raise UserError(f"{key}.images: folder {shown(folder)} does not exist{way}")
     if weights:
         check_weights_file(config.model.backbone.weights, "model.backbone.weights")
 

@@ -18,10 +18,12 @@ from detection.config import DetectionConfig
 from detection.core import distributed
 from detection.core.commands import command
 from detection.core.device import memory_in_use, pick_device
+from detection.core.errors import UserError
 from detection.core.files import link_or_copy
 from detection.data.annotations import Annotations
+from detection.data.combine import class_ids
 from detection.data.dataset import DetectionDataset, build_dataset
-from detection.data.load_split import check_same_classes
+from detection.data.load_split import check_known_classes, check_same_classes
 from detection.data.loader import BadImages, build_loader
 from detection.data.sampler import TrainBatchSampler
 from detection.engine.image_grids import detections_grid, training_grid
@@ -32,6 +34,7 @@ from detection.engine.training_progress import TrainingProgress
 from detection.evaluation.background_scoring import BackgroundScoring
 from detection.evaluation.coco_evaluator import CocoEvaluator, Result, check_results, write_results
 from detection.evaluation.detect_dataset import detect_dataset, eval_loader
+from detection.evaluation.score import category_ids_of
 from detection.models.build import build_model
 from detection.runtime.pytorch import predict_batch
 
@@ -87,7 +90,8 @@ class DetectionTask(Task):
     # ---- Evaluation
 
     def predict(self, model: nn.Module) -> list[Result]:
-        own = detect_dataset(model, self.val_loader, self.classes.ids, self.device, amp=self.config.train.amp)
+        category_ids = category_ids_of(self.classes, self.val_annotations)
+        own = detect_dataset(model, self.val_loader, category_ids, self.device, amp=self.config.train.amp)
         return [result for results in distributed.gather(own) for result in results]
 
     @cached_property
@@ -173,8 +177,7 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     train_set, val_set = build_dataset(config, "train"), build_dataset(config, "val")
     log.info("train: %s", train_set.index.report())
     log.info("val:   %s", val_set.index.report())
-    check_same_classes(train_set.index, val_set.index)
-    classes = Classes(train_set.index.class_names, tuple(train_set.index.category_ids.tolist()))
+    classes = _common_classes(config, train_set.index, val_set.index)
 
     model = build_model(config, len(classes.names))
     _warn_of_random_weights(config)
@@ -185,6 +188,7 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
         config.seed,
         data.group_by_aspect,
         short_sides=data.multi_scale,
+        sets=train_set.index.sets,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
@@ -201,6 +205,25 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     )
     seed_rank(config.seed)
     return trainer
+
+
+def _common_classes(config: DetectionConfig, train: Annotations, val: Annotations) -> Classes:
+    """The classes to train, with val's ids, in which results are scored.
+
+    Raises:
+        UserError: val has other classes, or the detector cannot be trained on incomplete annotations.
+    """
+    if train.sets is not None and not train.sets.complete.all() and config.model.detector == "faster_rcnn":
+        raise UserError(
+            "model.detector faster_rcnn needs annotations of all classes in every set of data.train: the scores of a "
+            "proposal are one softmax over all classes and the background. Use ghostdet or retinanet, or select "
+            f"classes that all sets have with data.classes ({'; '.join(train.notes)})"
+        )
+    if not isinstance(config.data.train, list):
+        check_same_classes(train, val)
+        return Classes(train.class_names, tuple(train.category_ids.tolist()))
+    check_known_classes(train, val)
+    return Classes(train.class_names, class_ids(train.class_names, [val, train]))
 
 
 def _warn_of_random_weights(config: DetectionConfig) -> None:

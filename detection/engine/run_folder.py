@@ -68,18 +68,10 @@ WRITTEN_BY_TOOLS = (
 """Patterns of what the tools write into the folder, unless a user names another place."""
 DETECTIONS = ("detections", "pictures")
 """Folders of tools/detect.py in a run's folder, as messages and the Makefile propose them; pictures: version 0.1."""
-INPUTS = (
-    "data.train",
-    "data.train.images",
-    "data.train.annotations",
-    "data.val",
-    "data.val.images",
-    "data.val.annotations",
-    "model.weights",
-    "model.backbone.weights",
-    "teacher.weights",
-)
-"""Keys of configs that name files and folders which a run reads."""
+INPUTS = ("data.train", "data.val", "model.weights", "model.backbone.weights", "teacher.weights")
+"""Keys of configs that name files and folders which a run reads, or sections (and lists of them) that do."""
+SOURCE = ("images", "annotations")
+"""Keys of such a section."""
 
 
 def holds_run(folder: Path) -> bool:
@@ -145,7 +137,7 @@ def check_output_dir(config: BaseConfig, resume: bool = False) -> None:
             raise UserError(f"--resume: there is no {folder / 'last.pt'} to go on from")
         read_metrics(folder)
         return
-    refuse_inputs(folder, {key: _value(config, key) for key in INPUTS})
+    refuse_inputs(folder, _inputs(config))
     _refuse_shared(folder)
     _refuse_to_lose_files(folder)
 
@@ -307,7 +299,15 @@ def _entries(folder: Path) -> list[Path]:
         raise UserError(f"output_dir {folder} cannot be read: {error.strerror}") from None
 
 
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part, None)
-    return config
+def _inputs(config: BaseConfig) -> dict[str, Any]:
+    """Values of all keys in INPUTS, of lists and sections those below."""
+    found: dict[str, Any] = {}
+    for key in INPUTS:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        entries = {f"{key}.{number}": entry for number, entry in enumerate(value)} if isinstance(value, list) else {}
+        for place, entry in (entries or {key: value}).items():
+            found[place] = entry
+            found |= {f"{place}.{name}": getattr(entry, name, None) for name in SOURCE}
+    return found

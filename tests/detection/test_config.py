@@ -14,6 +14,14 @@ from detection.config_io import parse_config, save_config
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 GOOD = "output_dir: runs/x\ndata:\n  train: {images: i, annotations: a}\n  val: {images: i, annotations: a}\n"
 
+LIST = """output_dir: runs/x
+data:
+  train:
+    - annotations: a
+    - {annotations: b, weight: 2}
+  val: {annotations: a}
+"""
+
 
 @pytest.fixture()
 def config_file(tmp_path):
@@ -80,6 +88,13 @@ def test_an_old_key_beside_its_new_one():
         (GOOD + "model: {anchor_sizes: [8, 16]}\n", r"anchor_sizes: .*at least 5"),
         ("output_dir: x\n", r"key 'data' is missing"),
         (GOOD.replace("annotations: a", "annotation: a"), r"unknown key 'data.train.annotation'"),
+        (
+            LIST.replace("wei", "wie"),
+            r"line 5: unknown key 'data.train.1.wieght' \(did you mean 'data.train.1.weight'\?\)",
+        ),
+        (LIST.replace("2", "-2"), r"line 5: data.train.1.weight: input should be greater than 0, not -2"),
+        (LIST.replace("- annotations", "- image"), r"line 4: unknown key 'data.train.0.image'.*'data.train.0.images'"),
+        (LIST.replace("- annotations", "- images"), r"key 'data.train.0.annotations' is missing"),
         ("- a\n- b\n", r"must hold keys and values"),
         ("a: [1\n", r"is not YAML: .*line 2"),
         ("", r"must hold keys and values"),

@@ -10,7 +10,7 @@ from small_sets import write_voc, write_yolo
 
 from detection import UserError, load_config
 from detection.config import DetectionConfig
-from detection.config_io import read_config
+from detection.config_io import read_config, save_config
 from detection.data.load_split import read_split
 from detection.data.prepare.convert import convert_data
 from detection.pretraining.classification_config import ClassificationConfig
@@ -55,10 +55,40 @@ def test_other_annotations_drop_what_described_the_earlier_ones(tmp_path):
             "images": "kept",
             "format": "auto",
             "split": None,
+            "complete_classes": None,
+            "weight": 1.0,
         }
         assert config.data.val.model_dump() == raw["data"]["val"]  # not named, not changed
     moved = load_config(tmp_path / "config.yaml", ["data.train.images=moved"]).data.train
     assert (moved.annotations, moved.images, moved.format) == ("a.json", "moved", "coco")
+
+
+def test_entries_of_a_list_are_overridden_by_their_place(tmp_path):
+    raw = tiny_raw(tmp_path, tmp_path / "run")
+    described = {"images": "images", "complete_classes": ["a"], "weight": 2.0}
+    raw["data"]["train"] = [{"annotations": "a.json"}, {"annotations": "b.json", **described}]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    first, second = load_config(path, ["data.train.0.images=2026", "data.train.1.annotations=c.json"]).data.train
+    assert (first.annotations, first.images) == ("a.json", "2026")
+    assert (second.annotations, second.images, second.complete_classes, second.weight) == ("c.json", None, None, 2)
+    assert load_config(path, ["data.train={annotations: d.json}"]).data.train.annotations == "d.json"
+    one = load_config(path, ["data.train=[{annotations: d.json}]"])
+    assert [source.annotations for source in one.data.train_sources()] == ["d.json"]
+    save_config(one, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == one
+    for override, words in (
+        ("data.train.annotations=d.json", r"data\.train is a list of 2; name one of its entries \(data\.train\.0, …\)"),
+        ("data.train.2.annotations=d.json", "is a list of 2"),
+        ("data.train=[]", r"data\.train: list should have at least 1 item"),
+        (
+            "data.train.1.weight=0",
+            r"command line \(data\.train\.1\.weight=0\): data\.train\.1\.weight: .*greater than 0",
+        ),
+        ("data.train.1.wieght=1", r"unknown key 'data\.train\.1\.wieght' \(did you mean 'data\.train\.1\.weight'\?\)"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(path, [override])
 
 
 def test_a_yaml_alias_does_not_tie_two_places_together(tmp_path):

@@ -34,6 +34,7 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
             continue
         header = file.header
         if header.get("version") == VERSION and header.get("stamp") == stamp and set(file.columns) == set(COLUMNS):
+            columns: dict[str, Any] = file.columns
             return Annotations(
                 source=str(path),
                 format=header["format"],
@@ -41,7 +42,7 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
                 class_names=tuple(header["class_names"]),
                 notes=tuple(header["notes"]),
                 mapped=file,
-                **file.columns,
+                **columns,
             )
     return None
 

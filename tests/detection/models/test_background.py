@@ -3,7 +3,8 @@
 import pytest
 import torch
 from conftest import run_seed
-from test_models import config, target
+from detectors import small_config
+from test_models import target
 
 from detection import build_model
 from detection.models.background import anchors_inside, background_mask, points_inside
@@ -82,7 +83,7 @@ def test_the_masked_loss_by_hand():
 
 
 def test_the_gradient_of_the_masked_focal_loss_is_exact():
-    coder = build_model(config(), 2).head.regression_head.box_coder
+    coder = build_model(small_config(), 2).head.regression_head.box_coder
     logits = torch.tensor([[[-3.0, -2.0], [0.3, 4.0], [1.5, -0.7]]], dtype=torch.float64, requires_grad=True)
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [0, 0, 9, 11]], dtype=torch.float64)
     mask = torch.tensor([[[True, False], [False, True], [True, True]]])
@@ -102,7 +103,7 @@ def test_the_gradient_of_the_masked_focal_loss_is_exact():
 def test_nothing_is_learned_where_nothing_is_known(detector):
     """The gradients of the logits, in the detector as a whole: exactly zero where masked, unchanged elsewhere."""
     torch.manual_seed(run_seed())
-    model = build_model(config(detector, anchor_sizes=[16, 32, 64, 128, 256]), 3).train()
+    model = build_model(small_config(detector, anchor_sizes=[16, 32, 64, 128, 256]), 3).train()
     images = [torch.rand(3, 96, 96), torch.rand(3, 96, 96)]
     kept = []
     model.head.register_forward_hook(lambda module, given, output: kept.append(output["cls_logits"]))
@@ -139,7 +140,7 @@ def close(one, two):
 
 def test_faster_rcnn_samples_no_background_in_ignored_regions():
     torch.manual_seed(run_seed())
-    model = build_model(config("faster_rcnn"), 3).train()
+    model = build_model(small_config("faster_rcnn"), 3).train()
     left = region([0, 0, 50, 96], 2)
     one = target(boxes=((60.0, 10, 90, 40),))
     anchors = [torch.tensor([[0.0, 0, 20, 20], [60, 10, 90, 40], [70, 60, 96, 96], [40, 0, 60, 20], [45, 0, 65, 20]])]
