@@ -50,6 +50,12 @@ class GhostifyConfig(Section):
 
 class ModelConfig(Section):
     detector: Literal["retinanet", "faster_rcnn", "ghostdet"] = "retinanet"
+    weights: PathText | None = None
+    """Detector to start from: a checkpoint of this toolkit. Its classes are matched by name. It includes a backbone, so
+    `backbone.weights` is not read."""
+    freeze: list[Literal["backbone", "neck"]] = []
+    """Pretrained parts that are not trained, batch-norm statistics included. Ignored, with a warning, without
+    weights."""
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     fpn_channels: Positive = 256
     head_channels: Positive = 256

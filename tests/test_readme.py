@@ -27,6 +27,7 @@ NOT_RUN = {
     "python tools/detect.py runs/mine/best.pt rtsp:": "needs a stream",
     "python tools/pretrain.py configs/pretrain/ghostnet_imagenet.yaml model.width=1.1 'teacher=": "fetches a teacher's "
     "weights from the hub",
+    "python tools/pretrain.py configs/zoo/ghostnet.yaml": "needs the weights of a package",
     "torchrun --nnodes 2": "needs two machines",
     "python -c ": "a step towards ncnn, whose converter is not installed",
     "pnnx ": "is not installed",

@@ -28,7 +28,9 @@ def check_source_paths(
             if not os.path.isdir(folder):
                 way = "" if source.images else f"; if the images are in another one, name it with {key}.images=…"
                 raise UserError(f"{key}.images: folder {shown(folder)} does not exist{way}")
-    if weights:
+    if weights and config.model.weights is not None:
+        open_regular_file(config.model.weights, "model.weights: checkpoint").close()
+    elif weights:
         check_weights_file(config.model.backbone.weights, "model.backbone.weights")
 
 

@@ -35,6 +35,7 @@ from detection.evaluation.background_scoring import BackgroundScoring
 from detection.evaluation.coco_evaluator import CocoEvaluator, Result, check_results, write_results
 from detection.evaluation.detect_dataset import detect_dataset, eval_loader
 from detection.evaluation.score import category_ids_of
+from detection.initial_weights import freeze_parts, load_initial_weights
 from detection.models.build import build_model
 from detection.runtime.pytorch import predict_batch
 
@@ -180,6 +181,9 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     classes = _common_classes(config, train_set.index, val_set.index)
 
     model = build_model(config, len(classes.names))
+    if config.model.weights is not None:
+        load_initial_weights(model, config, classes.names, config.model.weights)
+    freeze_parts(model, config.model)
     _warn_of_random_weights(config)
     data = config.data
     sampler = TrainBatchSampler(
@@ -228,11 +232,11 @@ def _common_classes(config: DetectionConfig, train: Annotations, val: Annotation
 
 def _warn_of_random_weights(config: DetectionConfig) -> None:
     spec = config.model.backbone
-    if spec.weights is not None:
+    if spec.weights is not None or config.model.weights is not None:
         return
     ignored = [key for key in ("frozen_stages", "freeze_bn") if getattr(spec, key)]
     log.warning(
         "TRAINING FROM SCRATCH: the backbone has random weights%s. Detectors need far longer this way, and on "
-        "few images end lower; give model.backbone.weights a file or 'timm' to start from ImageNet.",
+        "few images end lower; give model.weights a trained detector, or model.backbone.weights a file or 'timm'.",
         f" (so {' and '.join(ignored)} is ignored: nothing is frozen)" if ignored else "",
     )

@@ -191,8 +191,9 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
         (refused if fixed or (in_epoch and _within(key, FIXED_IN_EPOCH)) else changed).append(message)
     if (one := _frozen(before)) != (two := _frozen(after)):
         refused.append(
-            f"layers that are frozen because of model.backbone.weights: {one} -> {two} (the run began with "
-            f"model.backbone.weights={before.get('model.backbone.weights')}; give it again)"
+            f"layers that are frozen because they have weights: {one} -> {two} (the run began with "
+            f"model.weights={before.get('model.weights')} model.backbone.weights="
+            f"{before.get('model.backbone.weights')}; give them again)"
         )
     if refused:
         where = " (the run was stopped inside an epoch)" if in_epoch else ""
@@ -205,10 +206,11 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
 
 def _frozen(config: Mapping[str, Any]) -> str:
     """Which layers are frozen, on which the optimizer's state depends: only layers with pretrained weights are."""
-    if config.get("model.backbone.weights") is None:
+    if config.get("model.backbone.weights") is None and config.get("model.weights") is None:
         return "0 stages"
     norms = " and batch norms" if config.get("model.backbone.freeze_bn") else ""
-    return f"{config.get('model.backbone.frozen_stages', 0)} stages{norms}"
+    parts = "".join(f" and the {part}" for part in config.get("model.freeze", ()))
+    return f"{config.get('model.backbone.frozen_stages', 0)} stages{norms}{parts}"
 
 
 def _within(key: str, sections: tuple[str, ...]) -> bool:

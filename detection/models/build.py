@@ -29,7 +29,9 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
     Returns:
         A module with torchvision's protocol: (list of images [3, H, W], uint8 or float in [0, 1]; list of targets
         {boxes float32 [n, 4] xyxy in pixels, labels int64 [n]}) -> dict of losses while training, else list of
-        {boxes, labels, scores}. `model.postprocess_spec` holds the thresholds of `config.eval`.
+        {boxes, labels, scores}. `model.postprocess_spec` holds the thresholds of `config.eval`. `model.weights` and
+        `model.freeze` of the config are not applied here, as they need the class names
+        (`detection.initial_weights`).
 
     Raises:
         UserError: unknown backbone, weights that cannot be loaded or do not fit, `model.ghostify` that replaces
@@ -45,7 +47,7 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
             body = build_backbone(
                 spec.backbone.name,
                 width=spec.backbone.width,
-                weights=None if load_later else spec.backbone.weights,
+                weights=None if load_later or spec.weights is not None else spec.backbone.weights,
                 frozen_stages=spec.backbone.frozen_stages,
                 freeze_bn=spec.backbone.freeze_bn,
             )
@@ -58,7 +60,7 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
         model = _build_detector(config, body, num_classes)
     if spec.ghostify is not None:
         ghostify_detector(model, spec.ghostify)
-    if load_later:
+    if load_later and spec.weights is None:
         load_ghosted_backbone(body, spec.backbone)
     return model
 

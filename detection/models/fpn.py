@@ -1,6 +1,7 @@
 """Backbone plus feature pyramid, in the shape that torchvision's detectors expect of a backbone."""
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -9,7 +10,30 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from backbones import Backbone
 
 
-class BackboneWithFPN(nn.Module):
+class BackboneWithNeck(nn.Module):
+    """Base class of a backbone with a feature pyramid: `body` (any `Backbone`) and `fpn`, which can be frozen."""
+
+    fpn: Any
+
+    def __init__(self, body: Backbone) -> None:
+        super().__init__()
+        self.body = body
+        self._neck_frozen = False
+
+    def freeze_neck(self) -> None:
+        """Freeze the parameters of `fpn` and keep it in evaluation mode."""
+        self._neck_frozen = True
+        self.fpn.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "BackboneWithNeck":
+        """As `nn.Module.train`, but a frozen neck stays in evaluation mode."""
+        super().train(mode)
+        if self._neck_frozen:
+            self.fpn.eval()
+        return self
+
+
+class BackboneWithFPN(BackboneWithNeck):
     """`body` (any `Backbone`) and `fpn` on the given levels.
 
     forward: [N, 3, H, W] -> OrderedDict p3 … p7 (or p2 … p5, pool) -> [N, out_channels, H/stride, W/stride].
@@ -21,8 +45,7 @@ class BackboneWithFPN(nn.Module):
     """
 
     def __init__(self, body: Backbone, levels: tuple[str, ...], out_channels: int, extra: str) -> None:
-        super().__init__()
-        self.body = body
+        super().__init__(body)
         self.levels = levels
         self.out_channels = out_channels
         if extra == "p6p7":

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from backbones import Backbone
 from backbones.ghost import GhostModule
+from detection.models.fpn import BackboneWithNeck
 from detection.models.retinanet import PerLevelBatchNorm
 
 STRIDES = (8, 16, 32)
@@ -81,7 +82,7 @@ class GhostPAN(nn.Module):
         return outer
 
 
-class BackboneWithPAN(nn.Module):
+class BackboneWithPAN(BackboneWithNeck):
     """`body` (any `Backbone`) and a `GhostPAN` on its C3, C4 and C5.
 
     forward: [N, 3, H, W], sides multiples of 32 -> OrderedDict p3, p4, p5 -> [N, out_channels, H/stride, W/stride] of
@@ -89,8 +90,7 @@ class BackboneWithPAN(nn.Module):
     """
 
     def __init__(self, body: Backbone, out_channels: int) -> None:
-        super().__init__()
-        self.body = body
+        super().__init__(body)
         self.levels = ("c3", "c4", "c5")
         self.out_channels = out_channels
         self.fpn = GhostPAN([body.channels[level] for level in self.levels], out_channels)

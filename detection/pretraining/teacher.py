@@ -95,7 +95,7 @@ def build_teacher(spec: TeacherConfig, classes: tuple[str, ...] | None, size: in
         raise UserError(f"teacher.weights: {error}") from error
     except ValueError as error:
         raise UserError(f"teacher: {error}") from error
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     taps: dict[str, FeatureTap] = {}
     try:
         with torch.no_grad():

@@ -46,7 +46,7 @@ def load_detector(
     config = config_of(content, path).with_overrides(overrides)
     build = config.model_copy(deep=True)
     # All weights are in the checkpoint; the file of pretrained weights may be missing.
-    build.model.backbone.weights = None
+    build.model.weights = build.model.backbone.weights = None
     if score_threshold is not None:
         build.eval.score_threshold = score_threshold
     model = build_model(build, len(classes.names))

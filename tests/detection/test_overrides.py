@@ -16,7 +16,7 @@ from detection.data.prepare.convert import convert_data
 from detection.pretraining.classification_config import ClassificationConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-PRETRAIN = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+PRETRAIN = [*sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), ROOT / "configs" / "zoo" / "ghostnet.yaml"]
 TIMED = ROOT / "configs" / "retina_ghost_320.yaml"
 
 

@@ -64,7 +64,9 @@ def lay_out_photos(mirror: Path, out: Path, against: Sequence[Path]) -> str:
     snapshots = {name: mirror / repository.replace("/", "+") / "repo" for name, repository in REPOSITORIES.items()}
     absent = [REPOSITORIES[name] for name, path in snapshots.items() if not path.is_dir()]
     if absent:
-        raise UserError(f"{mirror} has no snapshot of {', '.join(absent)}; expected is {next(iter(snapshots.values()))}")
+        raise UserError(
+            f"{mirror} has no snapshot of {', '.join(absent)}; expected is {next(iter(snapshots.values()))}"
+        )
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     for name, git_dir in snapshots.items():
@@ -114,8 +116,12 @@ def check(sources: Sequence[Path], against: Sequence[Path]) -> str:
     evaluation = evaluation_files(against)
     copies = find_copies(files, evaluation)
     if copies:
-        raise UserError(f"{len(copies)} of {len(files)} images are copies of evaluation images: {', '.join(copies[:5])}")
-    return f"none of {len(files)} images is a copy, by content or perceptual hash, of {len(evaluation)} evaluation images"
+        raise UserError(
+            f"{len(copies)} of {len(files)} images are copies of evaluation images: {', '.join(copies[:5])}"
+        )
+    return (
+        f"none of {len(files)} images is a copy, by content or perceptual hash, of {len(evaluation)} evaluation images"
+    )
 
 
 def coco_files(annotations: Path) -> list[str]:
@@ -167,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     checked = commands.add_parser("check", help="fail if training images are copies of evaluation images")
     checked.add_argument("sources", type=existing_path, nargs="+", help="folders of images, COCO files")
     for command in (photos, filtered, checked):
-        command.add_argument("--against", type=existing_file, nargs="+", required=True, help="COCO files of evaluations")
+        command.add_argument(
+            "--against", type=existing_file, nargs="+", required=True, help="COCO files of evaluations"
+        )
     args = parser.parse_args(argv)
     against = [Path(path) for path in args.against]
     if args.command == "photos":

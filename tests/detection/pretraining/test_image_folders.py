@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from backbones import GhostNet
-from backbones.classifier import build_classifier
+from backbones.classifier import build_classifier, normalize
 from detection import UserError
 from detection.config_check import valid_keys
 from detection.config_io import read_config
@@ -30,7 +30,7 @@ from detection.pretraining.distillation import DistillationObjective, distillati
 from detection.pretraining.image_folders import batch_mixing, build_datasets
 from detection.pretraining.teacher import Teacher, build_teacher, find_taps, logits_and_maps
 
-RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+RECIPES = [*sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), ROOT / "configs" / "zoo" / "ghostnet.yaml"]
 
 
 # ---- data
@@ -210,6 +210,39 @@ def test_a_student_comes_near_its_teacher(folders, tmp_path):
     assert set(found[0]) == {"label", "logits", "features"}
     assert found[-1]["features"] < 0.8 * found[0]["features"]
     assert_same(dict(trainer.task.teacher.network.state_dict()), dict(teacher_network.state_dict()))
+
+
+@pytest.mark.numeric
+def test_images_without_labels_take_the_teachers_classes(folders, pretrained, tmp_path):
+    for split in ("train", "val"):
+        for file in (folders / split).glob("*/*.jpg"):
+            target = tmp_path / split / "any" / "folder" / f"{file.parent.name}_{file.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    teacher = f"{{name: ghostnet, width: 0.5, weights: {pretrained / 'best.pt'}, amp: bf16}}"
+    overrides = ("data.format=unlabelled", f"teacher={teacher}", "train.epochs=18", "train.ema=0")
+    config = tiny(tmp_path, tmp_path / "run", *overrides, "train.label_smoothing=0")
+    trainer = build_trainer(config)
+    assert trainer.task.classes.names == CLASSES and len(trainer.task.val_loader.dataset) == 12
+    images = torch.cat([images for images, _ in trainer.task.val_loader]) / 255
+    theirs = trainer.task.teacher(images).logits.argmax(1)
+    assert len(theirs.unique()) > 1
+    own = trainer.model.eval()(normalize(images, trainer.model)).argmax(1)
+    agreement = (own == theirs).float().mean().item()
+    assert trainer.task.predict(trainer.model)["top1"] == pytest.approx(agreement)
+    assert run_pretraining(config)
+    assert lines(tmp_path / "run")[-1]["top1"] > max(0.6, agreement)
+
+
+def test_mistakes_with_images_without_labels(folders, pretrained, tmp_path):
+    with pytest.raises(UserError, match="unlabelled needs a teacher"):
+        tiny(folders, tmp_path / "run", "data.format=unlabelled")
+    (tmp_path / "empty").mkdir()
+    teacher = f"teacher={{name: ghostnet, width: 0.5, weights: {pretrained / 'best.pt'}}}"
+    for folder, message in (("empty", "no images below"), ("absent", "does not exist")):
+        overrides = ("data.format=unlabelled", teacher, f"data.train={tmp_path / folder}")
+        with pytest.raises(UserError, match=f"data.train: .*{message}"):
+            build_trainer(tiny(folders, tmp_path / "run", *overrides))
 
 
 def test_teacher_mistakes(tmp_path, pretrained):
