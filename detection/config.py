@@ -196,6 +196,11 @@ class DataConfig(Section):
             raise ValueError("progressive and multi_scale both set the size of images; leave one of them out")
         return self
 
+    @property
+    def has_lists(self) -> bool:
+        """Whether `train` is a list, so that classes are matched by name."""
+        return isinstance(self.train, list)
+
     def train_sources(self) -> list[TrainSourceConfig]:
         """The sets of `train`, also if it is one."""
         return self.train if isinstance(self.train, list) else [self.train]

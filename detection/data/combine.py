@@ -25,7 +25,9 @@ def combine(parts: Sequence[Annotations], sources: Sequence[TrainSourceConfig]) 
     """
     names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
     place = {name: label for label, name in enumerate(names, 1)}
-    complete = np.stack([_complete(part, source, names) for part, source in zip(parts, sources, strict=True)])
+    complete = np.stack(
+        [complete_mask(part.class_names, source, names) for part, source in zip(parts, sources, strict=True)]
+    )
     ids = np.array(class_ids(names, parts), np.int64)
     aligned = [
         relabelled(part, names, ids, np.array([0, *(place[name] for name in part.class_names)])) for part in parts
@@ -85,9 +87,9 @@ def set_names(sources: Sequence[SourceConfig]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names)]
 
 
-def _complete(part: Annotations, source: TrainSourceConfig, names: Sequence[str]) -> np.ndarray:
-    """bool [k]"""
-    listed = part.class_names if source.complete_classes is None else source.complete_classes
+def complete_mask(own: Sequence[str], source: TrainSourceConfig, names: Sequence[str]) -> np.ndarray:
+    """bool [k]: the classes `names` for which a set that has the classes `own` is complete; see `combine`."""
+    listed = own if source.complete_classes is None else source.complete_classes
     if unknown := [name for name in listed if name not in names]:
         hint = did_you_mean(unknown[0], names, cutoff=0.5)
         raise UserError(

@@ -31,7 +31,7 @@ def read_split(data: DataConfig, split: str, *, alone: bool = False, images: boo
     if images:
         for key, part in parts.items():
             check_images(part, part.images, key)
-    several = isinstance(data.train, list)
+    several = data.has_lists
     index = next(iter(parts.values()))
     if index.format == "voc" and not alone and not several:
         other = "val" if split == "train" else "train"

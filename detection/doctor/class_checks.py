@@ -1,10 +1,13 @@
 """Checks of the number of boxes per class and per image, and comparison of the classes of train and val."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from detection.config import DataConfig
 from detection.data.classes import ClassSelection
+from detection.data.combine import complete_mask
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, make_finding
 
@@ -72,7 +75,7 @@ def check_classes(entries: Entries) -> list[Finding]:
             )
         )
     few = np.flatnonzero((boxes > 0) & (boxes < FEW_BOXES))
-    if len(few) and entries.split != "val":
+    if len(few) and entries.role != "val":
         few = few[np.argsort(boxes[few], kind="stable")]
         examples = [Example(text=f"{names[row]}: {boxes[row]} boxes in {images[row]} images") for row in few.tolist()]
         detail = ", ".join(f"{names[row]} ({boxes[row]})" for row in few[:6].tolist()) + (", …" if len(few) > 6 else "")
@@ -90,9 +93,43 @@ def check_classes(entries: Entries) -> list[Finding]:
     return findings
 
 
+def check_sets(train: Sequence[Entries], val: Sequence[Entries], complete: Mapping[str, np.ndarray]) -> list[Finding]:
+    """Compare the classes of several sets of train and val, which belong together by name.
+
+    Args:
+        complete: see `complete_classes`.
+    """
+    findings: list[Finding] = []
+    known = {name for entries in train for name in entries.category_names}
+    unknown = [(entries, name) for entries in val for name in entries.category_names if name not in known]
+    if unknown:
+        examples = [Example(text=f"{name!r} in {entries.split}, in no set of train") for entries, name in unknown]
+        detail = examples[0].text
+        findings.append(make_finding("classes-differ", "train and val", len(unknown), examples, detail=detail))
+    nowhere = [name for name, sets in complete.items() if not sets.any()]
+    if nowhere:
+        detail, total = _join_names(nowhere, np.arange(len(nowhere))), len(complete)
+        findings.append(make_finding("class-complete-nowhere", "train", len(nowhere), detail=detail, total=total))
+    return findings + _check_only_one([_counts_by_name(train), _counts_by_name(val)])
+
+
+def complete_classes(train: Sequence[Entries], data: DataConfig) -> dict[str, np.ndarray]:
+    """For each class after `data.classes` whether the sets of train are complete for it: bool [s]."""
+    names = tuple(dict.fromkeys(name for entries in train for name in entries.category_names))
+    masks = [
+        complete_mask(entries.category_names, source, names)
+        for entries, source in zip(train, data.train_sources(), strict=True)
+    ]
+    of_name = dict(zip(names, np.stack(masks, axis=1), strict=True))
+    if data.classes is None:
+        return of_name
+    groups = data.classes if isinstance(data.classes, Mapping) else {name: [name] for name in data.classes}
+    known = {new: [of_name[name] for name in members if name in of_name] for new, members in groups.items()}
+    return {new: np.all(members, axis=0) for new, members in known.items() if members}
+
+
 def check_train_and_val(train: Entries, val: Entries) -> list[Finding]:
     """Compare the categories of train and val."""
-    findings = []
     pairs = [dict(zip(entries.category_ids.tolist(), entries.category_names, strict=True)) for entries in (train, val)]
     differ = [i for i in sorted(set(pairs[0]) | set(pairs[1])) if pairs[0].get(i) != pairs[1].get(i)]
     if differ:
@@ -100,11 +137,21 @@ def check_train_and_val(train: Entries, val: Entries) -> list[Finding]:
             Example(text=f"id {i}: {pairs[0].get(i, 'nothing')!r} in train, {pairs[1].get(i, 'nothing')!r} in val")
             for i in differ
         ]
-        findings.append(make_finding("classes-differ", "train and val", len(differ), examples, detail=examples[0].text))
-        return findings
-    counts = [
-        dict(zip(entries.category_names, class_counts(entries)[0].tolist(), strict=True)) for entries in (train, val)
-    ]
+        return [make_finding("classes-differ", "train and val", len(differ), examples, detail=examples[0].text)]
+    return _check_only_one([_counts_by_name([train]), _counts_by_name([val])])
+
+
+def _counts_by_name(sets: Sequence[Entries]) -> Counter[str]:
+    """Boxes of each class, also 0."""
+    counts: Counter[str] = Counter()
+    for entries in sets:
+        counts.update(dict(zip(entries.category_names, class_counts(entries)[0].tolist(), strict=True)))
+    return counts
+
+
+def _check_only_one(counts: Sequence[Mapping[str, int]]) -> list[Finding]:
+    """Findings on classes that have boxes in only one of train and val, whose `counts` are given."""
+    findings = []
     for code, here, there in (("class-only-val", 1, 0), ("class-only-train", 0, 1)):
         only_here = [name for name, count in counts[here].items() if count and not counts[there].get(name)]
         if only_here:

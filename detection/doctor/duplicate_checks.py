@@ -23,7 +23,7 @@ def group_identical_files(images: ProbedImages, paths: Sequence[str]) -> np.ndar
 
 
 def check_duplicates(sets: Sequence[Entries], images: Sequence[ProbedImages]) -> list[Finding]:
-    """Find duplicate images within each split; with two splits (train first) also between them."""
+    """Find duplicate images within each set; with sets of train (first) and of val also between the two."""
     combined = ProbedImages(
         [probe for one_set in images for probe in one_set.probes],
         np.concatenate([one_set.thumbnails for one_set in images]),
@@ -38,6 +38,11 @@ def check_duplicates(sets: Sequence[Entries], images: Sequence[ProbedImages]) ->
     identical = _pairs_of_groups(file_groups)
     decoded = np.array([probe.status == "ok" for probe in combined.probes], bool)
     near = find_near_duplicates(combined.thumbnails, decoded, set_of_row, file_groups)
+    is_val = np.array([entries.role == "val" for entries in sets])[set_of_row]
+    near_across = near.across_sets
+    if len(sets) > 2:
+        roles = is_val.astype(np.int64)
+        near_across = find_near_duplicates(combined.thumbnails, decoded, roles, file_groups).across_sets
     findings = []
 
     def example(pair: np.ndarray) -> Example:
@@ -56,14 +61,14 @@ def check_duplicates(sets: Sequence[Entries], images: Sequence[ProbedImages]) ->
                 detail = f"{len(groups)} groups" if count > len(groups) else ""
                 total = len(entries.file_names)
                 findings.append(make_finding(code, entries.split, count, examples, detail=detail, total=total))
-    if len(sets) == 2:
-        for code, pairs in (("leak-same", identical), ("leak-alike", near.across_sets)):
-            across = pairs[set_of_row[pairs[:, 0]] != set_of_row[pairs[:, 1]]]
+    if len(sets) > 1:
+        for code, pairs in (("leak-same", identical), ("leak-alike", near_across)):
+            across = pairs[is_val[pairs[:, 0]] != is_val[pairs[:, 1]]]
             if len(across):
                 # The first partner of each val image; rows of train come first.
                 partner = {second: first for first, second in sorted(across.tolist(), reverse=True)}
                 examples = [example(np.array([first, second])) for second, first in sorted(partner.items())]
-                total = len(sets[1].file_names)
+                total = int(is_val.sum())
                 findings.append(make_finding(code, "train and val", len(partner), examples, total=total))
     return findings
 

@@ -29,7 +29,7 @@ class Entries:
     """
 
     split: str
-    """"train", "val", or "data" for a single dataset"""
+    """"train", "val", or "data" for a single dataset; "train.0", "train.1", … of a list"""
     source: str
     """path of the annotations"""
     folder: Path | None
@@ -60,6 +60,11 @@ class Entries:
     format: str = "coco"
     valid: np.ndarray = field(init=False)
     """bool [m]: annotations with a finite box, an image of known size, and no crowd flag"""
+
+    @property
+    def role(self) -> str:
+        """ "train", "val" or "data" """
+        return self.split.partition(".")[0]
 
     def __post_init__(self) -> None:
         known = (self.image_rows >= 0) & np.isfinite(self.boxes).all(axis=1)

@@ -30,7 +30,8 @@ class Finding:
 
     Attributes:
         code: key of `RULES`.
-        split: "train", "val", "train and val" if the rule compares both, or "data" for a single dataset.
+        split: "train", "val", "train and val" if the rule compares both, or "data" for a single dataset, "train.0" and
+            so on for the sets of a list.
         count: number of violations, out of `total` (None if there is no natural total).
         detail: further information for the message.
         examples: at most `MAX_EXAMPLES`.
@@ -93,4 +94,9 @@ def evenly_spaced(items: Sequence[Any], max_items: int) -> list[Any]:
 def sort_findings(findings: Sequence[Finding]) -> list[Finding]:
     """Sort by severity, then in the order of `RULES`; train before val."""
     codes = list(RULES)
-    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), codes.index(f.code), f.split != "train"))
+
+    def order(found: Finding) -> tuple[int, int, bool, str]:
+        in_val = not found.split.startswith("train")
+        return SEVERITIES.index(found.severity), codes.index(found.code), in_val, found.split
+
+    return sorted(findings, key=order)

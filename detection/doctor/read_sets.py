@@ -40,6 +40,8 @@ def read_sets(
 ) -> tuple[list[Entries], DetectionConfig | None]:
     """Read the dataset, as [data] or [train, val], and the config if `target` is one.
 
+    Of a config with lists of sets, all of them are read, those of train first.
+
     Args:
         target: a config, a COCO file, a YOLO data.yaml, a VOC image set file, or a folder that contains one of them.
         images, val_images: image folders, if they are not in the format's usual place.
@@ -59,9 +61,10 @@ def read_sets(
         check_source_paths(config)
         sets = []
         for split in ("train", "val"):
-            source = getattr(config.data, split)
-            sets.append(read_set(source.annotations, split, source.images, source.format, source.split or split))
-        return with_common_classes(sets), config
+            for key, source in config.data.sources(split).items():
+                name = key.removeprefix("data.")
+                sets.append(read_set(source.annotations, name, source.images, source.format, source.split or split))
+        return (sets if config.data.has_lists else with_common_classes(sets)), config
     if overrides:
         raise UserError(f"{overrides[0]}: overrides are for configs, and {target} is not a config")
     if val is not None:

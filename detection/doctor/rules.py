@@ -208,6 +208,11 @@ RULES: dict[str, Rule] = {
         "times as many boxes of the most frequent class as of the rarest one",
         "check the AP of each class: the mean hides rare classes",
     ),
+    "class-complete-nowhere": Rule(
+        "error",
+        "classes for which no set of data.train is complete",
+        "name them in complete_classes of the sets in which every object of theirs has a box, or leave them out with data.classes: without background no detector learns a class",
+    ),
     "class-only-val": Rule(
         "warning", "classes with boxes in val but none in train", "move some of their images to train, or remove them"
     ),

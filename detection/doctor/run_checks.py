@@ -19,7 +19,13 @@ from detection.doctor.anchor_checks import (
     measure_anchor_coverage,
 )
 from detection.doctor.box_checks import check_boxes
-from detection.doctor.class_checks import check_classes, check_train_and_val, select_classes
+from detection.doctor.class_checks import (
+    check_classes,
+    check_sets,
+    check_train_and_val,
+    complete_classes,
+    select_classes,
+)
 from detection.doctor.duplicate_checks import check_duplicates
 from detection.doctor.entries import Entries
 from detection.doctor.findings import Example, Finding, make_finding, sort_findings
@@ -50,7 +56,9 @@ class Report:
     """The result of all checks; the text, JSON and HTML reports are made from it."""
 
     sets: list[CheckedDataset]
-    """one, or train and val"""
+    """one, or train and val, of which each may be several"""
+    complete: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of a config with a list of training sets, see `complete_classes`."""
     findings: list[Finding] = field(default_factory=list)
     anchor_coverage: AnchorCoverage | None = None
     """None without boxes, and for detectors without anchors"""
@@ -95,11 +103,11 @@ def run_checks(
         UserError: an image folder does not exist, or the model of the config cannot be built.
     """
     start = time.perf_counter()
-    memory = None
+    memory, complete = None, {}
     if config is not None and len(sets[0].category_ids):
         # Before the images are read, which may take minutes: a model that cannot be built raises here.
-        selected = select_classes(sets[0], config.data.classes)
-        memory = predict_training_memory(config, max(1, len(selected.category_ids)))
+        complete = complete_classes([entries for entries in sets if entries.role == "train"], config.data)
+        memory = predict_training_memory(config, max(1, len(complete)))
     images = images or [_probe_set(entries, read_images, workers) for entries in sets]
     report = Report([], config_name=config_name, read_images=read_images)
     for entries, probed in zip(sets, images, strict=True):
@@ -110,14 +118,20 @@ def run_checks(
     if all(len(entries.image_ids) for entries in sets):
         report.findings += check_duplicates(normalized, images)
     selections = [checked.selected for checked in report.sets]
-    if len(selections) == 2:
+    if config is not None and config.data.has_lists:
+        roles = [[entries for entries in selections if entries.role == role] for role in ("train", "val")]
+        report.complete = complete
+        report.findings += check_sets(roles[0], roles[1], complete)
+    elif len(selections) == 2:
         report.findings += check_train_and_val(selections[0], selections[1])
     report.findings += _check_unlisted_images(normalized)
+    # Of several training sets the one with the most boxes speaks for all.
+    largest = max((entries for entries in selections if entries.role != "val"), key=lambda entries: entries.valid.sum())
     anchor_config = anchor_config_of(config, config_name or "config") if config is not None else DEFAULT_ANCHOR_CONFIG
     if anchor_config.detector in FINEST_STRIDE:  # ghostdet has no anchors
-        report.anchor_coverage = measure_anchor_coverage(selections[0], anchor_config)
+        report.anchor_coverage = measure_anchor_coverage(largest, anchor_config)
     if report.anchor_coverage is not None and config is not None:
-        report.findings += check_anchor_coverage(report.anchor_coverage, normalized[0].split)
+        report.findings += check_anchor_coverage(report.anchor_coverage, largest.split)
     if config is not None and memory is not None:
         report.memory = memory
         report.findings += check_memory(memory["total"], free_memory(config.device), normalized[0].split)

@@ -39,6 +39,8 @@ def run_doctor(
     if fix_file is not None and fix_file.suffix.lower() != ".json":
         raise UserError(f"--fix {fix_file}: the name must end in .json, since it becomes a COCO file")
     sets, config = read_sets(target, images=images, val=val, val_images=val_images, overrides=overrides)
+    if fix_file is not None and config is not None and config.data.has_lists:
+        raise UserError(f"--fix corrects one data set at a time; {target} has a list of them: pass one of its files")
     outputs = [file for file in (json_file, html_file) if file is not None]
     if fix_file is not None:
         outputs += [

@@ -31,6 +31,7 @@ def format_report(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     for checked in report.sets:
         yield _describe(checked)
+    yield from complete_lines(report)
     seconds = sum(checked.images.seconds for checked in report.sets)
     images = sum(len(checked.original.image_ids) for checked in report.sets)
     rate = f", {images / seconds:.0f} images/s" if seconds else ""
@@ -66,6 +67,20 @@ def _describe(checked: CheckedDataset) -> str:
         f"{numbers['boxes']} boxes{crowd}, {len(numbers['classes'])} classes; "
         f"{numbers['small']:.0%} small, {numbers['medium']:.0%} medium, {numbers['large']:.0%} large"
     )
+
+
+def complete_lines(report: Report) -> Iterator[str]:
+    """For each training set of a list the classes that it is complete for."""
+    train = [checked.original.split for checked in report.sets if checked.original.role == "train"]
+    for number, split in enumerate(train if report.complete else []):
+        names = [name for name, sets in report.complete.items() if sets[number]]
+        others = [name for name, sets in report.complete.items() if not sets[number]]
+        missing = f"; no background for {len(others)}: {_few(others)}" if others else ""
+        yield f"{split} is complete for {len(names)} of {len(report.complete)} classes: {_few(names)}{missing}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"
 
 
 def describe_example(example: Example) -> str:
@@ -114,6 +129,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "pictures": report.read_images,
         "seconds": round(report.seconds, 2),
         "sets": {checked.original.split: dataset_statistics(checked.selected) for checked in report.sets},
+        "complete_classes": {name: sets.tolist() for name, sets in report.complete.items()},
         "findings": [finding.to_json() for finding in report.findings],
         "suitability": None
         if coverage is None

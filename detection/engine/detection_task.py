@@ -217,13 +217,20 @@ def _common_classes(config: DetectionConfig, train: Annotations, val: Annotation
     Raises:
         UserError: val has other classes, or the detector cannot be trained on incomplete annotations.
     """
-    if train.sets is not None and not train.sets.complete.all() and config.model.detector == "faster_rcnn":
+    complete = np.ones((1, len(train.class_names)), bool) if train.sets is None else train.sets.complete
+    if nowhere := [train.class_names[k] for k in np.flatnonzero(~complete.any(axis=0))]:
+        raise UserError(
+            f"no set of data.train is complete for {', '.join(nowhere[:5])}{', …' if len(nowhere) > 5 else ''}: "
+            "without background no detector learns a class. Name these classes in complete_classes of the sets in "
+            "which every object of theirs has a box, or leave them out with data.classes"
+        )
+    if not complete.all() and config.model.detector == "faster_rcnn":
         raise UserError(
             "model.detector faster_rcnn needs annotations of all classes in every set of data.train: the scores of a "
             "proposal are one softmax over all classes and the background. Use ghostdet or retinanet, or select "
             f"classes that all sets have with data.classes ({'; '.join(train.notes)})"
         )
-    if not isinstance(config.data.train, list):
+    if not config.data.has_lists:
         check_same_classes(train, val)
         return Classes(train.class_names, tuple(train.category_ids.tolist()))
     check_known_classes(train, val)

@@ -1,5 +1,8 @@
-"""Small VOC and YOLO sets with known answers; paths have spaces and letters of several scripts, on purpose."""
+"""Small VOC and YOLO sets with known answers; paths have spaces and letters of several scripts, on purpose. Parts of
+COCO sets."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -53,3 +56,23 @@ def write_yolo(folder: Path) -> Path:
         "train: images/train\nval: [images/val]\nnc: 2\nnames: [кот, dog]\n", encoding="utf-8"
     )
     return root
+
+
+def write_part(
+    folder: Path, name: str, classes: Sequence[str], images: slice = slice(None), ids: dict[str, int] | None = None
+) -> str:
+    """A COCO file beside annotations.json with some of its images, and the boxes of some of its classes."""
+    content = json.loads((folder / "annotations.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    new = {number: (ids or {}).get(name, number) for number, name in names.items()}
+    content["images"] = content["images"][images]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [
+        {**a, "category_id": new[a["category_id"]]}
+        for a in content["annotations"]
+        if a["image_id"] in kept and names[a["category_id"]] in classes
+    ]
+    content["categories"] = [{"id": new[i], "name": n} for i, n in names.items() if n in classes]
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return str(path)

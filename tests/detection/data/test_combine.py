@@ -1,11 +1,11 @@
 """Several data sets to train on: classes, ids, weights, what is mixed."""
 
-import json
 from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import tiny_raw, write_coco
+from small_sets import write_part
 
 from detection import UserError
 from detection.config import TrainSourceConfig
@@ -16,24 +16,6 @@ from detection.data.dataset import SampleKey, build_dataset
 from detection.data.formats.coco import read_coco
 from detection.data.load_split import check_known_classes, read_split
 from detection.data.sampler import TrainBatchSampler
-
-
-def write_part(folder, name, classes, images=slice(None), ids=None):
-    """A COCO file beside annotations.json with some of its images, and the boxes of some of its classes."""
-    content = json.loads((folder / "annotations.json").read_text())
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    new = {number: (ids or {}).get(name, number) for number, name in names.items()}
-    content["images"] = content["images"][images]
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [
-        {**a, "category_id": new[a["category_id"]]}
-        for a in content["annotations"]
-        if a["image_id"] in kept and names[a["category_id"]] in classes
-    ]
-    content["categories"] = [{"id": new[i], "name": n} for i, n in names.items() if n in classes]
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(content))
-    return str(path)
 
 
 @pytest.fixture()

@@ -216,6 +216,7 @@ def test_every_rule_has_a_test():
             "class-imbalance",
         ),
         *("class-only-val", "class-only-train", "classes-differ", "leak-same", "leak-alike"),
+        "class-complete-nowhere",
         *("anchors-miss", "boxes-small", "memory-high"),
     }
     assert in_faults | elsewhere == set(RULES) and not in_faults & elsewhere
