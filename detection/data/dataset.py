@@ -1,6 +1,7 @@
 """Images and targets of one annotation file, as torchvision's detectors want them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ class DetectionDataset(Dataset):
         augmentation: None for evaluation: the image is only resized, and a bad one is an error.
         largest_side: the largest `SampleKey.short_side` to come, for which images are decoded and cached.
         cache: "off", "ram" or "disk".
+        resize: uint8 [H, W, 3] -> [H', W', 3], for evaluation with a detector that resizes images in its own way.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         largest_side: int | None = None,
         cache: str = "off",
+        resize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
+        self.resize = resize
         self.index = index
         self.images = Path(images)
         self.short_side, self.long_side = short_side, long_side
@@ -195,7 +199,7 @@ class DetectionDataset(Dataset):
         # Only in training: evaluation and prediction decode images in full.
         at_least = shape if self.augmentation is not None else None
         image = read_image(self.images / str(self.index.file_names[i]), size, at_least)
-        return resize_to(image, *shape)
+        return resize_to(image, *shape) if self.resize is None else self.resize(image)
 
     def _cached(self, where: str) -> ImageCache:
         shapes = np.array([self._stored_shape(i) for i in range(len(self))])

@@ -21,7 +21,7 @@ from detection.evaluation.coco_evaluator import Evaluation, check_results, evalu
 from detection.evaluation.detect_dataset import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
 from detection.runtime.adapter import NO_DATA
-from detection.runtime.pytorch import detector_config, load_detector
+from detection.runtime.pytorch import detector_config, load_detector, own_resize
 
 RUN_PREDICTIONS = "predictions.json"
 """Of the last evaluation on the run's own val set, beside its checkpoint."""
@@ -76,7 +76,9 @@ def score_checkpoint(
         model, config, classes = load_detector(checkpoint, device, overrides=overrides, adapter=adapter)
         category_ids = category_ids_of(classes, index)
         data = config.data
-        dataset = DetectionDataset(index, index.images, short_side=data.short_side, long_side=data.long_side)
+        dataset = DetectionDataset(
+            index, index.images, short_side=data.short_side, long_side=data.long_side, resize=own_resize(model)
+        )
         journal = Journal(part, _made_of(checkpoint, config, index), resume)
         if journal.images:
             print(f"{len(journal.images)} images were done before")

@@ -16,7 +16,7 @@ from detection.core.errors import UserError
 from detection.core.text import did_you_mean
 from detection.data.image_io import decode_image, read_image
 from detection.data.transforms import resize, to_original, to_tensor
-from detection.runtime.pytorch import load_detector, predict_batch
+from detection.runtime.pytorch import load_detector, own_resize, predict_batch
 
 Detections = dict[str, Any]
 DIRECT_MODES = ("1", "L", "LA", "RGB", "RGBA")
@@ -90,6 +90,7 @@ class Predictor:
         self.model, self.config, self.classes = load_detector(
             path, self.device, score_threshold=score_threshold, adapter=adapter
         )
+        self._resize = own_resize(self.model)
         self.labels = None if classes is None else {self._label(name) for name in classes}
 
     def predict(self, image: Any) -> Detections:
@@ -117,7 +118,11 @@ class Predictor:
 
     def prepare(self, image: np.ndarray, *, bgr: bool = False) -> PreparedImage:
         """Resize a uint8 [H, W, 3] image, RGB or BGR, for `detect`. Can run while `detect` processes other images."""
-        resized, scale = resize(image, self.config.data.short_side, self.config.data.long_side)
+        if self._resize is None:
+            resized, scale = resize(image, self.config.data.short_side, self.config.data.long_side)
+        else:
+            resized = self._resize(image)
+            scale = resized.shape[1] / image.shape[1], resized.shape[0] / image.shape[0]
         if bgr:
             resized = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
         return PreparedImage(to_tensor(resized), scale, (image.shape[0], image.shape[1]))

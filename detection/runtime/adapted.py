@@ -1,9 +1,11 @@
 """Runs a detector's ONNX file of another project through its adapter."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,6 @@ from detection.config import DetectionConfig
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file
 from detection.core.memory import is_out_of_memory
-from detection.data.transforms import resize_to
 from detection.models.postprocess import batched_nms_topk
 from detection.models.postprocess_spec import PostprocessSpec
 from detection.runtime.adapter import Adapter, InputConfig, adapter_config
@@ -52,11 +53,12 @@ def load_adapted(
 class AdaptedDetector(nn.Module):
     """An ONNX file of another project with torchvision's calling protocol.
 
-    forward: list of uint8 RGB tensors [3, H, W] of any sizes -> list of {boxes float32 [n, 4] xyxy in pixels of the
-    given image, labels int64 [n], scores float32 [n]} on the CPU.
+    forward: list of uint8 RGB tensors [3, H, W], resized by `resize` -> list of {boxes float32 [n, 4] xyxy in pixels of
+    the resized image, labels int64 [n], scores float32 [n]} on the CPU.
 
     Attributes:
         input: the input of the file.
+        resize: resizes an image before it is given to `forward`; one that is larger than the input does not fit.
         postprocess_spec: the thresholds of the adapter, unless they are replaced.
 
     Raises:
@@ -71,6 +73,7 @@ class AdaptedDetector(nn.Module):
         self.session = open_session(self.path, device, threads)
         inputs = [(i.name, i.type, i.shape) for i in self.session.get_inputs()]
         self.input = check_input(inputs, adapter.input, self.path)
+        self.resize = InputResize(self.input.size, adapter.input)
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         self.output_names = check_outputs(outputs, adapter, self.input.size, self.path)
         self.postprocess_spec = PostprocessSpec(
@@ -86,11 +89,11 @@ class AdaptedDetector(nn.Module):
         return results
 
     def _detect(self, images: Sequence[np.ndarray]) -> list[dict[str, Tensor]]:
-        fitted = [fit(image, self.input.size, self.adapter.input) for image in images]
         # A file with a fixed batch size gets as many images; the surplus ones are empty.
-        canvases = np.zeros((self.input.batch or len(images), *self.input.size, 3), np.uint8)
-        for i, (canvas, _, _) in enumerate(fitted):
-            canvases[i] = canvas
+        canvases = np.full(
+            (self.input.batch or len(images), *self.input.size, 3), self.adapter.input.pad_value, np.uint8
+        )
+        offsets = [self._place(canvas, image) for canvas, image in zip(canvases, images, strict=False)]
         try:
             values = normalize(canvases, self.adapter.input, self.input.dtype)
             outputs = [np.asarray(o) for o in self.session.run(self.output_names, {self.input.name: values})]
@@ -101,13 +104,23 @@ class AdaptedDetector(nn.Module):
             reason = (str(error) or type(error).__name__).splitlines()[0][:300]
             raise UserError(f"{self.path} does not run: {type(error).__name__}: {reason}") from error
         results = []
-        for i, (_, scale, offset) in enumerate(fitted):
+        for i, (left, top) in enumerate(offsets):
             boxes, labels, scores = self._candidates(outputs, i)
             height, width = images[i].shape[:2]
-            boxes = (boxes - np.array([*offset, *offset], np.float32)) / np.array([*scale, *scale], np.float32)
+            boxes = boxes - np.array([left, top, left, top], np.float32)
             boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
             results.append(self._suppress(boxes, labels, scores))
         return results
+
+    def _place(self, canvas: np.ndarray, image: np.ndarray) -> tuple[int, int]:
+        """Copy an image onto the canvas; returns its left and upper side there."""
+        (height, width), (rows, columns) = self.input.size, image.shape[:2]
+        if rows > height or columns > width:
+            raise ValueError(f"an image of {rows}x{columns} does not fit into {height}x{width}; resize it first")
+        around = self.adapter.input.fit == "pad_around"
+        top, left = ((height - rows) // 2, (width - columns) // 2) if around else (0, 0)
+        canvas[top : top + rows, left : left + columns] = image
+        return left, top
 
     def _candidates(self, outputs: Sequence[np.ndarray], i: int) -> Candidates:
         """The candidates of image i above the score threshold."""
@@ -132,25 +145,23 @@ class AdaptedDetector(nn.Module):
         return {name: tensor[keep] for name, tensor in tensors.items()}
 
 
-def fit(
-    image: np.ndarray, size: tuple[int, int], config: InputConfig
-) -> tuple[np.ndarray, tuple[float, float], tuple[int, int]]:
-    """Fit a uint8 [h, w, 3] image to an input of `size` (height, width).
+@dataclass(frozen=True)
+class InputResize:
+    """Resizes an image uint8 [h, w, 3] for an input of `size` (height, width), without padding."""
 
-    Returns:
-        The input uint8 [height, width, 3]; (x, y) scale and (x, y) offset: point in the input = point in the image *
-        scale + offset.
-    """
-    height, width = image.shape[:2]
-    if config.fit == "stretch":
-        return resize_to(image, *size), (size[1] / width, size[0] / height), (0, 0)
-    scale = min(size[0] / height, size[1] / width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    around = config.fit == "pad_around"
-    top, left = ((size[0] - rows) // 2, (size[1] - columns) // 2) if around else (0, 0)
-    canvas = np.full((*size, 3), config.pad_value, np.uint8)
-    canvas[top : top + rows, left : left + columns] = resize_to(image, rows, columns)
-    return canvas, (columns / width, rows / height), (left, top)
+    size: tuple[int, int]
+    config: InputConfig
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        height, width = self.size
+        if self.config.fit != "stretch":
+            scale = min(height / image.shape[0], width / image.shape[1])
+            rounded = int if self.config.fit == "pad_right_bottom" else round
+            height, width = (max(1, rounded(side * scale)) for side in image.shape[:2])
+        if image.shape[:2] == (height, width):
+            return image
+        interpolation = cv2.INTER_AREA if self.config.interpolation == "area" else cv2.INTER_LINEAR
+        return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def normalize(images: np.ndarray, config: InputConfig, dtype: Any) -> np.ndarray:

@@ -50,7 +50,9 @@ class InputConfig(Section):
         default_factory=lambda: [1.0, 1.0, 1.0]
     )
     fit: Literal["pad_right_bottom", "pad_around", "stretch"] = "pad_around"
-    """Keep the aspect ratio and pad at the right and bottom, or on all sides, or stretch to the size."""
+    """Keep the aspect ratio and pad at the right and bottom (sides are rounded down, as in YOLOX) or on all sides
+    (rounded to the nearest, as in YOLOv5), or stretch to the size."""
+    interpolation: Literal["linear", "area"] = "linear"
     pad_value: Annotated[int, Field(ge=0, le=255)] = 114
     layout: Literal["nchw", "nhwc"] = "nchw"
 
@@ -88,7 +90,7 @@ class Adapter(Section):
     score_threshold: Probability = 0.001
     nms_threshold: Probability = 0.65
     """Of layout boxes: 1, since the file contains NMS."""
-    max_detections: Positive = 300
+    max_detections: Positive = 100
     pre_nms_top_k: Positive = 10_000
 
     @model_validator(mode="after")
@@ -166,10 +168,8 @@ def adapter_config(
     Raises:
         UserError: an override changes what the file or its adapter sets.
     """
-    # Images are resized to at least the size of the input; `AdaptedDetector` resizes them further where their aspect
-    # ratio is not that of the input.
+    # For information: `AdaptedDetector.resize` is what resizes images.
     side = max(size)
-    long_side = side if adapter.input.fit != "stretch" else 4 * side
     thresholds = ("score_threshold", "nms_threshold", "max_detections", "pre_nms_top_k")
     raw = {
         "output_dir": str(Path(path).parent),
@@ -177,7 +177,7 @@ def adapter_config(
             "train": {"annotations": NO_DATA},
             "val": {"annotations": NO_DATA},
             "short_side": side,
-            "long_side": long_side,
+            "long_side": side,
         },
         "eval": {name: getattr(adapter, name) for name in thresholds},
     }

@@ -1,8 +1,9 @@
 """Opens a checkpoint or an exported file as a detector with torchvision's calling protocol."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from detection.config import DetectionConfig
 from detection.core.device import autocast
 from detection.models.build import build_model
 from detection.models.fpn import BackboneWithFPN
-from detection.runtime.adapted import load_adapted
+from detection.runtime.adapted import AdaptedDetector, load_adapted
 from detection.runtime.adapter import find_adapter
 from detection.runtime.exported import exported_config, is_exported, load_exported, read_metadata
 
@@ -57,6 +58,12 @@ def load_detector(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model, config, classes
+
+
+def own_resize(model: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How a detector of `load_detector` resizes images, uint8 [H, W, 3] -> [H', W', 3]; None for
+    `detection.data.transforms.resize` with the sizes of its config."""
+    return model.resize if isinstance(model, AdaptedDetector) else None
 
 
 @torch.inference_mode()
