@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--transfer",
         choices=("copy", "link", "none"),
-        help="copy the images, link to them, or leave them where they are (default: link for yolo, otherwise none)",
+        help="copy the images, link to them, or leave them where they are (default: none for coco, otherwise link)",
     )
     parser.add_argument("--page", metavar="FILE", help="write an HTML page to review what was added")
     parser.add_argument("--batch-size", type=positive, default=4, help="images per forward pass")

@@ -1,7 +1,7 @@
 """Labels images with a detector: new annotations for a folder, or the missing classes of a data set."""
 
 import os
-import shutil
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from detection.core import distributed
 from detection.core.errors import UserError
-from detection.core.files import make_folder
+from detection.core.files import UNFINISHED, make_folder
 from detection.core.outputs import check_outputs
 from detection.core.text import text_table
 from detection.data.annotations import Annotations
@@ -40,7 +40,7 @@ class LabelOptions:
         score: boxes with at least this score become annotations.
         ignore_score: boxes between this score and `score` become crowd regions.
         class_list: see `merge_classes`.
-        transfer: "copy", "link" (symbolic links) or "none"; None: "link" for YOLO, otherwise "none".
+        transfer: "copy", "link" (symbolic links), or for COCO "none"; None: "none" for COCO, otherwise "link".
     """
 
     format: str = "coco"
@@ -52,7 +52,7 @@ class LabelOptions:
 
     @property
     def image_transfer(self) -> str:
-        return self.transfer or ("link" if self.format == "yolo" else "none")
+        return self.transfer or ("none" if self.format == "coco" else "link")
 
 
 @dataclass
@@ -129,7 +129,9 @@ def label_images(
             f"images of {index.source} do not all lie below {index.images}: --transfer must be copy or link"
         )
     part = out.absolute().with_name(f"{out.absolute().name}.part{os.environ.get('RANK', '0')}")
-    check_outputs([part, *([page] if page else [])], [detector, index.source, index.images], force=force)
+    # A page in the new folder overwrites nothing.
+    outside = [page] if page and out.absolute() not in Path(page).absolute().parents else []
+    check_outputs([part, *outside], [detector, index.source, index.images], force=force)
     with distributed.session(device) as place:
         streams = min(4, torch.get_num_threads()) if place.type == "cpu" else 1
         predictor = Predictor(
@@ -149,7 +151,11 @@ def label_images(
             done = {image_id for images, _, _ in shares for image_id in images}
             results = [result for _, share, _ in shares for result in share]
             added = AddedBoxes.of(results, index, options.score, Path(detector).name)
-            summary = _write(index, done, classes, added, out, options, page)
+            index = index.part(np.flatnonzero([image_id in done for image_id in index.image_ids.tolist()]))
+            summary = _write(index, classes, added, out, options)
+            if page is not None:
+                Path(page).parent.mkdir(parents=True, exist_ok=True)
+                write_review_page(page, index, classes, added, options.score)
             summary.failed = [*unreadable, *(reason for _, _, reasons in shares for reason in reasons)]
         distributed.barrier()
         journal.remove()
@@ -164,8 +170,8 @@ def _check(out: Path, data: str | Path | None, source: str | Path | None, option
             f"expected: 0 <= --ignore-score <= --score <= 1, got: --ignore-score {options.ignore_score:g} and --score "
             f"{options.score:g}"
         )
-    if options.format == "yolo" and options.transfer == "none":
-        raise UserError("YOLO finds labels by the images' places: --transfer must be copy or link")
+    if options.format != "coco" and options.transfer == "none":
+        raise UserError(f"{options.format} needs the images beside the annotations: --transfer must be copy or link")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and not empty; give another --out, or remove it")
     make_folder(out.absolute().parent, "the folder of --out")
@@ -181,51 +187,35 @@ def _made_of(
         "config": predictor.config.model_dump(mode="json"),
         "annotations": index.fingerprint(),
         "images": str(Path(index.images).resolve()),
-        "classes": [list(classes.id_of_added.items()), options.ignore_score],
+        "classes": classes.id_of_added,
+        "ignore_score": options.ignore_score,
         "processes": distributed.world_size(),
     }
 
 
 def _write(
-    index: Annotations,
-    done: Collection[int],
-    classes: MergedClasses,
-    added: AddedBoxes,
-    out: Path,
-    options: LabelOptions,
-    page: str | Path | None,
+    index: Annotations, classes: MergedClasses, added: AddedBoxes, out: Path, options: LabelOptions
 ) -> LabelSummary:
-    good = np.flatnonzero([image_id in done for image_id in index.image_ids.tolist()])
-    if not len(good):
+    """Write the data set into a new folder, which then becomes `out`."""
+    if not len(index):
         raise UserError(f"no image of {index.source} could be processed")
-    index = index.part(good)
     split = split_of(Path(index.source)) if index.format == "coco" else "train"
     split = split if split in SPLITS else "train"
-    merged = merge_annotations(index, classes, added)
-    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    unfinished.mkdir()
-    if options.format == "coco":
-        notes = WRITERS["coco"]({split: index}, unfinished, options.image_transfer)
-        extend_coco(unfinished / f"{split}.json", classes, added)
-    else:
-        notes = WRITERS[options.format]({split: merged}, unfinished, options.image_transfer)
-    if page is not None:
-        write_review_page(page, merged, classes, added, options.score)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(unfinished, out)
+    place = out.absolute()
+    with tempfile.TemporaryDirectory(
+        dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED, ignore_cleanup_errors=True
+    ) as folder:
+        unfinished = Path(folder) / place.name
+        unfinished.mkdir()
+        if options.format == "coco":
+            notes = WRITERS["coco"]({split: index}, unfinished, options.image_transfer)
+            extend_coco(unfinished / f"{split}.json", classes, added)
+        else:
+            merged = merge_annotations(index, classes, added)
+            notes = WRITERS[options.format]({split: merged}, unfinished, options.image_transfer)
+        os.replace(unfinished, place)
     file = {"coco": f"{split}.json", "voc": f"ImageSets/Main/{split}.txt", "yolo": "data.yaml"}[options.format]
     keys = [f"data.{'val' if split == 'val' else 'train'}.annotations={out / file}"]
     if options.image_transfer == "none":
         keys.append(f"data.{'val' if split == 'val' else 'train'}.images={index.images}")
-    return LabelSummary(len(index), _counts(classes, added), len(index.boxes), notes=notes, keys=keys)
-
-
-def _counts(classes: MergedClasses, added: AddedBoxes) -> list[tuple[str, int, int, int]]:
-    counts = []
-    for name, number in classes.id_of_added.items():
-        of_class = added.category_ids == number
-        doubtful = int((of_class & added.doubtful).sum())
-        images = len(np.unique(added.image_ids[of_class]))
-        counts.append((name, int(of_class.sum()) - doubtful, doubtful, images))
-    return counts
+    return LabelSummary(len(index), added.counts(classes), len(index.boxes), notes=notes, keys=keys)

@@ -76,6 +76,16 @@ class AddedBoxes:
             source=source,
         )
 
+    def counts(self, classes: MergedClasses) -> list[tuple[str, int, int, int]]:
+        """For each added class (name, boxes, doubtful boxes, images with either)."""
+        counts = []
+        for name, number in classes.id_of_added.items():
+            of_class = self.category_ids == number
+            doubtful = int((of_class & self.doubtful).sum())
+            images = len(np.unique(self.image_ids[of_class]))
+            counts.append((name, int(of_class.sum()) - doubtful, doubtful, images))
+        return counts
+
 
 def _on_annotations(image_ids: np.ndarray, boxes: np.ndarray, data: Annotations) -> np.ndarray:
     """bool [m]: whether a box has an IoU above `SAME_OBJECT` with an annotation of its image, crowd regions excepted.

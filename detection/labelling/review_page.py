@@ -1,9 +1,11 @@
 """An HTML page with the boxes that a detector added to a data set."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from markupsafe import Markup
 
 from detection.core.boxes import xywh_to_xyxy
 from detection.core.errors import UserError
@@ -13,108 +15,96 @@ from detection.data.image_io import read_image
 from detection.inference.draw import class_color, draw_on
 from detection.labelling.merge import AddedBoxes, MergedClasses
 
-MOST_IMAGES = 120
-"""Of each gallery; the size of the page limits them further."""
+MOST_DOUBTFUL, SPREAD = 120, 40
+"""Images of the two galleries at most; the size of the page limits them further."""
 SIDE = 560
 """Pixels of the longer side of an image on the page."""
 DASH = 7
+"""Pixels."""
+GRAY = (150, 150, 150)
 
 
 def write_review_page(
-    path: str | Path, merged: Annotations, classes: MergedClasses, added: AddedBoxes, score: float
+    path: str | Path, data: Annotations, classes: MergedClasses, added: AddedBoxes, score: float
 ) -> None:
     """Write the page: counts, the most doubtful images, and images spread over the whole set.
 
     Args:
-        merged: the annotations with the added boxes.
+        data: the annotations without the added boxes.
         score: threshold between doubtful boxes and annotations.
 
     Raises:
         UserError: the page cannot be written.
     """
-    doubt = image_doubt(merged, added, score)
-    most = np.argsort(doubt, kind="stable")
-    most = most[np.isfinite(doubt[most])]
-    spread = np.unique(np.linspace(0, len(most) - 1, min(40, len(most))).astype(int))
-    by_image = np.flatnonzero(np.isfinite(doubt))
+    rows, doubts = image_doubt(data, added, score)
+    most = rows[np.argsort(doubts, kind="stable")][:MOST_DOUBTFUL]
+    spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(SPREAD, len(rows))).astype(int))]
+    counts = sorted(added.counts(classes), key=lambda count: -count[1] - count[2])
     sections = [
-        Section("Added boxes", [_count_table(classes, added)]),
+        Section("Added boxes", [table(("class", "boxes", "doubtful boxes", "images"), counts)]),
         Section(
             "Most doubtful images",
-            [_gallery(merged, added, most[:MOST_IMAGES])],
-            f"Images by their added box with the score nearest to {score:g}. Solid: added as annotation; dashed: "
-            "doubtful, ignored in training; gray: annotations of the data.",
+            [_gallery(data, classes, added, most)],
+            f"Sorted by the added box whose score is nearest to {score:g}. Solid: added as an annotation; dashed (and "
+            "? in the text): doubtful, ignored in training; gray: annotations of the data.",
         ),
-        Section("Images from the whole set", [_gallery(merged, added, by_image[spread])], "Evenly spread."),
+        Section("Images from the whole set", [_gallery(data, classes, added, spread)], "Evenly spread."),
     ]
-    subtitle = f"{len(merged)} images of {merged.source}, labelled with {added.source}"
+    subtitle = f"{len(data)} images of {data.source}, labelled with {added.source}"
     write_page(path, "Added labels", sections, subtitle=subtitle)
 
 
-def image_doubt(merged: Annotations, added: AddedBoxes, score: float) -> np.ndarray:
-    """float64 [n]: for each image the smallest distance of the score of an added box from the threshold; infinite for
-    images without added boxes."""
-    row_of = {int(image_id): row for row, image_id in enumerate(merged.image_ids)}
-    doubt = np.full(len(merged), np.inf)
+def image_doubt(data: Annotations, added: AddedBoxes, score: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images with added boxes, int64 [k], ascending; the smallest distance of the score of such a box from
+    `score`, float64 [k]."""
+    row_of = {int(image_id): row for row, image_id in enumerate(data.image_ids)}
+    doubt = np.full(len(data), np.inf)
     rows = np.array([row_of[i] for i in added.image_ids.tolist()], np.int64)
     np.minimum.at(doubt, rows, np.abs(added.scores - score))
-    return doubt
+    rows = np.unique(rows)
+    return rows, doubt[rows]
 
 
-def draw_labels(image: np.ndarray, merged: Annotations, row: int, added: AddedBoxes) -> np.ndarray:
+def draw_labels(
+    image: np.ndarray, data: Annotations, row: int, classes: MergedClasses, added: AddedBoxes
+) -> np.ndarray:
     """An RGB image of at most `SIDE` pixels with the annotations of the data (gray) and the added boxes."""
     scale = min(1.0, SIDE / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     canvas = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    mine = added.image_ids == merged.image_ids[row]
-    own = slice(merged.offsets[row], merged.offsets[row + 1] - int(mine.sum()))
-    boxes = xywh_to_xyxy(merged.boxes[own]) * scale
-    names = [merged.class_names[label - 1] for label in merged.labels[own]]
-    gray = [(150, 150, 150)] * len(boxes)
-    draw_on(canvas, {"boxes": boxes, "labels": merged.labels[own], "names": names, "colors": gray})
-    labels = np.searchsorted(merged.category_ids, added.category_ids[mine]) + 1
+    own = slice(data.offsets[row], data.offsets[row + 1])
+    boxes, labels = xywh_to_xyxy(data.boxes[own]) * scale, data.labels[own]
+    names = [data.class_names[label - 1] for label in labels]
+    draw_on(canvas, {"boxes": boxes, "labels": labels, "names": names, "colors": [GRAY] * len(boxes)})
+    mine = added.image_ids == data.image_ids[row]
     boxes, scores, doubtful = xywh_to_xyxy(added.boxes[mine]) * scale, added.scores[mine], added.doubtful[mine]
+    labels = np.searchsorted(classes.ids, added.category_ids[mine]) + 1
     for box, label in zip(boxes[doubtful], labels[doubtful], strict=True):
         _dashed_rectangle(canvas, box, class_color(int(label)))
-    sure = ~doubtful
-    names = [merged.class_names[label - 1] for label in labels[sure]]
-    draw_on(canvas, {"boxes": boxes[sure], "labels": labels[sure], "names": names, "scores": scores[sure]})
+    boxes, labels, scores = boxes[~doubtful], labels[~doubtful], scores[~doubtful]
+    names = [classes.names[label - 1] for label in labels]
+    draw_on(canvas, {"boxes": boxes, "labels": labels, "names": names, "scores": scores})
     return canvas
 
 
-def _gallery(merged: Annotations, added: AddedBoxes, rows: np.ndarray):  # type: ignore[no-untyped-def]
-    album = Album()
-    for row in rows.tolist():
-        name = str(merged.file_names[row])
+def _gallery(data: Annotations, classes: MergedClasses, added: AddedBoxes, rows: Iterable[int]) -> Markup:
+    album = Album(max_bytes=4_000_000)
+    name_of = dict(zip(classes.ids, classes.names, strict=True))
+    for row in rows:
+        name, size = str(data.file_names[row]), data.sizes[row].tolist()
         try:
-            image = read_image(Path(merged.images) / name)
-        except UserError:
+            image = read_image(Path(data.images) / name, (size[0], size[1]))
+        except UserError:  # it was there when the detector saw it
             continue
-        mine = added.image_ids == merged.image_ids[row]
-        drawn = draw_labels(image, merged, row, added)
-        album.add(drawn, f"{name}: {_boxes_in_words(merged, added, mine)}", max_side=SIDE)
+        mine = added.image_ids == data.image_ids[row]
+        columns = (added.category_ids[mine].tolist(), added.scores[mine].tolist(), added.doubtful[mine].tolist())
+        words = [
+            f"{name_of[number]} {score:.2f}{'?' if doubtful else ''}"
+            for number, score, doubtful in zip(*columns, strict=True)
+        ]
+        caption = f"{name}: {', '.join(words[:12])}{', …' if len(words) > 12 else ''}"
+        album.add(draw_labels(image, data, row, classes, added), caption, max_side=SIDE)
     return album.gallery(side=280)
-
-
-def _boxes_in_words(merged: Annotations, added: AddedBoxes, mine: np.ndarray) -> str:
-    label = np.searchsorted(merged.category_ids, added.category_ids[mine])
-    scores, doubtful = added.scores[mine], added.doubtful[mine]
-    words = [
-        f"{merged.class_names[i]} {score:.2f}{'?' if doubt else ''}"
-        for i, score, doubt in zip(label, scores, doubtful, strict=True)
-    ]
-    return ", ".join(words[:12]) + (", …" if len(words) > 12 else "")
-
-
-def _count_table(classes: MergedClasses, added: AddedBoxes):  # type: ignore[no-untyped-def]
-    rows = []
-    for name, number in classes.id_of_added.items():
-        of_class = added.category_ids == number
-        doubtful = int((of_class & added.doubtful).sum())
-        images = len(np.unique(added.image_ids[of_class]))
-        rows.append((name, int(of_class.sum()) - doubtful, doubtful, images))
-    rows.sort(key=lambda line: -line[1] - line[2])
-    return table(("class", "boxes", "doubtful boxes", "images"), rows)
 
 
 def _dashed_rectangle(canvas: np.ndarray, box: np.ndarray, color: tuple[int, int, int]) -> None:
