@@ -122,6 +122,10 @@ TrainSources = Annotated[
     Annotated[TrainSourceConfig, Tag(ONE)] | Annotated[list[TrainSourceConfig], Field(min_length=1), Tag(LIST)],
     Discriminator(_one_or_list),
 ]
+ValSources = Annotated[
+    Annotated[SourceConfig, Tag(ONE)] | Annotated[list[SourceConfig], Field(min_length=1), Tag(LIST)],
+    Discriminator(_one_or_list),
+]
 
 
 class AugmentConfig(Section):
@@ -159,7 +163,8 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     train: TrainSources
     """One set or a list of sets."""
-    val: SourceConfig
+    val: ValSources
+    """One set or a list of sets, each of which is evaluated."""
     classes: Annotated[list[str] | dict[str, list[str]] | None, BeforeValidator(_names_of_classes)] = None
     """Use only these classes of the data, or merge classes, like {vehicle: [car, bus]}; null: all classes."""
     batch_size: Positive = 16
@@ -198,12 +203,16 @@ class DataConfig(Section):
 
     @property
     def has_lists(self) -> bool:
-        """Whether `train` is a list, so that classes are matched by name."""
-        return isinstance(self.train, list)
+        """Whether `train` or `val` is a list, so that classes are matched by name."""
+        return isinstance(self.train, list) or isinstance(self.val, list)
 
     def train_sources(self) -> list[TrainSourceConfig]:
         """The sets of `train`, also if it is one."""
         return self.train if isinstance(self.train, list) else [self.train]
+
+    def val_sources(self) -> list[SourceConfig]:
+        """The sets of `val`, also if it is one."""
+        return self.val if isinstance(self.val, list) else [self.val]
 
     def sources(self, split: str) -> dict[str, SourceConfig]:
         """The sets of "train" or "val" by their keys: {"data.train": …}, or {"data.train.0": …, …} of a list."""

@@ -212,13 +212,16 @@ class DetectionDataset(Dataset):
         return ImageCache(shapes, self._read, where, key)
 
 
-def build_dataset(config: DetectionConfig, split: str) -> DetectionDataset:
+def build_dataset(config: DetectionConfig, split: str, number: int = 0) -> DetectionDataset:
     """Build the "train" (augmented) or "val" data set of a config, and check that its files exist.
+
+    Args:
+        number: which one of several sets of `data.val`.
 
     Raises:
         UserError: the annotation file, the image folder or a file named in it is missing or invalid.
     """
-    index = read_split(config.data, split)
+    index = read_split(config.data, split, number=number)
     augmentation = None
     if split == "train":
         if (index.labels[~index.crowd].size) == 0:

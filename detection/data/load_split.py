@@ -14,11 +14,16 @@ from detection.data.formats.detect_format import read_annotations
 from detection.data.image_io import regular_files
 
 
-def read_split(data: DataConfig, split: str, *, alone: bool = False, images: bool = True) -> Annotations:
+def read_split(
+    data: DataConfig, split: str, *, alone: bool = False, images: bool = True, number: int = 0
+) -> Annotations:
     """Read the annotations of `data.train` or `data.val`, select `data.classes`, and check that the images exist.
+
+    Several sets of `data.train` become one, see `combine`.
 
     Args:
         split: "train" or "val".
+        number: which one of several sets of `data.val`.
         alone: the other split need not be there. Classes of VOC, whose files tell no list of them, are then those
             of this split only, and what is absent of `data.classes` is passed over.
         images: whether it is checked that they are there.
@@ -27,6 +32,9 @@ def read_split(data: DataConfig, split: str, *, alone: bool = False, images: boo
         UserError: the annotations or the image folder are missing or invalid.
     """
     sources = data.sources(split)
+    if split == "val":
+        key = list(sources)[number]
+        sources = {key: sources[key]}
     parts = {key: _read(source, split) for key, source in sources.items()}
     if images:
         for key, part in parts.items():

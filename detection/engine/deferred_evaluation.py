@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from detection.checkpoint import read_checkpoint, save_checkpoint, section
-from detection.core.files import write_atomically
 from detection.engine.resume import section_errors
 from detection.engine.task import Task
 
@@ -71,9 +70,8 @@ class DeferredEvaluation:
     def save_best(self, numbers: Mapping[str, Any]) -> None:
         """Write best.pt and best_predictions.json of the weights that were evaluated."""
         content = read_checkpoint(self.path, self.task.format)
-        predictions = content.pop("results")
+        self.task.save_predictions(json.loads(content.pop("results")), self.path.parent, best=True)
         del content["record"]
-        write_atomically(self.path.with_name("best_predictions.json"), lambda file: file.write(predictions.encode()))
         save_checkpoint(self.path.with_name("best.pt"), {**content, "numbers": dict(numbers)})
 
 

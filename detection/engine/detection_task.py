@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from detection.core.device import memory_in_use, pick_device
 from detection.core.errors import UserError
 from detection.core.files import link_or_copy
 from detection.data.annotations import Annotations
-from detection.data.combine import class_ids
+from detection.data.combine import class_ids, set_names
 from detection.data.dataset import DetectionDataset, build_dataset
 from detection.data.load_split import check_known_classes, check_same_classes
 from detection.data.loader import BadImages, build_loader
@@ -32,7 +33,14 @@ from detection.engine.task import Task
 from detection.engine.trainer import Trainer
 from detection.engine.training_progress import TrainingProgress
 from detection.evaluation.background_scoring import BackgroundScoring
-from detection.evaluation.coco_evaluator import CocoEvaluator, Result, check_results, write_results
+from detection.evaluation.coco_evaluator import (
+    METRICS,
+    CocoEvaluator,
+    Evaluation,
+    Result,
+    check_results,
+    write_results,
+)
 from detection.evaluation.detect_dataset import detect_dataset, eval_loader
 from detection.evaluation.score import category_ids_of
 from detection.initial_weights import freeze_parts, load_initial_weights
@@ -46,14 +54,30 @@ TARGET_FIELDS = ("boxes", "labels", "ignored_boxes", "ignored_labels", "complete
 
 
 @dataclass
+class ValSet:
+    """A data set to evaluate on."""
+
+    name: str
+    annotations: Annotations
+    loader: DataLoader
+    backend: str
+
+    @cached_property
+    def evaluator(self) -> CocoEvaluator:
+        return CocoEvaluator(self.annotations, self.backend)
+
+
+@dataclass
 class DetectionTask(Task):
-    """Trains a detector, scored by COCO's AP. Its predictions are COCO results (`Result`)."""
+    """Trains a detector, scored by COCO's AP, of several val sets by the mean of theirs.
+
+    Its predictions are COCO results (`Result`), those of each val set in one list: [[…], […]], or […] for a single set.
+    """
 
     config: DetectionConfig
     device: torch.device
     classes: Classes
-    val_loader: DataLoader
-    val_annotations: Annotations
+    val_sets: list[ValSet]
 
     metric = "AP"
     zero_score_advice = (
@@ -63,6 +87,8 @@ class DetectionTask(Task):
 
     def __post_init__(self) -> None:
         self.background = self.config.eval.background
+        # What draws and tries a batch uses the first set.
+        self.val_loader, self.val_annotations = self.val_sets[0].loader, self.val_sets[0].annotations
 
     # ---- Training
 
@@ -90,45 +116,82 @@ class DetectionTask(Task):
 
     # ---- Evaluation
 
-    def predict(self, model: nn.Module) -> list[Result]:
-        category_ids = category_ids_of(self.classes, self.val_annotations)
-        own = detect_dataset(model, self.val_loader, category_ids, self.device, amp=self.config.train.amp)
-        return [result for results in distributed.gather(own) for result in results]
+    def val_batches(self) -> int:
+        return sum(len(val.loader) for val in self.val_sets)
 
-    @cached_property
-    def evaluator(self) -> CocoEvaluator:
-        return CocoEvaluator(self.val_annotations, self.config.eval.backend)
+    def predict(self, model: nn.Module) -> list[Any]:
+        found = []
+        for val in self.val_sets:
+            category_ids = category_ids_of(self.classes, val.annotations)
+            own = detect_dataset(model, val.loader, category_ids, self.device, amp=self.config.train.amp)
+            found.append([result for results in distributed.gather(own) for result in results])
+        return found if self._several else found[0]
 
-    def score(self, predictions: list[Result]) -> dict[str, Any]:
-        self.evaluator.reset()
-        self.evaluator.update(predictions)
-        return self.evaluator.compute().to_json()
+    @property
+    def _several(self) -> bool:
+        return isinstance(self.config.data.val, list)
 
-    def start_scoring(self, predictions: list[Result]) -> Callable[[], dict[str, Any]]:
-        scoring = BackgroundScoring(self.val_annotations, predictions, self.config.eval.backend)
-        return lambda: scoring.wait().to_json()
+    def _by_set(self, predictions: list[Any]) -> list[tuple[ValSet, list[Result]]]:
+        return list(zip(self.val_sets, predictions if self._several else [predictions], strict=True))
+
+    def score(self, predictions: list[Any]) -> dict[str, Any]:
+        evaluations = []
+        for val, results in self._by_set(predictions):
+            val.evaluator.reset()
+            val.evaluator.update(results)
+            evaluations.append(val.evaluator.compute())
+        return self._numbers(evaluations)
+
+    def start_scoring(self, predictions: list[Any]) -> Callable[[], dict[str, Any]]:
+        started = [BackgroundScoring(val.annotations, found, val.backend) for val, found in self._by_set(predictions)]
+        return lambda: self._numbers([scoring.wait() for scoring in started])
+
+    def _numbers(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+        """Of several sets: the mean of each metric over the sets where it is defined, and all numbers of each set."""
+        numbers = [evaluation.to_json() for evaluation in evaluations]
+        if not self._several:
+            return numbers[0]
+        mean: dict[str, Any] = {}
+        for metric in METRICS:
+            defined = [of_set[metric] for of_set in numbers if of_set[metric] is not None]
+            mean[metric] = sum(defined) / len(defined) if defined else None
+        return {**mean, "sets": {val.name: of_set for val, of_set in zip(self.val_sets, numbers, strict=True)}}
 
     def check_predictions(self, predictions: Any, source: str) -> None:
-        check_results(self.val_annotations, predictions, source)
+        if self._several and (not isinstance(predictions, list) or len(predictions) != len(self.val_sets)):
+            raise UserError(f"{source}: expected are detections of {len(self.val_sets)} val sets")
+        for val, results in self._by_set(predictions):
+            check_results(val.annotations, results, source)
 
     def score_text(self, numbers: Mapping[str, Any]) -> str:
         values = {key: math.nan if numbers[key] is None else numbers[key] for key in ("AP", "AP50", "AP75")}
-        return "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+        text = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+        aps = {name: of_set["AP"] for name, of_set in numbers.get("sets", {}).items()}
+        parts = [f"{name} {math.nan if ap is None else ap:.3f}" for name, ap in aps.items()]
+        return f"{text}  (AP of {', '.join(parts)})" if parts else text
 
     def resource_usage(self) -> dict[str, Any]:
         return {"memory_mb": memory_in_use()}
 
-    def save_predictions(self, predictions: list[Result], folder: Path) -> None:
-        write_results(folder / "predictions.json", predictions)
+    def save_predictions(self, predictions: list[Any], folder: Path, *, best: bool = False) -> None:
+        """predictions.json, or best_predictions.json; of a further val set predictions_NAME.json."""
+        for name, (_, results) in zip(self._prediction_files(), self._by_set(predictions), strict=True):
+            write_results(folder / f"{'best_' if best else ''}{name}", results)
 
-    def draw_predictions(self, predictions: list[Result]) -> np.ndarray:
+    def _prediction_files(self) -> list[str]:
+        names = [re.sub(r"[^\w.-]+", "_", val.name) for val in self.val_sets[1:]]
+        return ["predictions.json", *(f"predictions_{name}.json" for name in names)]
+
+    def draw_predictions(self, predictions: list[Any]) -> np.ndarray:
         dataset = self.val_loader.dataset
         assert isinstance(dataset, DetectionDataset)
-        return detections_grid(dataset, predictions, self.classes.ids, self.classes.names)
+        _, results = self._by_set(predictions)[0]
+        return detections_grid(dataset, results, self.classes.ids, self.classes.names)
 
     def save_best_extras(self, model: nn.Module, folder: Path) -> None:
         """Let best_predictions.json be a second name of predictions.json."""
-        link_or_copy(folder / "predictions.json", folder / "best_predictions.json")
+        for name in self._prediction_files():
+            link_or_copy(folder / name, folder / f"best_{name}")
 
     # ---- Descriptions
 
@@ -175,17 +238,22 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     """
     device = device or pick_device(config.device)
     seed_everything(config.seed, config.train.deterministic)
-    train_set, val_set = build_dataset(config, "train"), build_dataset(config, "val")
+    data = config.data
+    train_set = build_dataset(config, "train")
     log.info("train: %s", train_set.index.report())
-    log.info("val:   %s", val_set.index.report())
-    classes = _common_classes(config, train_set.index, val_set.index)
+    val_sets = []
+    for number, name in enumerate(set_names(data.val_sources())):
+        dataset = build_dataset(config, "val", number)
+        loader = eval_loader(dataset, config.eval.batch_size or data.batch_size, data.workers, device)
+        val_sets.append(ValSet(name, dataset.index, loader, config.eval.backend))
+        log.info("val:   %s", dataset.index.report())
+    classes = _common_classes(config, train_set.index, [val.annotations for val in val_sets])
 
     model = build_model(config, len(classes.names))
     if config.model.weights is not None:
         load_initial_weights(model, config, classes.names, config.model.weights)
     freeze_parts(model, config.model)
     _warn_of_random_weights(config)
-    data = config.data
     sampler = TrainBatchSampler(
         train_set.index.sizes,
         data.batch_size,
@@ -196,11 +264,10 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    val_loader = eval_loader(val_set, config.eval.batch_size or data.batch_size, data.workers, device)
     trainer = Trainer(
         config=config,
         device=device,
-        task=DetectionTask(config, device, classes, val_loader, val_set.index),
+        task=DetectionTask(config, device, classes, val_sets),
         model=model,
         objective=model,
         sampler=sampler,
@@ -211,8 +278,8 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     return trainer
 
 
-def _common_classes(config: DetectionConfig, train: Annotations, val: Annotations) -> Classes:
-    """The classes to train, with val's ids, in which results are scored.
+def _common_classes(config: DetectionConfig, train: Annotations, vals: Sequence[Annotations]) -> Classes:
+    """The classes to train, with ids of the first set of val with the class, in which results are scored.
 
     Raises:
         UserError: val has other classes, or the detector cannot be trained on incomplete annotations.
@@ -231,10 +298,11 @@ def _common_classes(config: DetectionConfig, train: Annotations, val: Annotation
             f"classes that all sets have with data.classes ({'; '.join(train.notes)})"
         )
     if not config.data.has_lists:
-        check_same_classes(train, val)
+        check_same_classes(train, vals[0])
         return Classes(train.class_names, tuple(train.category_ids.tolist()))
-    check_known_classes(train, val)
-    return Classes(train.class_names, class_ids(train.class_names, [val, train]))
+    for val in vals:
+        check_known_classes(train, val)
+    return Classes(train.class_names, class_ids(train.class_names, [*vals, train]))
 
 
 def _warn_of_random_weights(config: DetectionConfig) -> None:

@@ -60,5 +60,5 @@ def _expected_time(trainer: Trainer, step_seconds: float, val_batch_seconds: flo
     if train.minutes is not None:
         return f"{train.minutes:g} min by train.minutes, about {int(60 * train.minutes / step_seconds)} steps"
     steps = len(trainer.sampler) * train.epochs
-    evaluations = train.epochs // train.eval_every * len(trainer.task.val_loader) * val_batch_seconds
+    evaluations = train.epochs // train.eval_every * trainer.task.val_batches() * val_batch_seconds
     return f"{duration(steps * step_seconds + evaluations)} ({steps} steps and the evaluations)"

@@ -38,6 +38,7 @@ WRITTEN_BY_TRAINING = (
     "train.log",
     "predictions.json",
     "best_predictions.json",
+    "best_predictions_*.json",
     "train_batch.jpg",
     "val_detections.jpg",
     "report.html",

@@ -58,6 +58,10 @@ class Task(Protocol):
 
     # ---- Evaluation
 
+    def val_batches(self) -> int:
+        """Batches of an evaluation in this process."""
+        return len(self.val_loader)
+
     def predict(self, model: nn.Module) -> Any:
         """Predictions on the whole validation set, the same in each process; each computes its part of them."""
         ...
@@ -74,8 +78,8 @@ class Task(Protocol):
         """More values for the line in metrics.jsonl, measured after `predict`."""
         return {}
 
-    def save_predictions(self, predictions: Any, folder: Path) -> None:
-        """Write the predictions of the last evaluation into the run's folder."""
+    def save_predictions(self, predictions: Any, folder: Path, *, best: bool = False) -> None:
+        """Write the predictions of the last evaluation, or of that of best.pt, into the run's folder."""
         return
 
     def draw_predictions(self, predictions: Any) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.checkpoint import Classes
-from detection.config import EVAL_BACKENDS, DetectionConfig, SourceConfig
+from detection.config import EVAL_BACKENDS, DataConfig, DetectionConfig, SourceConfig
 from detection.core import distributed
 from detection.core.errors import UserError
 from detection.core.extras import BACKENDS, require, require_for_file
@@ -39,7 +39,8 @@ def score_checkpoint(
     resume: bool = False,
     force: bool = False,
 ) -> Evaluation | None:
-    """Detect on every image of the annotations (default: the checkpoint's `data.val`), score, print the table.
+    """Detect on every image of the annotations (default: the checkpoint's `data.val`, of a list its first set), score,
+    print the table.
 
     Under torchrun the processes share the images, and the first one scores.
 
@@ -59,13 +60,14 @@ def score_checkpoint(
     require_for_file(checkpoint)
     config = detector_config(checkpoint, overrides, adapter)
     require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
-    if annotations is None and config.data.val.annotations == NO_DATA:
+    own_val = config.data.val_sources()[0]
+    if annotations is None and own_val.annotations == NO_DATA:
         raise UserError(f"{checkpoint} is a file of another project, without a val set: name the data with --data")
-    source = _source(annotations, images, config.data.val)
+    source = _source(annotations, images, own_val)
     index = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
     # Without overrides the config is the checkpoint's own: large files are not read twice.
     own = config if not overrides or predictions_file else detector_config(checkpoint, adapter=adapter)
-    path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source, own.data.val)
+    path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source, own.data)
     part = path.with_name(f"{path.name}.part{os.environ.get('RANK', '0')}")
     outputs: list[str | Path] = [path, part, *([json_file] if json_file else [])]
     inputs = [checkpoint, Path(checkpoint).with_suffix(".bin"), index.source, source.annotations, index.images]
@@ -99,10 +101,10 @@ def score_checkpoint(
         return evaluation
 
 
-def predictions_path(checkpoint: str | Path, source: SourceConfig, own: SourceConfig) -> Path:
-    """predictions.json beside the checkpoint, for the val set `own` that it was trained with; predictions_DATA.json
-    for other data, so that the detections that the training left stay."""
-    names = [(os.path.realpath(one.annotations), one.split or "val") for one in (source, own)]
+def predictions_path(checkpoint: str | Path, source: SourceConfig, own: DataConfig) -> Path:
+    """predictions.json beside the checkpoint, for the (first) val set of `own` that it was trained with;
+    predictions_DATA.json for other data, so that the detections that the training left stay."""
+    names = [(os.path.realpath(one.annotations), one.split or "val") for one in (source, own.val_sources()[0])]
     if names[0] == names[1]:
         return Path(checkpoint).with_name(RUN_PREDICTIONS)
     split = f"_{source.split}" if source.split else ""

@@ -191,7 +191,9 @@ def _saved_analysis(folder: Path, index: Annotations, numbers: dict[str, Any]) -
                 continue
             raise
         analysis = analyze(index, results)
-        ap, expected = analysis.matches.evaluation.numbers["AP"], numbers.get("AP")
+        # Of several val sets, the report is about the first one.
+        of_set = next(iter(numbers["sets"].values())) if numbers.get("sets") else numbers
+        ap, expected = analysis.matches.evaluation.numbers["AP"], of_set.get("AP")
         if not numbers or (math.isnan(ap) and expected is None) or (expected is not None and abs(ap - expected) < 1e-6):
             return analysis, str(path)
     return None, ""

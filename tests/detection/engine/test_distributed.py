@@ -13,6 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, run_seed, tiny_raw, write_coco
 from processes import ToolProcess
+from small_sets import write_part
 
 from backbones import build_backbone
 from detection import UserError
@@ -93,8 +94,10 @@ def test_a_detector_trains_on_two_processes_and_resumes(tmp_path, tool):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, tool, accumulate):
+@pytest.mark.parametrize(
+    "accumulate, sets", [(1, 1), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
+def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, tool, accumulate, sets):
     """Twenty steps end at the same weights, losses and AP. Batch norms are frozen: each process has its own half of the
     batch, which SyncBatchNorm (CUDA alone) would put together.
 
@@ -111,6 +114,12 @@ def test_two_processes_train_as_one_does_with_the_same_global_batch(tmp_path, to
     torch.save(pretrained, tmp_path / "backbone.pth")
     raw = tiny_raw(tmp_path / "data", tmp_path / "one")
     raw["model"]["backbone"] |= {"weights": str(tmp_path / "backbone.pth"), "freeze_bn": True}
+    if sets == 2:  # three images of the first in each epoch, and five of the second
+        halves = ("disc", slice(0, None, 2), 0.75), ("square", slice(1, None, 2), 1.25)
+        raw["data"]["train"] = [
+            {"annotations": write_part(tmp_path / "data", f"{name}s", [name], half), "weight": weight}
+            for name, half, weight in halves
+        ]
     batch = 4 // accumulate
     raw["data"] |= {"batch_size": batch, "augment": {"scale": [0.8, 1.2], "mosaic": 0.3}}
     # Slow steps: fast ones let the last digit, in which sums of another order differ, grow a hundredfold in five steps.
