@@ -82,7 +82,7 @@ def read_weights(weights: str | os.PathLike[str], name: str, width: float) -> tu
     framework = None
     try:
         if path.suffix == ".safetensors":
-            content = _read_safetensors(path)
+            content, _ = read_safetensors(path)
         elif path.suffix == ".pdparams":
             framework, content = "PaddlePaddle", read_pdparams(path)
         elif path.suffix == ".ckpt" and is_mindspore(path):
@@ -119,8 +119,13 @@ def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
     return state_dict
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a .safetensors file, on the CPU, and its metadata.
+
+    Raises:
+        UnreadableFile, OSError: it is not such a file, it is damaged, or it is too large.
+    """
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     size = check_size(path)
@@ -129,7 +134,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if header > min(size, MAX_ZIP_DIRECTORY):
         raise UnreadableFile("it is not a safetensors file, or it is truncated")
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+        return load_file(path), metadata
     except SafetensorError as error:
         raise UnreadableFile(f"it is not a safetensors file, or it is damaged ({error})") from error
 

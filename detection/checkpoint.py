@@ -19,6 +19,7 @@ from detection.config import DetectionConfig
 from detection.config_io import parse_config
 from detection.core.errors import UserError
 from detection.core.files import hard_link, open_regular_file, shown, write_atomically
+from detection.weights_file import read_weights_file
 
 FORMAT = "ghostnet-detection/1"
 
@@ -94,7 +95,8 @@ def keep_previous(path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
-    """Read onto the CPU, without running anything in it; see `backbones.torch_files`.
+    """Read a checkpoint, or a .safetensors file of `detection.weights_file`, onto the CPU, without running anything in
+    it; see `backbones.torch_files`.
 
     Returns:
         The sections, each of which is what `SECTIONS` says. Any may be missing, see `section`.
@@ -108,7 +110,7 @@ def read_checkpoint(path: str | Path, expected: str = FORMAT) -> dict[str, Any]:
         raise UserError(f"checkpoint {shown(path)} does not exist")
     open_regular_file(path, "checkpoint").close()
     try:
-        content = read_torch_file(path)
+        content: Any = read_weights_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except (OSError, UnreadableFile) as error:
         previous, best = path.with_name("previous.pt"), path.with_name("best.pt")
         hint = f"; {best} is there too" if best != path and best.exists() else ""

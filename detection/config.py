@@ -23,7 +23,8 @@ class BackboneConfig(Section):
     name: str = "ghostnet"
     width: Annotated[float, Field(gt=0)] = 1.0
     weights: PathText | None = None
-    """None (random), a file (.pth, .safetensors, PaddleClas's .pdparams, MindCV's .ckpt), "timm", or "torchvision"."""
+    """None (random), a file (.pth, .safetensors, PaddleClas's .pdparams, MindCV's .ckpt), "zoo" (weights that come with
+    the toolkit), "timm", or "torchvision"."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """Pretrained layers that are not trained: 0 none, 1 up to c2, … 4 all. Ignored, with a warning, without weights."""
     freeze_bn: bool = False
@@ -51,7 +52,8 @@ class GhostifyConfig(Section):
 class ModelConfig(Section):
     detector: Literal["retinanet", "faster_rcnn", "ghostdet"] = "retinanet"
     weights: PathText | None = None
-    """Detector to start from: a checkpoint of this toolkit. Its classes are matched by name. It includes a backbone, so
+    """Detector to start from: a checkpoint, the name of a detector that comes with the toolkit (`ghostdet models` lists
+    them), or hf:OWNER/NAME. Its classes are matched by name. It includes a backbone, so
     `backbone.weights` is not read."""
     freeze: list[Literal["backbone", "neck"]] = []
     """Pretrained parts that are not trained, batch-norm statistics included. Ignored, with a warning, without
@@ -328,5 +330,5 @@ class DetectionConfig(BaseConfig):
 Schema = TypeVar("Schema", bound=BaseConfig)
 
 
-PUBLISHED = ("timm", "torchvision", "pretrained")
+PUBLISHED = ("timm", "torchvision", "pretrained", "zoo")
 """Values of `weights` that are not files."""

@@ -12,6 +12,7 @@ DIVISOR = 32
 """Detectors pad images to multiples of this (`NormalizeAndBatch`)."""
 PYTORCH = ("eager", "channels_last", "compile", "cuda_graph")
 BACKENDS = (*PYTORCH, "onnxruntime", "openvino")
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
 EXPORTED = {".onnx": "onnxruntime", ".xml": "openvino", ".torchscript": "torchscript", ".pt2": "torch_export"}
 """Suffix of an exported file -> its backend."""
 PEERS = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn_v2")
@@ -25,7 +26,7 @@ class Settings:
     """Settings of a latency benchmark.
 
     Attributes:
-        targets: configs (.yaml), checkpoints (.pt, .pth) and exported files (see `EXPORTED`), in table order.
+        targets: configs (.yaml), checkpoints (see `CHECKPOINTS`) and exported files (see `EXPORTED`), in table order.
         peers: add torchvision's detectors (`PEERS`).
         backends: of configs, checkpoints and peers. None: all; those that cannot run get a row with the reason.
         batches: batch sizes.
@@ -79,12 +80,12 @@ def kind_of(target: str) -> str:
     """ "config", "checkpoint" or "exported". Raises UserError for a missing file or one of another kind."""
     path = Path(target)
     suffix = path.suffix.lower()
-    kind = {".yaml": "config", ".yml": "config", ".pt": "checkpoint", ".pth": "checkpoint"}.get(suffix)
-    kind = kind or ("exported" if suffix in EXPORTED else None)
+    kinds = {"config": (".yaml", ".yml"), "checkpoint": CHECKPOINTS, "exported": EXPORTED}
+    kind = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), None)
     if kind is None:
         hint = "; for the cost of a backbone use --cost" if not suffix else ""
         raise UserError(
-            f"{target} is neither a config (.yaml) nor a checkpoint (.pt, .pth) nor an exported file "
+            f"{target} is neither a config (.yaml) nor a checkpoint ({', '.join(CHECKPOINTS)}) nor an exported file "
             f"({', '.join(EXPORTED)}){hint}"
         )
     # `load_config` reports a missing config with the closest name.

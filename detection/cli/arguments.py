@@ -12,6 +12,7 @@ from detection.config import PUBLISHED
 from detection.core.commands import runs_script
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
+from detection.zoo.names import find_detector
 
 # Help texts name the scripts of a checkout; where the command `ghostdet` shows them, they name that.
 _SCRIPT_TO_COMMAND = (
@@ -139,6 +140,12 @@ def existing_file(text: str, hint: str = "") -> str:
         raise UserError(f"{shown(path)} does not exist: {hint}")
     open_regular_file(path).close()
     return path
+
+
+def existing_detector(text: str) -> str:
+    """As `existing_file`, for a checkpoint or an exported file, or what `detection.zoo.names.find_detector` finds by
+    name."""
+    return existing_file(find_detector(os.path.expanduser(text)))
 
 
 def existing_path(text: str, hint: str = "") -> str:

@@ -14,6 +14,7 @@ from detection.config_io import load_config
 from detection.core.errors import UserError
 from detection.core.extras import WRITERS, require, require_for_file
 from detection.core.outputs import check_outputs, write_output
+from detection.zoo.names import detector_names, find_detector
 
 NEEDED = {"onnxruntime": WRITERS["onnx"], "openvino": WRITERS["openvino"]}
 """Backend -> the packages that make its files and run them."""
@@ -128,7 +129,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     cost.add_argument("--layers", action="store_true", help="also a row for each layer")
     args = parser.parse(arguments)
-    args.networks = list(map(existing_or_shipped, args.networks))
+    args.networks = [
+        find_detector(name) if name in detector_names() else existing_or_shipped(name) for name in args.networks
+    ]
     if args.cost is None and not (args.networks or args.peers):
         parser.error("name a NETWORK to be timed, or one of --peers --cost")
     if args.cost is not None:

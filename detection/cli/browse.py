@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from detection.cli.arguments import ToolParser, existing_path
+from detection.cli.arguments import ToolParser, existing_detector
 from detection.config_io import load_config
 from detection.core.extras import require_for_file
 from detection.data.source_paths import check_source_paths
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=4, help="number of batches to write")
     parser.add_argument("--first", type=int, default=0, help="first batch, counted from 0 over all epochs")
     parser.add_argument(
-        "--checkpoint", type=existing_path, metavar="FILE", help="detect with this checkpoint or exported file"
+        "--checkpoint", type=existing_detector, metavar="FILE", help="detect with this checkpoint or exported file"
     )
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of a detection")
     parser.add_argument("--out", default="browse", metavar="DIR", help="output folder")

@@ -4,7 +4,7 @@ import glob
 import sys
 from collections.abc import Sequence
 
-from detection.cli.arguments import ToolParser, existing_file, existing_path
+from detection.cli.arguments import ToolParser, existing_detector, existing_path
 from detection.core.extras import require, require_for_file
 
 EXAMPLE = """\
@@ -25,7 +25,9 @@ annotated copy is smaller; boxes in the JSON are in pixels of the original.
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = ToolParser("detect", __doc__, EXAMPLE)
     parser.add_argument(
-        "checkpoint", type=existing_file, help="best.pt or last.pt of a run, or a file from tools/export.py"
+        "checkpoint",
+        type=existing_detector,
+        help="best.pt or last.pt of a run, a file from tools/export.py, or a name (tools/models.py)",
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder, glob, video, camera index or URL")
     parser.add_adapter()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from detection.cli.arguments import ToolParser, existing_file, existing_path, split_overrides
+from detection.cli.arguments import ToolParser, existing_detector, existing_file, existing_path, split_overrides
 from detection.config import EVAL_BACKENDS
 from detection.core.errors import UserError
 from detection.core.extras import BACKENDS, require, require_for_file
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_force()
     args = parser.parse(arguments)
     checkpoints, overrides = split_overrides(args.arguments)
-    checkpoints = list(map(existing_file, checkpoints))
+    checkpoints = list(map(existing_detector, checkpoints))
     if args.backend is not None:
         overrides.append(f"eval.backend={args.backend}")
     if len(checkpoints) > 1:

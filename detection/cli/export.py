@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from detection.cli.arguments import ToolParser, existing_file, split_overrides
+from detection.cli.arguments import ToolParser, existing_detector, split_overrides
 from detection.cli.export_options import parse_batch, parse_canvas_size
 from detection.core.extras import WRITERS, require
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoints, overrides = split_overrides(args.arguments)
     if len(checkpoints) != 1:
         parser.error(f"one checkpoint is expected, not {len(checkpoints)}: {' '.join(checkpoints)}")
-    checkpoint = existing_file(checkpoints[0])
+    checkpoint = existing_detector(checkpoints[0])
     require(f"--format {args.format}", *WRITERS.get(args.format, ()))
     batch, size = parse_batch(args.batch), parse_canvas_size(args.size)
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from detection.cli.arguments import ToolParser, existing_file, existing_path, positive
+from detection.cli.arguments import ToolParser, existing_detector, existing_path, positive
 from detection.core.extras import require_for_file
 
 EXAMPLE = """\
@@ -23,7 +23,7 @@ exit code: 0; 1 where images could not be read (each is named, and left out); 2 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = ToolParser("label", __doc__, EXAMPLE)
-    parser.add_argument("detector", metavar="DETECTOR", type=existing_file, help="checkpoint or exported file")
+    parser.add_argument("detector", metavar="DETECTOR", type=existing_detector, help="checkpoint or exported file")
     parser.add_argument(
         "source",
         metavar="SOURCE",

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "export a checkpoint to ONNX, OpenVINO, TorchScript or torch.export",
     "quantize": "write smaller files of a detector (fp16, int8)",
     "benchmark": "time detectors side by side, or count parameters and multiply-adds",
+    "models": "list the detectors that come with the toolkit",
     "report": "write an HTML report about a run, or about two",
     "check_data": "check a dataset before training",
     "convert_data": "convert a dataset between COCO, Pascal VOC and YOLO, or split it",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from detection.cli.arguments import ToolParser, existing_file, existing_source, split_overrides
+from detection.cli.arguments import ToolParser, existing_detector, existing_source, split_overrides
 from detection.core.errors import UserError
 from detection.core.extras import require_for_quantization
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("calibration_images", "val_images", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    checkpoint = existing_file(checkpoints[0])
+    checkpoint = existing_detector(checkpoints[0])
     calibration = list(map(existing_source, args.calibration))
     require_for_quantization(args.format, args.precision)
 

@@ -9,6 +9,7 @@ from detection.core.errors import UserError
 
 EXTRAS = {
     "faster_coco_eval": "fast-eval",
+    "huggingface_hub": "hub",
     "nncf": "quantize",
     "norfair": "track",
     "onnx": "onnx",

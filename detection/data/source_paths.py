@@ -7,6 +7,7 @@ from detection.config import PUBLISHED, DetectionConfig
 from detection.core.errors import UserError
 from detection.core.files import open_regular_file, shown
 from detection.data.formats.detect_format import images_folder
+from detection.zoo.names import find_detector
 
 
 def check_source_paths(
@@ -29,7 +30,7 @@ def check_source_paths(
                 way = "" if source.images else f"; if the images are in another one, name it with {key}.images=…"
                 raise UserError(f"{key}.images: folder {shown(folder)} does not exist{way}")
     if weights and config.model.weights is not None:
-        open_regular_file(config.model.weights, "model.weights: checkpoint").close()
+        open_regular_file(find_detector(config.model.weights), "model.weights: checkpoint").close()
     elif weights:
         check_weights_file(config.model.backbone.weights, "model.backbone.weights")
 

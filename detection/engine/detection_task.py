@@ -46,6 +46,7 @@ from detection.evaluation.score import category_ids_of
 from detection.initial_weights import freeze_parts, load_initial_weights
 from detection.models.build import build_model
 from detection.runtime.pytorch import predict_batch
+from detection.zoo.names import find_detector
 
 log = logging.getLogger("detection")
 
@@ -251,7 +252,7 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
 
     model = build_model(config, len(classes.names))
     if config.model.weights is not None:
-        load_initial_weights(model, config, classes.names, config.model.weights)
+        load_initial_weights(model, config, classes.names, find_detector(config.model.weights))
     freeze_parts(model, config.model)
     _warn_of_random_weights(config)
     sampler = TrainBatchSampler(

@@ -22,6 +22,7 @@ from detection.evaluation.detect_dataset import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
 from detection.runtime.adapter import NO_DATA
 from detection.runtime.pytorch import detector_config, load_detector, own_resize
+from detection.zoo.names import output_folder
 
 RUN_PREDICTIONS = "predictions.json"
 """Of the last evaluation on the run's own val set, beside its checkpoint."""
@@ -105,10 +106,11 @@ def predictions_path(checkpoint: str | Path, source: SourceConfig, own: DataConf
     """predictions.json beside the checkpoint, for the (first) val set of `own` that it was trained with;
     predictions_DATA.json for other data, so that the detections that the training left stay."""
     names = [(os.path.realpath(one.annotations), one.split or "val") for one in (source, own.val_sources()[0])]
+    folder = output_folder(checkpoint)
     if names[0] == names[1]:
-        return Path(checkpoint).with_name(RUN_PREDICTIONS)
+        return folder / RUN_PREDICTIONS
     split = f"_{source.split}" if source.split else ""
-    return Path(checkpoint).with_name(f"predictions_{Path(source.annotations).resolve().stem}{split}.json")
+    return folder / f"predictions_{Path(source.annotations).resolve().stem}{split}.json"
 
 
 def _made_of(checkpoint: str | Path, config: DetectionConfig, index: Annotations) -> dict[str, Any]:

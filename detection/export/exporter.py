@@ -33,6 +33,7 @@ from detection.models.retinanet import GhostRetinaNet
 from detection.runtime.exported import ExportedDetector, open_exported
 from detection.runtime.metadata import MAX_SIDE, MIN_CANVAS_STRIDES, OUTPUTS, Metadata
 from detection.runtime.pytorch import load_detector
+from detection.zoo.names import output_folder
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript", "torch_export": ".pt2"}
 """Format -> suffix of its files."""
@@ -266,7 +267,7 @@ def describe_metadata(metadata: Metadata) -> list[str]:
 
 def _out_path(checkpoint: str | Path, file_format: str, out: str | Path | None) -> Path:
     suffix = FORMATS[file_format]
-    path = Path(checkpoint).with_suffix(suffix) if out is None else Path(out)
+    path = output_folder(checkpoint) / Path(checkpoint).with_suffix(suffix).name if out is None else Path(out)
     if path.suffix.lower() != suffix:
         raise UserError(f"--out {path}: a file of format {file_format} must end in {suffix}")
     return path

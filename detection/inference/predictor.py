@@ -17,6 +17,7 @@ from detection.core.text import did_you_mean
 from detection.data.image_io import decode_image, read_image
 from detection.data.transforms import resize, to_original, to_tensor
 from detection.runtime.pytorch import load_detector, own_resize, predict_batch
+from detection.zoo.names import find_detector
 
 Detections = dict[str, Any]
 DIRECT_MODES = ("1", "L", "LA", "RGB", "RGBA")
@@ -56,7 +57,8 @@ class Predictor:
     >>> found["names"], found["boxes"]
 
     Args:
-        path: a checkpoint (best.pt or last.pt), or an exported file.
+        path: a checkpoint (best.pt or last.pt), an exported file, the name of a detector that comes with the toolkit
+            (`tools/models.py` lists them), or hf:OWNER/NAME.
         device: "cpu", "cuda", "cuda:N", or None for CUDA if it is available.
         score_threshold: in [0, 1]; detections below it are not returned.
         classes: names of the classes to return; None: all.
@@ -88,7 +90,7 @@ class Predictor:
             torch.set_num_threads(max(1, torch.get_num_threads() // num_streams))
         self.device = pick_device(device or "auto")
         self.model, self.config, self.classes = load_detector(
-            path, self.device, score_threshold=score_threshold, adapter=adapter
+            find_detector(path), self.device, score_threshold=score_threshold, adapter=adapter
         )
         self._resize = own_resize(self.model)
         self.labels = None if classes is None else {self._label(name) for name in classes}

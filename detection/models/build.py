@@ -5,7 +5,7 @@ import logging
 from torch import nn
 
 from backbones import Backbone, WeightsError, build_backbone
-from detection.config import DetectionConfig
+from detection.config import BackboneConfig, DetectionConfig
 from detection.core.errors import UserError
 from detection.core.limits import parameter_limit
 from detection.models.faster_rcnn import build_faster_rcnn
@@ -15,6 +15,7 @@ from detection.models.ghost_recipe import ghostify_detector, load_ghosted_backbo
 from detection.models.ghostdet import GhostDet
 from detection.models.postprocess_spec import PostprocessSpec
 from detection.models.retinanet import build_retinanet
+from detection.zoo.names import find_backbone
 
 log = logging.getLogger("detection")
 
@@ -47,7 +48,7 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
             body = build_backbone(
                 spec.backbone.name,
                 width=spec.backbone.width,
-                weights=None if load_later or spec.weights is not None else spec.backbone.weights,
+                weights=None if load_later or spec.weights is not None else _backbone_weights(spec.backbone),
                 frozen_stages=spec.backbone.frozen_stages,
                 freeze_bn=spec.backbone.freeze_bn,
             )
@@ -63,6 +64,10 @@ def build_model(config: DetectionConfig, num_classes: int) -> nn.Module:
     if load_later and spec.weights is None:
         load_ghosted_backbone(body, spec.backbone)
     return model
+
+
+def _backbone_weights(spec: BackboneConfig) -> str | None:
+    return find_backbone(spec.weights, spec.name, spec.width)
 
 
 def _build_detector(config: DetectionConfig, body: Backbone, num_classes: int) -> nn.Module:

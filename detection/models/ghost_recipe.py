@@ -11,6 +11,7 @@ from backbones.weights import load_weights, read_weights
 from detection.config import BackboneConfig, GhostifyConfig
 from detection.core.commands import command
 from detection.core.errors import UserError
+from detection.zoo.names import find_backbone
 
 
 def part_of(name: str) -> str:
@@ -84,7 +85,8 @@ def load_ghosted_backbone(body: Backbone, spec: BackboneConfig) -> None:
     if spec.weights is None:
         return
     try:
-        state_dict, source = read_weights(spec.weights, spec.name, spec.width)
+        weights = find_backbone(spec.weights, spec.name, spec.width) or ""
+        state_dict, source = read_weights(weights, spec.name, spec.width)
         if not any(key.endswith(".cheap.weight") for key in state_dict) and any(
             key.endswith(".cheap.weight") for key in body.state_dict()
         ):

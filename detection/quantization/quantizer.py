@@ -32,6 +32,7 @@ from detection.quantization.openvino import quantize_openvino
 from detection.runtime.exported import ExportedDetector
 from detection.runtime.metadata import METADATA_KEY, Metadata, parse_metadata
 from detection.runtime.openvino import import_openvino
+from detection.zoo.names import output_folder
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -78,7 +79,7 @@ def quantize_checkpoint(
         UserError: the checkpoint or the data cannot be read, an extra is missing, a pattern of `keep` matches nothing,
             or no int8 file is within `max_loss`.
     """
-    folder = Path(checkpoint).parent if out is None else Path(out)
+    folder = output_folder(checkpoint) if out is None else Path(out)
     require_for_quantization(formats, precisions)
     stem = Path(checkpoint).stem
     table = folder / f"{stem}.quantized.md"

@@ -8,7 +8,7 @@ from typing import Any
 
 from detection.benchmark.latency import measure_latency
 from detection.benchmark.latency_report import LatencyReport
-from detection.benchmark.settings import Settings
+from detection.benchmark.settings import CHECKPOINTS, Settings
 from detection.core.commands import command
 from detection.core.environment import describe_environment
 from detection.core.errors import UserError
@@ -77,7 +77,7 @@ def report_on_training(folder: Path) -> None:
 
 def _measure_latency(source: RunData) -> LatencyReport | None:
     """Measure the latency of the checkpoint in PyTorch; None if there is no checkpoint or the measurement fails."""
-    if source.checkpoint is None or source.config is None or source.checkpoint.suffix not in (".pt", ".pth"):
+    if source.checkpoint is None or source.config is None or source.checkpoint.suffix not in CHECKPOINTS:
         return None
     try:
         return measure_latency(
