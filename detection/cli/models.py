@@ -12,7 +12,7 @@ from detection.zoo.names import detector_names, find_detector
 
 EXAMPLE = """\
 examples:
-  python tools/models.py
+  python tools/models.py --json                            (with the names of all classes)
   python tools/detect.py ghostdet_small photo.jpg          (a name in place of a checkpoint)
   python tools/train.py CONFIG model.weights=ghostdet_small
 """
