@@ -46,6 +46,8 @@ IN_PLACE_OF = {
     " CONFIG": " configs/mine.yaml",
     "configs/demo.yaml": "configs/mine.yaml",
     "archive/": "holiday/",
+    "yolox_nano.onnx": "detector.onnx",  # a file of another project
+    "--adapter yolox": "--adapter detector.yaml",
     "/tmp/coco_like.json": "coco_like.json",
     "data.{train,val}.images=data/bccd/images ": "",  # a shell expands it; this is the default
     "data.{train,val}.images=$B/images ": "",
@@ -61,6 +63,7 @@ SHRUNK = {
     "pretrain": f"{TINY} data.size=32 data.batch_size=4",
     "evaluate": "",
     "detect": "",
+    "label": "",
     "check_data": "--workers 1",
     "convert_data": "",
     "report": "",
@@ -87,6 +90,8 @@ FAST = (
     "python tools/evaluate.py runs/mine/best.pt",
     "python tools/evaluate.py --predictions",
     "python tools/detect.py runs/mine/best.pt photo.jpg",
+    "python tools/label.py",
+    "python tools/evaluate.py detector.onnx",
     "python tools/convert_data.py",
 )
 # Once each, although several pages print some of them.

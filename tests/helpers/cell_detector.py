@@ -3,6 +3,7 @@
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -78,12 +79,12 @@ def _exported(layout: str, scale: float, size: tuple[int, int], any_batch: bool)
     return file.getvalue()
 
 
-def adapter_text(layout: str, **keys: str) -> str:
+def adapter_text(layout: str, names: Sequence[str] = NAMES, **keys: str) -> str:
     """The YAML of an adapter for the file; `keys` are further keys of the section `input`."""
     inputs = {"range": "1", "fit": "pad_right_bottom", "pad_value": "0", **keys}
     output = f"{{layout: {layout}{', strides: [32]' if layout == 'yolox' else ''}}}"
     listed = ", ".join(f"{name}: {value}" for name, value in inputs.items())
-    return f"classes: [{', '.join(NAMES)}]\ninput: {{{listed}}}\noutput: {output}\nscore_threshold: 0.05\n"
+    return f"classes: [{', '.join(names)}]\ninput: {{{listed}}}\noutput: {output}\nscore_threshold: 0.05\n"
 
 
 def draw_cells(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cell_detector import adapter_text, write_detector
 from conftest import write_coco
 from processes import ROOT
 from small_sets import save_image
@@ -16,6 +17,7 @@ PAGES = (
     "docs/training.md",
     "docs/evaluation.md",
     "docs/inference.md",
+    "docs/labelling.md",
     "docs/benchmarks.md",
     "docs/data.md",
     "docs/doctor.md",
@@ -136,6 +138,8 @@ def make_place(home: Path, trained: Path, best_onnx: Path) -> Path:
     save_image(data / "bccd" / "images" / "IMAGE.jpg", 64, 64).rename(data / "bccd" / "images" / "IMAGE")
     shutil.copytree(data / "cards" / "images", data / "person" / "images")
     write_video(place / "traffic.mp4", frames=4)
+    write_detector(place / "detector.onnx")
+    (place / "detector.yaml").write_text(adapter_text("yolov8", names=("square", "disc", "triangle")))
 
     return place
 

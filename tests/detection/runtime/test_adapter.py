@@ -8,12 +8,14 @@ import onnx
 import pytest
 import torch
 from cell_detector import NAMES, adapter_text, draw_cells, found_cells, write_detector
+from conftest import ROOT
 from run_tool import run
 
 from detection import Predictor, UserError
+from detection.config_check import valid_keys
 from detection.data.image_io import read_image
 from detection.runtime.adapted import InputResize, load_adapted, normalize
-from detection.runtime.adapter import InputConfig, find_adapter, read_adapter, shipped_adapters
+from detection.runtime.adapter import Adapter, InputConfig, find_adapter, read_adapter, shipped_adapters
 from detection.runtime.coco_classes import COCO_CLASSES
 from detection.runtime.pytorch import load_detector
 
@@ -276,3 +278,17 @@ def test_detect_with_an_adapter(tmp_path):
     assert done.code == 0, done
     found = json.loads((tmp_path / "found" / "a.json").read_text())["detections"]
     assert [one["name"] for one in found] == list(NAMES)
+
+
+def test_the_adapters_of_the_documentation(tmp_path):
+    """Each is read, and its table has every key."""
+    text = (ROOT / "docs" / "labelling.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    assert [read_adapter(adapter_file(tmp_path, block)).output.layout for block in blocks] == [
+        "yolox",
+        "yolov8",
+        "boxes",
+    ]
+    for key in valid_keys(Adapter):
+        short = key.rpartition(".")[2]
+        assert key in ("input", "output") or f"`{key}`" in text or f"`.{short}`" in text, key
