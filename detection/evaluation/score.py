@@ -20,7 +20,7 @@ from detection.data.load_split import read_split
 from detection.evaluation.coco_evaluator import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.detect_dataset import detect_batches, eval_loader
 from detection.evaluation.journal import Journal
-from detection.runtime.adapter import NO_DATA
+from detection.runtime.adapter import NO_DATA, Adapter, find_adapter
 from detection.runtime.pytorch import detector_config, load_detector, own_resize
 from detection.zoo.names import output_folder
 
@@ -82,7 +82,7 @@ def score_checkpoint(
         dataset = DetectionDataset(
             index, index.images, short_side=data.short_side, long_side=data.long_side, resize=own_resize(model)
         )
-        journal = Journal(part, _made_of(checkpoint, config, index), resume)
+        journal = Journal(part, _made_of(checkpoint, config, index, find_adapter(checkpoint, adapter)), resume)
         if journal.images:
             print(f"{len(journal.images)} images were done before")
         batch_size = config.eval.batch_size or data.batch_size
@@ -95,7 +95,7 @@ def score_checkpoint(
             write_results(path, results)
             evaluation = evaluate_results(index, results, config.eval.backend)
             print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
-            if not predictions_file and path.name != RUN_PREDICTIONS:
+            if not predictions_file and path.name != RUN_PREDICTIONS and own_val.annotations != NO_DATA:
                 print(f"(not to {RUN_PREDICTIONS}, which is of the val set that {checkpoint} was trained with)")
             _write_numbers(evaluation, json_file)
         journal.remove()
@@ -113,13 +113,16 @@ def predictions_path(checkpoint: str | Path, source: SourceConfig, own: DataConf
     return folder / f"predictions_{Path(source.annotations).resolve().stem}{split}.json"
 
 
-def _made_of(checkpoint: str | Path, config: DetectionConfig, index: Annotations) -> dict[str, Any]:
+def _made_of(
+    checkpoint: str | Path, config: DetectionConfig, index: Annotations, adapter: Adapter | None
+) -> dict[str, Any]:
     file = Path(checkpoint)
     return {
         "checkpoint": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
         "annotations": index.fingerprint(),
         "images": str(Path(index.images).resolve()),
         "config": config.model_dump(mode="json"),
+        "adapter": adapter and adapter.model_dump(mode="json"),
         "processes": distributed.world_size(),
     }
 

@@ -26,6 +26,7 @@ from detection.labelling.detect import detect_into_journal, folder_annotations
 from detection.labelling.extend_coco import extend_coco
 from detection.labelling.merge import CLASS_LISTS, AddedBoxes, MergedClasses, merge_annotations, merge_classes
 from detection.labelling.review_page import write_review_page
+from detection.runtime.adapter import find_adapter
 
 SPLITS = ("train", "val", "test")
 
@@ -142,7 +143,7 @@ def label_images(
             adapter=adapter,
         )
         classes = merge_classes(index, predictor.classes, options.classes, options.class_list)
-        journal = Journal(part, _made_of(detector, predictor, index, classes, options), resume)
+        journal = Journal(part, _made_of(detector, adapter, predictor, index, classes, options), resume)
         rows = range(len(index))[distributed.rank() :: distributed.world_size()]
         failed = detect_into_journal(predictor, index, rows, classes.id_of_added, journal, batch_size=batch_size)
         shares = distributed.gather((journal.images, journal.results, failed))
@@ -178,13 +179,19 @@ def _check(out: Path, data: str | Path | None, source: str | Path | None, option
 
 
 def _made_of(
-    detector: str | Path, predictor: Predictor, index: Annotations, classes: MergedClasses, options: LabelOptions
+    detector: str | Path,
+    adapter: str | Path | None,
+    predictor: Predictor,
+    index: Annotations,
+    classes: MergedClasses,
+    options: LabelOptions,
 ) -> dict[str, object]:
     """What the boxes in the journal depend on."""
-    file = Path(detector)
+    file, found = Path(detector), find_adapter(detector, adapter)
     return {
         "detector": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
         "config": predictor.config.model_dump(mode="json"),
+        "adapter": found and found.model_dump(mode="json"),
         "annotations": index.fingerprint(),
         "images": str(Path(index.images).resolve()),
         "classes": classes.id_of_added,
