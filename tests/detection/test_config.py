@@ -44,6 +44,17 @@ def test_shipped_configs_build_and_run(path):
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+@pytest.mark.parametrize("name", ["ghostdet_small", "ghostdet_nano"])
+def test_weights_of_the_zoo_fit_the_configs_for_own_data(name):
+    """A fine-tuning by configs/NAME.yaml starts from weights that configs/zoo/NAME.yaml trains."""
+    zoo, own = (load_config(CONFIGS[0].parent / folder / f"{name}.yaml") for folder in ("zoo", ""))
+    assert zoo.output_dir == f"runs/zoo/{name}" and zoo.model.backbone.weights is not None
+    zoo.model.backbone.weights = None
+    shapes = [{k: v.shape for k, v in build_model(config, 80).state_dict().items()} for config in (zoo, own)]
+    assert shapes[0] == shapes[1]
+    assert zoo.data.short_side == own.data.short_side == 320
+
+
 def test_there_is_a_config_for_each_row_of_the_papers_table():
     names = {p.stem for p in CONFIGS}
     for detector in ("retina", "faster_rcnn"):

@@ -20,9 +20,9 @@ from detection.doctor.near_duplicates import find_near_duplicates
 
 EXAMPLE = """\
 examples:
-  python tools/dev/zoo_data.py photos data/mirror data/zoo/photos --against data/*/val.json
-  python tools/dev/zoo_data.py filter data/person/train.json data/zoo/person --against data/*/val.json
-  python tools/dev/zoo_data.py check data/zoo/photos data/zoo/person/annotations.json --against data/*/val.json
+  python tools/dev/zoo_data.py photos data/mirror data/zoo/train/photos data/zoo/val/photos --against data/*/val.json
+  python tools/dev/zoo_data.py filter data/person/train.json data/zoo/train/person --against data/*/val.json
+  python tools/dev/zoo_data.py check data/zoo/train/photos --against data/*/val.json
 """
 REPOSITORIES = {
     "imagenette": "thunderInfy/imagenette",
@@ -53,21 +53,23 @@ def files_in_snapshot(git_dir: Path) -> Iterator[tuple[str, bytes]]:
             yield os.fsdecode(path), content
 
 
-def lay_out_photos(mirror: Path, out: Path, against: Sequence[Path]) -> str:
-    """Write OUT/{train,val}/NAME/*.jpg from the snapshots in `mirror`; val holds imagenette's own validation images.
+def lay_out_photos(mirror: Path, train: Path, val: Path, against: Sequence[Path]) -> str:
+    """Write TRAIN/NAME/*.jpg and VAL/NAME/*.jpg from the snapshots in `mirror`; VAL holds imagenette's own validation
+    images.
 
     Raises:
-        UserError: OUT exists; a snapshot is absent.
+        UserError: TRAIN or VAL exists; a snapshot is absent.
     """
-    if out.exists():
-        raise UserError(f"{out} exists; name another folder or remove it")
+    for out in (train, val):
+        if out.exists():
+            raise UserError(f"{out} exists; name another folder or remove it")
     snapshots = {name: mirror / repository.replace("/", "+") / "repo" for name, repository in REPOSITORIES.items()}
     absent = [REPOSITORIES[name] for name, path in snapshots.items() if not path.is_dir()]
     if absent:
         raise UserError(
             f"{mirror} has no snapshot of {', '.join(absent)}; expected is {next(iter(snapshots.values()))}"
         )
-    part = out.with_name(out.name + ".part")
+    part = train.with_name(train.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     for name, git_dir in snapshots.items():
         for path, content in progress_bar(files_in_snapshot(git_dir), name, None):
@@ -79,8 +81,13 @@ def lay_out_photos(mirror: Path, out: Path, against: Sequence[Path]) -> str:
     copies = find_copies(files, evaluation_files(against))
     for file in copies:
         os.remove(file)
-    part.rename(out)
-    return f"{out}: {len(files) - len(copies)} photographs; left out: {len(copies)} copies of evaluation images"
+    for split, out in (("train", train), ("val", val)):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        (part / split).rename(out)
+    part.rmdir()
+    return (
+        f"{train}, {val}: {len(files) - len(copies)} photographs; left out: {len(copies)} copies of evaluation images"
+    )
 
 
 def filter_dataset(source: Path, out: Path, against: Sequence[Path]) -> str:
@@ -166,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
     photos = commands.add_parser("photos", help="lay out the photographs of public snapshots")
     photos.add_argument("mirror", type=existing_path, help="folder with OWNER+REPOSITORY/repo, bare git repositories")
-    photos.add_argument("out", type=Path)
+    photos.add_argument("train", type=Path)
+    photos.add_argument("val", type=Path)
     filtered = commands.add_parser("filter", help="write a COCO data set without copies of evaluation images")
     filtered.add_argument("source", type=existing_file)
     filtered.add_argument("out", type=Path)
@@ -179,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     against = [Path(path) for path in args.against]
     if args.command == "photos":
-        print(lay_out_photos(Path(args.mirror), args.out, against))
+        print(lay_out_photos(Path(args.mirror), args.train, args.val, against))
     elif args.command == "filter":
         print(filter_dataset(Path(args.source), args.out, against))
     else:
