@@ -49,7 +49,7 @@ def versions(packages: Sequence[str]) -> str:
 
 def commit() -> str | None:
     """Of the checkout that this toolkit runs from, marked where files differ from it; None for an installed copy."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-// Detect objects in a picture with an exported file: onnxruntime-node, and a canvas that decodes the picture.
+// Detect objects in an image with an exported file: onnxruntime-node, and a canvas that decodes the image.
 //
 //     npm install && node detect.js detector.onnx photo.jpg
 
@@ -14,11 +14,11 @@ if (!file) {
 }
 try {
   const detector = await load(ort, await readFile(model));
-  const picture = await loadImage(file);
-  const context = createCanvas(picture.width, picture.height).getContext("2d");
-  context.drawImage(picture, 0, 0);
-  const image = context.getImageData(0, 0, picture.width, picture.height);
-  const boxes = await detect(ort, detector, image);
+  const image = await loadImage(file);
+  const context = createCanvas(image.width, image.height).getContext("2d");
+  context.drawImage(image, 0, 0);
+  const pixels = context.getImageData(0, 0, image.width, image.height);
+  const boxes = await detect(ort, detector, pixels);
   for (const found of boxes) console.log(JSON.stringify(found));
   if (!boxes.length) console.error("nothing found that scores above 0.3");
 } catch (error) {

@@ -1,4 +1,4 @@
-// The page: a picture or the camera in, boxes on a canvas, a table and a JSON file out.
+// The page: detects in an image or in camera frames; shows boxes on a canvas, a table, and a JSON file.
 // The detector is ?model=FILE, by default detector.onnx beside the page, or one that the user chooses.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
@@ -9,9 +9,9 @@ const canvas = element("canvas");
 const context = canvas.getContext("2d", { willReadFrequently: true });
 
 let detector = null;
-let picture = null; // {image, name, found}: RGBA without boxes, and all that was found in it
+let shown = null; // {image, name, found}: RGBA without boxes, and all detections in it
 let camera = null; // the MediaStream while it runs
-let running = Promise.resolve(); // a session takes one picture at a time
+let running = Promise.resolve(); // a session takes one image at a time
 
 function say(id, text, failed = false) {
   element(id).textContent = text;
@@ -25,28 +25,28 @@ async function useModel(name, bytes) {
     detector = await load(ort, bytes);
     const { names, short_side, long_side, score_threshold } = detector.meta;
     const some = names.slice(0, 8).join(", ") + (names.length > 8 ? ", …" : "");
-    const sides = `pictures scaled to ${short_side} px, the long side to at most ${long_side}`;
+    const sides = `images scaled to ${short_side} px, the long side to at most ${long_side}`;
     say("model", `${name}: ${names.length} classes (${some}); ${sides}; scores above ${score_threshold}`);
   } catch (error) {
     say("model", `${name} cannot be used: ${error.message}`, true);
   }
-  element("picture-file").disabled = element("camera").disabled = detector === null;
-  if (picture) await detectPicture();
+  element("image-file").disabled = element("camera").disabled = detector === null;
+  if (shown) await detectShown();
 }
 
-async function usePicture(file) {
+async function useImage(file) {
   stopCamera();
   let bitmap;
   try {
     // Upright by its EXIF orientation, colours as stored: as OpenCV reads it in Python.
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    say("status", `${file.name} is not a picture that this browser can read`, true);
+    say("status", `${file.name} is not an image that this browser can read`, true);
     return;
   }
-  picture = { image: pixels(bitmap, bitmap.width, bitmap.height), name: file.name };
+  shown = { image: pixels(bitmap, bitmap.width, bitmap.height), name: file.name };
   bitmap.close();
-  await detectPicture();
+  await detectShown();
 }
 
 /** Put a bitmap or video frame on the canvas and read it back as RGBA. */
@@ -57,9 +57,9 @@ function pixels(source, width, height) {
   return context.getImageData(0, 0, width, height);
 }
 
-async function detectPicture() {
+async function detectShown() {
   if (!detector) return;
-  const current = picture;
+  const current = shown;
   running = running.then(async () => {
     const start = performance.now();
     try {
@@ -70,12 +70,12 @@ async function detectPicture() {
     }
   });
   await running;
-  if (current === picture && current.found) show();
+  if (current === shown && current.found) show();
 }
 
-/** Draw and list what scores above the threshold. */
+/** Draw and list detections with scores above the threshold. */
 function show() {
-  const { image, name, found: all, milliseconds } = picture;
+  const { image, name, found: all, milliseconds } = shown;
   const found = all.filter(({ score }) => score > Number(element("threshold").value));
   context.putImageData(image, 0, 0);
   draw(found);
@@ -115,7 +115,7 @@ function list(found) {
   element("rows").replaceChildren(...rows);
 }
 
-/** A link that saves the detections, in the form that tools/detect.py writes them. */
+/** A link that saves the detections, in the form in which tools/detect.py writes them. */
 function offer(record) {
   const link = element("save");
   URL.revokeObjectURL(link.href);
@@ -137,8 +137,8 @@ async function startCamera() {
   await video.play();
   element("camera").textContent = "Stop camera";
   while (camera === stream) {
-    picture = { image: pixels(video, video.videoWidth, video.videoHeight), name: "camera" };
-    await detectPicture();
+    shown = { image: pixels(video, video.videoWidth, video.videoHeight), name: "camera" };
+    await detectShown();
     await new Promise(requestAnimationFrame);
   }
 }
@@ -152,19 +152,19 @@ function stopCamera() {
 element("camera").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
 element("threshold").addEventListener("input", ({ target }) => {
   element("threshold-value").textContent = Number(target.value).toFixed(2);
-  if (picture?.found) show();
+  if (shown?.found) show();
 });
 element("model-file").addEventListener("change", async ({ target: { files } }) => {
   if (files.length) await useModel(files[0].name, new Uint8Array(await files[0].arrayBuffer()));
 });
-element("picture-file").addEventListener("change", ({ target: { files } }) => files.length && usePicture(files[0]));
+element("image-file").addEventListener("change", ({ target: { files } }) => files.length && useImage(files[0]));
 const drop = element("drop");
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   drop.addEventListener(name, (event) => {
     event.preventDefault();
     drop.classList.toggle("over", name === "dragenter" || name === "dragover");
     const [file] = event.dataTransfer.files;
-    if (name === "drop" && file) usePicture(file);
+    if (name === "drop" && file) useImage(file);
   });
 }
 

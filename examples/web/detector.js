@@ -1,4 +1,4 @@
-// Detecting with a file that tools/export.py wrote, in the browser and in Node alike.
+// Detection with a file of tools/export.py, in the browser and in Node.
 // `ort` is onnxruntime-web or onnxruntime-node.
 
 const KEY = "ghostnet_detection";
@@ -16,21 +16,21 @@ export async function load(ort, bytes, options = {}) {
 }
 
 /**
- * Objects in a picture, best first: {box: [x1, y1, x2, y2] in its pixels, label, name, score}.
+ * Objects in an image, best first: {box: [x1, y1, x2, y2] in its pixels, label, name, score}.
  * @param {{data: Uint8ClampedArray, width: number, height: number}} image RGBA, as getImageData gives it
  */
 export async function detect(ort, { session, meta }, image, threshold = 0.3) {
   const { width, height } = image;
   const [h, w] = resizedShape(image, meta);
-  // The picture lies at the top left of a frame whose sides are multiples of the stride, or fixed in the file.
-  const [frameH, frameW] = meta.size ?? [h, w].map((side) => Math.ceil(side / meta.stride) * meta.stride);
-  if (h > frameH || w > frameW) throw new Error(`a picture of ${w}x${h} pixels is too large for the file's ${frameW}x${frameH}`);
+  // The image lies at the top left of a canvas whose sides are multiples of the stride, or fixed in the file.
+  const [canvasH, canvasW] = meta.size ?? [h, w].map((side) => Math.ceil(side / meta.stride) * meta.stride);
+  if (h > canvasH || w > canvasW) throw new Error(`an image of ${w}x${h} pixels is too large for the file's ${canvasW}x${canvasH}`);
   const batch = meta.batch ?? 1;
-  const frames = new Uint8ClampedArray(batch * frameH * frameW * 3);
-  resizeInto(frames, frameW, image, h, w);
+  const canvases = new Uint8ClampedArray(batch * canvasH * canvasW * 3);
+  resizeInto(canvases, canvasW, image, h, w);
   const sizes = BigInt64Array.from(Array(batch).fill([h, w]).flat(), BigInt);
   const outputs = await session.run({
-    images: new ort.Tensor("uint8", new Uint8Array(frames.buffer), [batch, frameH, frameW, 3]),
+    images: new ort.Tensor("uint8", new Uint8Array(canvases.buffer), [batch, canvasH, canvasW, 3]),
     sizes: new ort.Tensor("int64", sizes, [batch, 2]),
   });
   const [boxes, labels, scores] = ["boxes", "labels", "scores"].map((name) => outputs[name].data);
@@ -45,8 +45,8 @@ export async function detect(ort, { session, meta }, image, threshold = 0.3) {
 }
 
 /**
- * What tools/export.py wrote into the file. onnxruntime's JavaScript API cannot read a model's own metadata
- * (github.com/microsoft/onnxruntime/issues/16547), but it lies in field 14 (metadata_props) of an ONNX file, a
+ * The metadata that tools/export.py wrote into the file. onnxruntime's JavaScript API cannot read a model's own metadata
+ * (github.com/microsoft/onnxruntime/issues/16547), but they are in field 14 (metadata_props) of an ONNX file, a
  * protobuf message, as pairs of key (field 1) and value (field 2).
  */
 export function readMetadata(bytes) {
@@ -82,27 +82,27 @@ function* protobufFields(bytes) {
   }
 }
 
-/** [height, width] that a picture is scaled to: its short side to `short_side` unless the long one would exceed `long_side`. */
+/** [height, width] that an image is scaled to: its short side to `short_side` unless the long one would exceed `long_side`. */
 export function resizedShape({ width, height }, { short_side, long_side }) {
   const scale = Math.min(short_side / Math.min(height, width), long_side / Math.max(height, width));
   return [height, width].map((side) => Math.max(1, roundHalfToEven(side * scale)));
 }
 
 /**
- * Scale an RGBA picture to w x h and write it as RGB to the top left of a frame of `stride` pixels a row.
+ * Scale an RGBA image to w x h and write it as RGB to the top left of a canvas of `stride` pixels a row.
  *
- * The rule of the training pictures, OpenCV's: the mean over the area that a pixel covers where a picture shrinks, linear
- * interpolation where it grows. A canvas, which scales by rules of its own, would move the scores (docs/deploy.md).
+ * As OpenCV scales the training images: the mean over the area of a pixel to shrink, linear interpolation to enlarge.
+ * The scaling of the browser's canvas differs, and would change the scores (docs/deploy.md).
  */
-export function resizeInto(frame, stride, image, h, w) {
-  if (h < image.height || w < image.width) shrinkInto(frame, stride, image, h, w);
-  else enlargeInto(frame, stride, image, h, w);
+export function resizeInto(canvas, stride, image, h, w) {
+  if (h < image.height || w < image.width) shrinkInto(canvas, stride, image, h, w);
+  else enlargeInto(canvas, stride, image, h, w);
 }
 
-function shrinkInto(frame, stride, { data, width, height }, h, w) {
+function shrinkInto(canvas, stride, { data, width, height }, h, w) {
   const columns = coverage(width, w);
   const rows = coverage(height, h);
-  // OpenCV rounds a half up where it halves a picture, and to the even number, as a clamped array does, elsewhere.
+  // OpenCV rounds a half up when it halves an image; otherwise to the even number, as a clamped array does.
   const nudge = width === 2 * w && height === 2 * h ? 1e-6 : 0;
   const sums = new Float64Array(3 * w);
   for (let y = 0; y < h; y++) {
@@ -119,7 +119,7 @@ function shrinkInto(frame, stride, { data, width, height }, h, w) {
         }
       }
     }
-    frame.set(sums, 3 * y * stride);
+    canvas.set(sums, 3 * y * stride);
   }
 }
 
@@ -138,8 +138,8 @@ function coverage(source, target) {
   return { ends: Int32Array.from(ends), places: Int32Array.from(places), weights: Float64Array.from(weights) };
 }
 
-/** OpenCV computes with weights of 11 bits here, and drops bits on the way: a grey level less in every eighth place. */
-function enlargeInto(frame, stride, { data, width, height }, h, w) {
+/** OpenCV uses weights of 11 bits here and drops bits in between, which lowers every eighth value by one grey level. */
+function enlargeInto(canvas, stride, { data, width, height }, h, w) {
   const columns = neighbours(width, w);
   const rows = neighbours(height, h);
   for (let y = 0; y < h; y++) {
@@ -149,7 +149,7 @@ function enlargeInto(frame, stride, { data, width, height }, h, w) {
         const [left, right] = [4 * columns.first[x] + c, 4 * columns.second[x] + c];
         const above = (columns.far[x] * data[4 * upper + left] + columns.near[x] * data[4 * upper + right]) >> 4;
         const below = (columns.far[x] * data[4 * lower + left] + columns.near[x] * data[4 * lower + right]) >> 4;
-        frame[3 * (y * stride + x) + c] = (((rows.far[y] * above) >> 16) + ((rows.near[y] * below) >> 16) + 2) >> 2;
+        canvas[3 * (y * stride + x) + c] = (((rows.far[y] * above) >> 16) + ((rows.near[y] * below) >> 16) + 2) >> 2;
       }
     }
   }
@@ -169,7 +169,7 @@ function neighbours(source, target) {
   return lines;
 }
 
-/** As Python's round, which says how large a picture becomes. */
+/** As Python's round, which computes the size of a scaled image. */
 function roundHalfToEven(value) {
   const rounded = Math.round(value);
   return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;

@@ -1,12 +1,12 @@
 // Uses examples/web as a visitor does, in headless Chromium, and prints what came of it as JSON.
 //
-//     node page.mjs BROWSER URL OUT PICTURE THRESHOLD
+//     node page.mjs BROWSER URL OUT IMAGE THRESHOLD
 
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 
-const [browserPath, url, out, picture, threshold] = process.argv.slice(2);
+const [browserPath, url, out, image, threshold] = process.argv.slice(2);
 const { chromium } = createRequire(new URL("../../examples/web/package.json", import.meta.url))("playwright-core");
 
 const browser = await chromium.launch({
@@ -40,17 +40,17 @@ try {
   result.loading = result.requests.length;
   await page.fill("#threshold", threshold);
 
-  await page.setInputFiles("#picture-file", picture);
+  await page.setInputFiles("#image-file", image);
   result.chosen = await says("status", "objects in");
   await save("chosen");
   await page.screenshot({ path: join(out, "page.png"), fullPage: true });
 
-  const bytes = readFileSync(picture).toString("base64");
+  const bytes = readFileSync(image).toString("base64");
   const dropped = await page.evaluateHandle(([bytes, name]) => {
     const transfer = new DataTransfer();
     transfer.items.add(new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], name));
     return transfer;
-  }, [bytes, `dropped ${basename(picture)}`]);
+  }, [bytes, `dropped ${basename(image)}`]);
   await page.dispatchEvent("#drop", "drop", { dataTransfer: dropped });
   result.dropped = await says("status", "dropped");
   await save("dropped");
@@ -59,8 +59,8 @@ try {
   result.camera = await says("status", "camera: ");
   await page.click("#camera");
 
-  await page.setInputFiles("#picture-file", { name: "no picture.png", mimeType: "image/png", buffer: Buffer.from("?") });
-  result.noPicture = await says("status", "no picture.png");
+  await page.setInputFiles("#image-file", { name: "broken.png", mimeType: "image/png", buffer: Buffer.from("?") });
+  result.brokenImage = await says("status", "broken.png");
   await page.setInputFiles("#model-file", { name: "other.onnx", mimeType: "", buffer: Buffer.from("no model") });
   result.noModel = await says("model", "other.onnx cannot be used");
 } finally {

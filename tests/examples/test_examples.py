@@ -188,18 +188,18 @@ def test_javascript_resizes_as_opencv_does(node, tmp_path, shape, short, long, s
         import {{ resizedShape, resizeInto }} from {json.dumps((EXAMPLES / "web" / "detector.js").as_uri())};
         const image = {{ data: readFileSync("rgba"), height: {shape[0]}, width: {shape[1]} }};
         const [h, w] = resizedShape(image, {{ short_side: {short}, long_side: {long} }});
-        const frame = new Uint8ClampedArray((h + 1) * (w + 2) * 3);
-        resizeInto(frame, w + 2, image, h, w);
-        writeFileSync("frame", frame);
+        const canvas = new Uint8ClampedArray((h + 1) * (w + 2) * 3);
+        resizeInto(canvas, w + 2, image, h, w);
+        writeFileSync("canvas", canvas);
         console.log(JSON.stringify([h, w]));
     """
     done = run(node, "--input-type=module", "-e", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     h, w = json.loads(done.stdout)
     assert (h, w) == wanted.shape[:2]
-    frame = np.fromfile(tmp_path / "frame", np.uint8).reshape(h + 1, w + 2, 3)
-    assert not frame[h:].any() and not frame[:, w:].any()
-    difference = np.abs(frame[:h, :w].astype(int) - wanted)
+    canvas = np.fromfile(tmp_path / "canvas", np.uint8).reshape(h + 1, w + 2, 3)
+    assert not canvas[h:].any() and not canvas[:, w:].any()
+    difference = np.abs(canvas[:h, :w].astype(int) - wanted)
     assert difference.max() <= 1
     assert (difference > 0).mean() <= share
 
@@ -261,7 +261,7 @@ def test_page(installed, node, chromium, model, predictor, images, tmp_path, nam
         assert_same(record["detections"], expected(predictor, images[name]))
     assert seen["saved"]["chosen"] == f"{Path(name).stem}.json"
     assert "2 classes (square, disc)" in seen["model"]
-    assert "not an image" in seen["noImage"] and "truncated" in seen["noModel"]
+    assert "is not an image" in seen["brokenImage"] and "truncated" in seen["noModel"]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
