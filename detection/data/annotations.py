@@ -75,7 +75,7 @@ class Annotations:
     sets: ImageSets | None = None
     """Where training images come from several sets, or from one with incomplete annotations."""
     mapped: ColumnFile | None = None
-    """The file on disk that arrays may be of; a process that gets the index opens it, in place of a copy of them."""
+    """The file that the arrays are mapped from, if any. Another process opens it instead of receiving copies."""
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -61,12 +61,12 @@ def combine(parts: Sequence[Annotations], sources: Sequence[TrainSourceConfig]) 
     )
 
 
-def class_ids(names: Iterable[str], indexes: Iterable[Annotations]) -> tuple[int, ...]:
-    """Category ids for classes: that of the first of `indexes` with the class, unless another class has it already;
+def class_ids(names: Iterable[str], splits: Iterable[Annotations]) -> tuple[int, ...]:
+    """Category ids for classes: that of the first of `splits` with the class, unless another class has it already;
     then the next one above all others."""
     chosen: dict[str, int] = {}
-    for index in indexes:
-        for name, number in zip(index.class_names, index.category_ids.tolist(), strict=True):
+    for annotations in splits:
+        for name, number in zip(annotations.class_names, annotations.category_ids.tolist(), strict=True):
             if name not in chosen and number not in chosen.values():
                 chosen[name] = number
     names = list(names)

@@ -63,7 +63,7 @@ class DetectionDataset(Dataset):
 
     def __init__(
         self,
-        index: Annotations,
+        annotations: Annotations,
         images: str | Path,
         *,
         short_side: int,
@@ -75,13 +75,13 @@ class DetectionDataset(Dataset):
         resize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.resize = resize
-        self.index = index
+        self.annotations = annotations
         self.images = Path(images)
         self.short_side, self.long_side = short_side, long_side
         self.augmentation = augmentation
         self.seed = seed
         # Images of other sets may be annotated for other classes: only those of one set are mixed.
-        of_image = np.zeros(len(index), np.int64) if index.sets is None else index.sets.of_image
+        of_image = np.zeros(len(annotations), np.int64) if annotations.sets is None else annotations.sets.of_image
         self.mixable = [np.flatnonzero(of_image == number) for number in range(of_image.max(initial=0) + 1)]
         self.largest_side = max(short_side, largest_side or 0)
         # Process id and current image of every worker, for the error message if one is killed.
@@ -91,7 +91,7 @@ class DetectionDataset(Dataset):
             self.cache = self._cached(cache)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.annotations)
 
     def __getitem__(self, key: SampleKey) -> Sample | UserError:
         """A bad image *returns* its error: an exception in a worker would reach the user as a traceback.
@@ -115,7 +115,7 @@ class DetectionDataset(Dataset):
     def load(self, key: SampleKey) -> Sample:
         """The sample; raises UserError for an image that is absent, corrupt or of another size than annotated."""
         i = key.image
-        width, height = self.index.sizes[i].tolist()
+        width, height = self.annotations.sizes[i].tolist()
         if self.augmentation is None:
             image = self._image(i)
             fx, fy = image.shape[1] / width, image.shape[0] / height
@@ -129,11 +129,11 @@ class DetectionDataset(Dataset):
             "labels": torch.from_numpy(labels[~sample.ignored]),
             "ignored_boxes": torch.from_numpy(boxes[sample.ignored]),
             "ignored_labels": torch.from_numpy(labels[sample.ignored]),
-            "image_id": int(self.index.image_ids[i]),
+            "image_id": int(self.annotations.image_ids[i]),
             "scale": (fx, fy),
             "size": (height, width),
         }
-        sets = self.index.sets
+        sets = self.annotations.sets
         if sets is not None and not sets.complete.all():
             target["complete_classes"] = torch.from_numpy(sets.complete[sets.of_image[i]])
         return to_tensor(sample.image), target
@@ -144,7 +144,7 @@ class DetectionDataset(Dataset):
         seed = int(np.random.SeedSequence([*entropy, *([0, key.repeat] if repeat else [])]).generate_state(1)[0])
         rng = np.random.default_rng([*entropy, 1, *repeat])
         side, config = key.short_side or self.short_side, augmentation.config
-        mixable = self.mixable[0 if self.index.sets is None else self.index.sets.of_image[key.image]]
+        mixable = self.mixable[0 if self.annotations.sets is None else self.annotations.sets.of_image[key.image]]
 
         def another() -> AugmentedSample:
             other = int(mixable[rng.integers(len(mixable))])
@@ -167,8 +167,8 @@ class DetectionDataset(Dataset):
 
     def _with_boxes(self, image: np.ndarray, i: int) -> AugmentedSample:
         """`image` [H, W, 3], which is image i in some size, with its boxes in that size."""
-        (boxes, labels), (regions, of_class) = self.index.training_boxes(i), self.index.ignored_regions(i)
-        fy, fx = np.array(image.shape[:2]) / self.index.sizes[i][::-1]
+        (boxes, labels), (regions, of_class) = self.annotations.training_boxes(i), self.annotations.ignored_regions(i)
+        fy, fx = np.array(image.shape[:2]) / self.annotations.sizes[i][::-1]
         ignored = np.arange(len(boxes) + len(regions)) >= len(boxes)
         boxes = np.concatenate([boxes, regions]) * np.array([fx, fy, fx, fy], np.float32)
         return AugmentedSample(image, boxes, np.concatenate([labels, of_class]), ignored)
@@ -187,7 +187,7 @@ class DetectionDataset(Dataset):
 
     def _stored_shape(self, i: int) -> tuple[int, int]:
         """(height, width) before chance has a part: the original's where parts are cut out, else the resized one's."""
-        width, height = self.index.sizes[i].tolist()
+        width, height = self.annotations.sizes[i].tolist()
         if self.augmentation is not None and self.augmentation.needs_original:
             return height, width
         long_side = round(self.long_side * self.largest_side / self.short_side)
@@ -195,18 +195,18 @@ class DetectionDataset(Dataset):
 
     def _read(self, i: int) -> np.ndarray:
         shape = self._stored_shape(i)
-        size = (int(self.index.sizes[i][0]), int(self.index.sizes[i][1]))
+        size = (int(self.annotations.sizes[i][0]), int(self.annotations.sizes[i][1]))
         # Only in training: evaluation and prediction decode images in full.
         at_least = shape if self.augmentation is not None else None
-        image = read_image(self.images / str(self.index.file_names[i]), size, at_least)
+        image = read_image(self.images / str(self.annotations.file_names[i]), size, at_least)
         return resize_to(image, *shape) if self.resize is None else self.resize(image)
 
     def _cached(self, where: str) -> ImageCache:
         shapes = np.array([self._stored_shape(i) for i in range(len(self))])
         stamp = ""
         if where == "disk":
-            files = [(self.images / str(name)).stat() for name in self.index.file_names]
-            names = map(str, self.index.file_names)
+            files = [(self.images / str(name)).stat() for name in self.annotations.file_names]
+            names = map(str, self.annotations.file_names)
             stamp = repr([(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, files, strict=True)])
         key = f"{self.images.resolve()} {shapes.tolist()} {self.augmentation is not None} {stamp}"
         return ImageCache(shapes, self._read, where, key)
@@ -221,15 +221,15 @@ def build_dataset(config: DetectionConfig, split: str, number: int = 0) -> Detec
     Raises:
         UserError: the annotation file, the image folder or a file named in it is missing or invalid.
     """
-    index = read_split(config.data, split, number=number)
+    annotations = read_split(config.data, split, number=number)
     augmentation = None
     if split == "train":
-        if (index.labels[~index.crowd].size) == 0:
-            raise UserError(f"{index.source} has no annotation at all: there is nothing to learn from")
+        if (annotations.labels[~annotations.crowd].size) == 0:
+            raise UserError(f"{annotations.source} has no annotation at all: there is nothing to learn from")
         augmentation = Augmentation(config.data.augment, config.data.short_side, config.data.long_side)
     return DetectionDataset(
-        index,
-        index.images,
+        annotations,
+        annotations.images,
         short_side=config.data.short_side,
         long_side=config.data.long_side,
         augmentation=augmentation,

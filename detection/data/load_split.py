@@ -40,28 +40,30 @@ def read_split(
         for key, part in parts.items():
             check_images(part, part.images, key)
     several = data.has_lists
-    index = next(iter(parts.values()))
-    if index.format == "voc" and not alone and not several:
+    annotations = next(iter(parts.values()))
+    if annotations.format == "voc" and not alone and not several:
         other = "val" if split == "train" else "train"
         (source,) = data.sources(other).values()
-        index = with_class_names(index, sorted({*index.class_names, *_read(source, other).class_names}))
+        annotations = with_class_names(
+            annotations, sorted({*annotations.class_names, *_read(source, other).class_names})
+        )
     if split == "train":
         train = data.train_sources()
         if several or train[0].complete_classes is not None or train[0].weight != 1:
-            index = combine([index, *list(parts.values())[1:]], train)
-    return choose_classes(index, data.classes, lenient=alone or (several and split == "val"))
+            annotations = combine([annotations, *list(parts.values())[1:]], train)
+    return choose_classes(annotations, data.classes, lenient=alone or (several and split == "val"))
 
 
 def _read(source: SourceConfig, split: str) -> Annotations:
     return read_annotations(source.annotations, images=source.images, format=source.format, split=source.split or split)
 
 
-def check_images(index: Annotations, images: str | Path, key: str = "images") -> None:
+def check_images(annotations: Annotations, images: str | Path, key: str = "images") -> None:
     """Raises UserError, naming the first few, where images are absent, before the training starts."""
     folder = Path(images)
     if not folder.is_dir():
         raise UserError(f"{key}.images: folder {folder} does not exist")
-    names = index.file_names.tolist()
+    names = annotations.file_names.tolist()
     present = set(regular_files(folder))
     absent = [name for name in names if name not in present and ("/" not in name or file_fault(folder / name))]
     if absent:
@@ -69,7 +71,9 @@ def check_images(index: Annotations, images: str | Path, key: str = "images") ->
         reasons = {name: file_fault(folder / name) for name in absent[:5] if os.path.lexists(folder / name)}
         named = [f"{shown(name)} ({reasons[name]})" if name in reasons else shown(name) for name in absent[:5]]
         listed = ", ".join(named) + (", …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(index)} images named in {index.source} are not in {folder}: {listed}")
+        raise UserError(
+            f"{len(absent)} of {len(annotations)} images named in {annotations.source} are not in {folder}: {listed}"
+        )
 
 
 def check_known_classes(train: Annotations, val: Annotations) -> None:
@@ -85,7 +89,10 @@ def check_known_classes(train: Annotations, val: Annotations) -> None:
 
 def check_same_classes(train: Annotations, val: Annotations) -> None:
     """Labels must mean the same in both. Raises UserError naming the first difference."""
-    pairs = [dict(zip(index.category_ids.tolist(), index.class_names, strict=True)) for index in (train, val)]
+    pairs = [
+        dict(zip(annotations.category_ids.tolist(), annotations.class_names, strict=True))
+        for annotations in (train, val)
+    ]
     for category_id in sorted(set(pairs[0]) | set(pairs[1])):
         names = [pair.get(category_id, "nothing") for pair in pairs]
         if names[0] != names[1]:

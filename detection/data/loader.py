@@ -138,7 +138,7 @@ def _explain_death(loader: DataLoader, error: Exception) -> str:
     names = []
     if isinstance(dataset, DetectionDataset):
         names = [
-            f"{dataset.images / str(dataset.index.file_names[i])}"
+            f"{dataset.images / str(dataset.annotations.file_names[i])}"
             for pid, i in dataset.reading.tolist()
             if i >= 0 and pid in dead
         ]

@@ -241,14 +241,14 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     seed_everything(config.seed, config.train.deterministic)
     data = config.data
     train_set = build_dataset(config, "train")
-    log.info("train: %s", train_set.index.report())
+    log.info("train: %s", train_set.annotations.report())
     val_sets = []
     for number, name in enumerate(set_names(data.val_sources())):
         dataset = build_dataset(config, "val", number)
         loader = eval_loader(dataset, config.eval.batch_size or data.batch_size, data.workers, device)
-        val_sets.append(ValSet(name, dataset.index, loader, config.eval.backend))
-        log.info("val:   %s", dataset.index.report())
-    classes = _common_classes(config, train_set.index, [val.annotations for val in val_sets])
+        val_sets.append(ValSet(name, dataset.annotations, loader, config.eval.backend))
+        log.info("val:   %s", dataset.annotations.report())
+    classes = _common_classes(config, train_set.annotations, [val.annotations for val in val_sets])
 
     model = build_model(config, len(classes.names))
     if config.model.weights is not None:
@@ -256,12 +256,12 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     freeze_parts(model, config.model)
     _warn_of_random_weights(config)
     sampler = TrainBatchSampler(
-        train_set.index.sizes,
+        train_set.annotations.sizes,
         data.batch_size,
         config.seed,
         data.group_by_aspect,
         short_sides=data.multi_scale,
-        sets=train_set.index.sets,
+        sets=train_set.annotations.sets,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )

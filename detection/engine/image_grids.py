@@ -39,7 +39,7 @@ def detections_grid(
         threshold: lowest score to draw.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)).tolist()
-    wanted: dict[int, list[Result]] = {int(dataset.index.image_ids[i]): [] for i in chosen}
+    wanted: dict[int, list[Result]] = {int(dataset.annotations.image_ids[i]): [] for i in chosen}
     for result in results:
         if result["image_id"] in wanted and result["score"] >= threshold:
             wanted[result["image_id"]].append(result)

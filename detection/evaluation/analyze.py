@@ -45,7 +45,7 @@ class Analysis:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers as plain values; NaN is null."""
-        names = self.matches.index.class_names
+        names = self.matches.annotations.class_names
         numbers = self.matches.evaluation.to_json()
         for name, curve in zip(names, self.curves, strict=True):
             at_best = curve.at_best() or (None, None, None)
@@ -58,7 +58,7 @@ class Analysis:
             "precision": self.calibration.precision.tolist(),
             "count": self.calibration.count.tolist(),
         }
-        file_names = self.matches.index.file_names.tolist()
+        file_names = self.matches.annotations.file_names.tolist()
         images = zip(
             file_names, *(a.tolist() for a in (self.images.right, self.images.wrong, self.images.missed)), strict=True
         )
@@ -82,14 +82,14 @@ class Analysis:
         return precision[:, :, known].mean(axis=(1, 2)).tolist() if known.any() else [math.nan] * len(precision)
 
 
-def analyze(index: Annotations, results: Sequence[Result]) -> Analysis:
+def analyze(annotations: Annotations, results: Sequence[Result]) -> Analysis:
     """Match detections with objects and compute all parts.
 
     Raises:
         UserError: a result of an image or category that the annotations do not have, or a malformed one.
     """
-    matches = match(index, results)
-    curves = [threshold_curve(matches, label) for label in range(1, len(index.class_names) + 1)]
+    matches = match(annotations, results)
+    curves = [threshold_curve(matches, label) for label in range(1, len(annotations.class_names) + 1)]
     thresholds = [curve.best for curve in curves]
     return Analysis(
         matches=matches,

@@ -19,8 +19,8 @@ class BackgroundScoring:
     its result is lost.
     """
 
-    def __init__(self, index: Annotations, results: Sequence[Result], backend: str) -> None:
-        self.arguments = index, results, backend
+    def __init__(self, annotations: Annotations, results: Sequence[Result], backend: str) -> None:
+        self.arguments = annotations, results, backend
         # Not forked: CUDA and the threads of this process do not survive that.
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe(duplex=False)
@@ -40,7 +40,7 @@ class BackgroundScoring:
         return evaluation
 
 
-def _score(out: Connection, index: Annotations, results: Sequence[Result], backend: str) -> None:
+def _score(out: Connection, annotations: Annotations, results: Sequence[Result], backend: str) -> None:
     # Ctrl-C goes to all processes of a terminal; the training decides what to do about this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    out.send(evaluate_results(index, results, backend))
+    out.send(evaluate_results(annotations, results, backend))

@@ -57,12 +57,12 @@ def compare(
         UserError: the two sets are of different images or objects.
     """
     check_same(first, second)
-    images = len(first.index)
+    images = len(first.annotations)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
     # The first row is the data as they are.
     draws = np.concatenate([np.ones((1, images), draws.dtype), draws])
-    names = first.index.class_names
+    names = first.annotations.class_names
     # [run, class, threshold, resample]
     aps = np.empty((2, len(names), len(first.thresholds), len(draws)))
     for run, matches in enumerate((first, second)):
@@ -86,8 +86,8 @@ def resampled_aps(matches: Matches, label: int, draws: np.ndarray) -> np.ndarray
     """
     rows = matches.rows(label)
     image = matches.image[rows]
-    of_class = matches.counted & (matches.index.labels == label)
-    objects = draws @ np.bincount(matches.image_of_object[of_class], minlength=len(matches.index))
+    of_class = matches.counted & (matches.annotations.labels == label)
+    objects = draws @ np.bincount(matches.image_of_object[of_class], minlength=len(matches.annotations))
     # Detections after the last hit at any threshold change nothing.
     hits = np.flatnonzero((matches.truth[:, rows] >= 0).any(axis=0))
     end = int(hits[-1]) + 1 if len(hits) else 0
@@ -104,7 +104,7 @@ def resampled_aps(matches: Matches, label: int, draws: np.ndarray) -> np.ndarray
 
 def check_same(first: Matches, second: Matches) -> None:
     """Raises UserError if the two are not of the same images and objects."""
-    a, b = first.index, second.index
+    a, b = first.annotations, second.annotations
     same = (
         a.class_names == b.class_names
         and np.array_equal(a.image_ids, b.image_ids)

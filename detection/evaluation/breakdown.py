@@ -83,7 +83,7 @@ def break_down(matches: Matches) -> Breakdown:
 def _kinds(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
     """Kind and object of each false positive."""
     kind, about = np.full(len(matches), -1), np.full(len(matches), -1)
-    wrong, labels = matches.wrong(0), matches.index.labels
+    wrong, labels = matches.wrong(0), matches.annotations.labels
     for rows, objects, iou in overlaps(matches):
         of_wrong = wrong[rows]
         rows, iou = rows[of_wrong], iou[of_wrong]
@@ -120,7 +120,7 @@ def _claimed(matches: Matches, kind: np.ndarray, about: np.ndarray, name: str) -
     _, first = np.unique(about[these], return_index=True)
     mended = these[first]
     label, right = matches.label.copy(), matches.right(0)
-    label[mended] = matches.index.labels[about[mended]]
+    label[mended] = matches.annotations.labels[about[mended]]
     right[mended] = True
     wrong = matches.wrong(0) & (kind != KINDS.index(name))
     return _ap50(matches, label, right, wrong, _objects(matches, matches.counted))
@@ -136,7 +136,7 @@ def _unasked(matches: Matches, unasked: np.ndarray) -> float:
 
 
 def _objects(matches: Matches, counted: np.ndarray) -> np.ndarray:
-    return np.bincount(matches.index.labels[counted], minlength=len(matches.offsets))[1:]
+    return np.bincount(matches.annotations.labels[counted], minlength=len(matches.offsets))[1:]
 
 
 def _ap50(matches: Matches, label: np.ndarray, right: np.ndarray, wrong: np.ndarray, objects: np.ndarray) -> float:

@@ -123,21 +123,23 @@ class CocoEvaluator:
         return coco
 
 
-def evaluate_results(index: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]) -> Evaluation:
+def evaluate_results(
+    annotations: Annotations, results: Sequence[Result], backend: str = EVAL_BACKENDS[0]
+) -> Evaluation:
     """One evaluation with a `CocoEvaluator`. Raises UserError, see there."""
-    evaluator = CocoEvaluator(index, backend)
+    evaluator = CocoEvaluator(annotations, backend)
     evaluator.update(results)
     return evaluator.compute()
 
 
-def summarize(index: Annotations, coco: Any) -> Evaluation:
+def summarize(annotations: Annotations, coco: Any) -> Evaluation:
     """The metrics of an evaluator that `CocoEvaluator.run_cocoeval` returned."""
     numbers = {name: _nan(value) for name, value in zip(METRICS, coco.stats, strict=True)}
     # precision is [IoU, recall, class, area, maxDets]; classes follow the sorted category ids.
     precision = coco.eval["precision"][:, :, :, 0, -1]
     per_class = []
-    for k, name in enumerate(index.class_names):
-        boxes = int(((index.labels == k + 1) & ~index.crowd).sum())
+    for k, name in enumerate(annotations.class_names):
+        boxes = int(((annotations.labels == k + 1) & ~annotations.crowd).sum())
         per_class.append((name, _mean(precision[:, :, k]), _mean(precision[0, :, k]), boxes))
     return Evaluation(numbers, per_class)
 
@@ -155,14 +157,14 @@ def _backend(name: str) -> tuple[Any, Any]:
     return FasterCOCO, COCOeval_faster
 
 
-def check_results(index: Annotations, results: Any, source: str = "predictions") -> None:
+def check_results(annotations: Annotations, results: Any, source: str = "predictions") -> None:
     """Raises UserError naming the first entry that is not a detection of these images and categories.
 
     pycocotools checks only the first entry; others fail an assertion or are silently wrong.
     """
     if not isinstance(results, list | tuple):
         raise UserError(f"{source}: expected is a list of detections (COCO results format)")
-    images, categories = set(index.image_ids.tolist()), set(index.category_ids.tolist())
+    images, categories = set(annotations.image_ids.tolist()), set(annotations.category_ids.tolist())
     for i, result in enumerate(results):
         where = f"{source}: entry {i + 1}"
         if not isinstance(result, dict):
@@ -174,10 +176,10 @@ def check_results(index: Annotations, results: Any, source: str = "predictions")
             if not isinstance(result[key], int | float) or isinstance(result[key], bool):
                 raise UserError(f"{where}: {key} {shorten(result[key])} is not a number")
         if result["image_id"] not in images:
-            raise UserError(f"{where}: image_id {shorten(result['image_id'])} is not in {index.source}")
+            raise UserError(f"{where}: image_id {shorten(result['image_id'])} is not in {annotations.source}")
         if result["category_id"] not in categories:
             raise UserError(
-                f"{where}: category_id {shorten(result['category_id'])} is not in {index.source}; "
+                f"{where}: category_id {shorten(result['category_id'])} is not in {annotations.source}; "
                 "detections carry the original category ids of the annotation file"
             )
         box = result["bbox"]

@@ -41,7 +41,7 @@ def threshold_curve(matches: Matches, label: int) -> ThresholdCurve:
     """The curve of a class; empty where it has neither detections nor objects."""
     rows = matches.rows(label)
     right, wrong, score = matches.right(0)[rows], matches.wrong(0)[rows], matches.score[rows]
-    objects = int((matches.counted & (matches.index.labels == label)).sum())
+    objects = int((matches.counted & (matches.annotations.labels == label)).sum())
     true, false = np.cumsum(right), np.cumsum(wrong)
     # The last one of each group of equal scores: a threshold keeps all of the group or none.
     last = np.flatnonzero(np.append(score[1:] != score[:-1], True)) if len(score) else np.zeros(0, int)
@@ -104,28 +104,28 @@ def confusion_matrix(matches: Matches, thresholds: list[float | None]) -> np.nda
     IoU of at least 0.5. So the diagonal may differ slightly from the true positives of AP, where each class is matched
     by itself.
     """
-    index, size = matches.index, len(matches.index.class_names) + 1
+    annotations, size = matches.annotations, len(matches.annotations.class_names) + 1
     matrix = np.zeros((size, size), np.int64)
     chosen = np.flatnonzero(kept(matches, thresholds))
     truth_label = np.full(len(chosen), size)
-    found = np.zeros(len(index.boxes), bool)
+    found = np.zeros(len(annotations.boxes), bool)
     ignored = np.zeros(len(chosen), bool)
     evaluator = COCOeval(iouType="bbox")
     params = evaluator.params
     params.useCats, params.catIds, params.iouThrs = 0, [-1], np.array([MATRIX_IOU])
     order = np.argsort(matches.image[chosen], kind="stable")
-    bounds = np.searchsorted(matches.image[chosen][order], np.arange(len(index) + 1))
-    for i in range(len(index)):
+    bounds = np.searchsorted(matches.image[chosen][order], np.arange(len(annotations) + 1))
+    for i in range(len(annotations)):
         places = order[bounds[i] : bounds[i + 1]]
-        objects = range(index.offsets[i], index.offsets[i + 1])
+        objects = range(annotations.offsets[i], annotations.offsets[i + 1])
         params.maxDets = [max(1, len(places))]
         evaluator._gts[i, -1] = [
             {
                 "id": row + 1,
-                "bbox": index.boxes[row],
+                "bbox": annotations.boxes[row],
                 "area": 1.0,
-                "iscrowd": int(index.crowd[row]),
-                "ignore": int(index.crowd[row]),
+                "iscrowd": int(annotations.crowd[row]),
+                "ignore": int(annotations.crowd[row]),
             }
             for row in objects
         ]
@@ -145,12 +145,12 @@ def confusion_matrix(matches: Matches, thresholds: list[float | None]) -> np.nda
         at = np.array(decided["dtIds"], int) - 1
         got = decided["dtMatches"][0].astype(int) - 1
         ignored[at] = decided["dtIgnore"][0]
-        truth_label[at[got >= 0]] = index.labels[got[got >= 0]]
+        truth_label[at[got >= 0]] = annotations.labels[got[got >= 0]]
         found[got[got >= 0]] = True
     taken_for = matches.label[chosen]
     np.add.at(matrix, (truth_label[~ignored] - 1, taken_for[~ignored] - 1), 1)
     missed = matches.counted & ~found
-    np.add.at(matrix, (index.labels[missed] - 1, np.full(int(missed.sum()), size - 1)), 1)
+    np.add.at(matrix, (annotations.labels[missed] - 1, np.full(int(missed.sum()), size - 1)), 1)
     return matrix
 
 
@@ -170,9 +170,9 @@ class ImageScores:
 
 
 def score_images(matches: Matches, thresholds: list[float | None]) -> ImageScores:
-    chosen, size = kept(matches, thresholds), len(matches.index)
+    chosen, size = kept(matches, thresholds), len(matches.annotations)
     right, wrong = matches.right(0) & chosen, matches.wrong(0) & chosen
-    found = np.zeros(len(matches.index.boxes), bool)
+    found = np.zeros(len(matches.annotations.boxes), bool)
     found[matches.truth[0][right]] = True
     missed = matches.counted & ~found
     return ImageScores(

@@ -25,10 +25,10 @@ def eval_loader(
 ) -> DataLoader:
     """Each image once, ordered by shape, except those with ids in `done`; several processes share the images."""
     batches = EvalBatchSampler(
-        dataset.index.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size()
+        dataset.annotations.sizes, batch_size, rank=distributed.rank(), world_size=distributed.world_size()
     )
     if done:
-        ids = dataset.index.image_ids
+        ids = dataset.annotations.image_ids
         left = ([i for i in batch if int(ids[i]) not in done] for batch in batches.batches)
         batches.batches = [batch for batch in left if batch]
     return build_loader(dataset, batches, workers=workers, device=device)

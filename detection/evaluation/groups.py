@@ -33,20 +33,20 @@ def groups_by_size(matches: Matches) -> list[Group]:
     """
     boxes = matches.box[:, 2] * matches.box[:, 3]
     names = ["up to 16²", "16² to 32²", "32² to 96²", "96² to 192²", "above 192²"]
-    return _groups(matches, names, SIZES, matches.index.areas, boxes)
+    return _groups(matches, names, SIZES, matches.annotations.areas, boxes)
 
 
 def groups_by_shape(matches: Matches) -> list[Group]:
     """By width / height."""
     names = ["tall, below 1:3", "1:3 to 2:3", "2:3 to 3:2", "3:2 to 3:1", "wide, above 3:1"]
-    index = matches.index
-    return _groups(matches, names, SHAPES, _shape(index.boxes), _shape(matches.box))
+    annotations = matches.annotations
+    return _groups(matches, names, SHAPES, _shape(annotations.boxes), _shape(matches.box))
 
 
 def groups_by_crowdedness(matches: Matches) -> list[Group]:
     """By the number of objects in the image. Detections in images without any are in the first group."""
-    index = matches.index
-    counts = np.bincount(matches.image_of_object[matches.counted], minlength=len(index))
+    annotations = matches.annotations
+    counts = np.bincount(matches.image_of_object[matches.counted], minlength=len(annotations))
     counts = np.maximum(counts, 1)
     names = ["1 to 3 objects", "4 to 9", "10 to 19", "20 and more"]
     return _groups(matches, names, CROWDS, counts[matches.image_of_object], counts[matches.image])

@@ -25,7 +25,7 @@ class Matches:
     image and class, which COCOeval ignores, are not included.
     """
 
-    index: Annotations
+    annotations: Annotations
     evaluation: Evaluation
     """The metrics of the evaluator."""
     precision: np.ndarray
@@ -33,7 +33,7 @@ class Matches:
     thresholds: np.ndarray
     """float64 [T]: 0.50, 0.55, … 0.95"""
     image: np.ndarray
-    """int64 [n], row of the image in the index"""
+    """int64 [n], row of the image in `annotations`"""
     label: np.ndarray
     """int64 [n], 1…classes"""
     score: np.ndarray
@@ -53,12 +53,12 @@ class Matches:
     @property
     def counted(self) -> np.ndarray:
         """bool [m]: objects that count, that is, no crowd regions."""
-        return ~self.index.crowd
+        return ~self.annotations.crowd
 
     @property
     def image_of_object(self) -> np.ndarray:
-        """int64 [m], row of its image in the index"""
-        return np.repeat(np.arange(len(self.index)), np.diff(self.index.offsets))
+        """int64 [m], row of its image in `annotations`"""
+        return np.repeat(np.arange(len(self.annotations)), np.diff(self.annotations.offsets))
 
     def right(self, t: int = 0) -> np.ndarray:
         """bool [n]: true positives at threshold t."""
@@ -70,7 +70,7 @@ class Matches:
 
     def found(self, t: int = 0) -> np.ndarray:
         """bool [m]: objects that some detection was matched with, whatever its score."""
-        found = np.zeros(len(self.index.boxes), bool)
+        found = np.zeros(len(self.annotations.boxes), bool)
         found[self.truth[t][self.truth[t] >= 0]] = True
         return found
 
@@ -79,20 +79,20 @@ class Matches:
         return slice(int(self.offsets[label - 1]), int(self.offsets[label]))
 
 
-def match(index: Annotations, results: Sequence[Result]) -> Matches:
+def match(annotations: Annotations, results: Sequence[Result]) -> Matches:
     """Match detections with objects by pycocotools.
 
     Raises:
         UserError: a result of an image or category that the annotations do not have, or a malformed one.
     """
-    evaluator = CocoEvaluator(index)
+    evaluator = CocoEvaluator(annotations)
     evaluator.update(results)
     coco = evaluator.run_cocoeval()
     thresholds = np.asarray(coco.params.iouThrs)
     areas, images = len(coco.params.areaRng), len(coco.params.imgIds)
     parts: list[list[Any]] = [[], [], [], []]
     offsets = [0]
-    for k in range(len(index.class_names)):
+    for k in range(len(annotations.class_names)):
         # evalImgs is [class][area][image], flat; the first area is "all".
         looked_at = coco.evalImgs[k * areas * images : k * areas * images + images]
         taken = [e for e in looked_at if e is not None and e["dtIds"]]
@@ -110,11 +110,11 @@ def match(index: Annotations, results: Sequence[Result]) -> Matches:
     place, truth, ignored, score = (
         np.concatenate(part, axis=-1) if part else nothing for part, nothing in zip(parts, empty, strict=True)
     )
-    row_of_image = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
+    row_of_image = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
     chosen = [results[i] for i in place.tolist()]
     return Matches(
-        index=index,
-        evaluation=summarize(index, coco),
+        annotations=annotations,
+        evaluation=summarize(annotations, coco),
         precision=coco.eval["precision"][:, :, :, 0, -1],
         thresholds=thresholds,
         image=np.array([row_of_image[result["image_id"]] for result in chosen], np.int64),
@@ -181,7 +181,7 @@ def class_aps(
     right = right & np.append(counted, False)[matches.truth[t]]
     if detections is not None:
         wrong = wrong & detections
-    totals = np.bincount(matches.index.labels[counted], minlength=len(matches.offsets))
+    totals = np.bincount(matches.annotations.labels[counted], minlength=len(matches.offsets))
     return np.array(
         [
             average_precision(right[matches.rows(k)], wrong[matches.rows(k)], totals[k])[0]
@@ -199,14 +199,14 @@ def mean_ap(aps: np.ndarray) -> float:
 def overlaps(matches: Matches) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Image by image: rows of its detections [d], rows of its objects without crowd [g], and their IoU [d, g]."""
     order = np.argsort(matches.image, kind="stable")
-    bounds = np.searchsorted(matches.image[order], np.arange(len(matches.index) + 1))
+    bounds = np.searchsorted(matches.image[order], np.arange(len(matches.annotations) + 1))
     counted = matches.counted
-    for i in range(len(matches.index)):
+    for i in range(len(matches.annotations)):
         rows = order[bounds[i] : bounds[i + 1]]
-        objects = np.arange(matches.index.offsets[i], matches.index.offsets[i + 1])
+        objects = np.arange(matches.annotations.offsets[i], matches.annotations.offsets[i + 1])
         objects = objects[counted[objects]]
         if len(rows) and len(objects):
-            iou = mask.iou(matches.box[rows], matches.index.boxes[objects], [0] * len(objects))
+            iou = mask.iou(matches.box[rows], matches.annotations.boxes[objects], [0] * len(objects))
         else:
             iou = np.zeros((len(rows), len(objects)))
         yield rows, objects, iou

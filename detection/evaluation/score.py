@@ -65,24 +65,30 @@ def score_checkpoint(
     if annotations is None and own_val.annotations == NO_DATA:
         raise UserError(f"{checkpoint} is a file of another project, without a val set: name the data with --data")
     source = _source(annotations, images, own_val)
-    index = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
+    ground_truth = read_split(config.data.model_copy(update={"val": source}), "val", alone=True)
     # Without overrides the config is the checkpoint's own: large files are not read twice.
     own = config if not overrides or predictions_file else detector_config(checkpoint, adapter=adapter)
     path = Path(predictions_file) if predictions_file else predictions_path(checkpoint, source, own.data)
     part = path.with_name(f"{path.name}.part{os.environ.get('RANK', '0')}")
     outputs: list[str | Path] = [path, part, *([json_file] if json_file else [])]
-    inputs = [checkpoint, Path(checkpoint).with_suffix(".bin"), index.source, source.annotations, index.images]
+    inputs = [
+        checkpoint,
+        Path(checkpoint).with_suffix(".bin"),
+        ground_truth.source,
+        source.annotations,
+        ground_truth.images,
+    ]
     check_outputs(outputs, inputs, force=force)
     with distributed.session(config.device) as device, memory_advice(config, training=False):
         if distributed.is_main():
-            print(index.report())
+            print(ground_truth.report())
         model, config, classes = load_detector(checkpoint, device, overrides=overrides, adapter=adapter)
-        category_ids = category_ids_of(classes, index)
+        category_ids = category_ids_of(classes, ground_truth)
         data = config.data
         dataset = DetectionDataset(
-            index, index.images, short_side=data.short_side, long_side=data.long_side, resize=own_resize(model)
+            ground_truth, ground_truth.images, short_side=data.short_side, long_side=data.long_side, resize=own_resize(model)
         )
-        journal = Journal(part, _made_of(checkpoint, config, index, find_adapter(checkpoint, adapter)), resume)
+        journal = Journal(part, _made_of(checkpoint, config, ground_truth, find_adapter(checkpoint, adapter)), resume)
         if journal.images:
             print(f"{len(journal.images)} images were done before")
         batch_size = config.eval.batch_size or data.batch_size
@@ -93,7 +99,7 @@ def score_checkpoint(
         evaluation = None
         if distributed.is_main():
             write_results(path, results)
-            evaluation = evaluate_results(index, results, config.eval.backend)
+            evaluation = evaluate_results(ground_truth, results, config.eval.backend)
             print(f"\n{evaluation.table()}\n\n{len(results)} detections written to {path}")
             if not predictions_file and path.name != RUN_PREDICTIONS and own_val.annotations != NO_DATA:
                 print(f"(not to {RUN_PREDICTIONS}, which is of the val set that {checkpoint} was trained with)")
@@ -114,13 +120,13 @@ def predictions_path(checkpoint: str | Path, source: SourceConfig, own: DataConf
 
 
 def _made_of(
-    checkpoint: str | Path, config: DetectionConfig, index: Annotations, adapter: Adapter | None
+    checkpoint: str | Path, config: DetectionConfig, ground_truth: Annotations, adapter: Adapter | None
 ) -> dict[str, Any]:
     file = Path(checkpoint)
     return {
         "checkpoint": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
-        "annotations": index.fingerprint(),
-        "images": str(Path(index.images).resolve()),
+        "annotations": ground_truth.fingerprint(),
+        "images": str(Path(ground_truth.images).resolve()),
         "config": config.model_dump(mode="json"),
         "adapter": adapter and adapter.model_dump(mode="json"),
         "processes": distributed.world_size(),
@@ -144,21 +150,21 @@ def score_file(
     require(f"eval.backend={backend}", *BACKENDS.get(backend, ()))
     if annotations is None:
         assert checkpoint is not None
-        index = read_split(detector_config(checkpoint).data, "val", alone=True, images=False)
+        ground_truth = read_split(detector_config(checkpoint).data, "val", alone=True, images=False)
     else:
-        index = read_annotations(annotations, split="val")
-    inputs = [predictions, checkpoint, annotations, index.source, index.images]
+        ground_truth = read_annotations(annotations, split="val")
+    inputs = [predictions, checkpoint, annotations, ground_truth.source, ground_truth.images]
     check_outputs([json_file] if json_file else [], inputs, force=force)
-    print(index.report())
+    print(ground_truth.report())
     results = read_results(predictions)
-    check_results(index, results, predictions)
-    evaluation = evaluate_results(index, results, backend)
+    check_results(ground_truth, results, predictions)
+    evaluation = evaluate_results(ground_truth, results, backend)
     print(f"\n{evaluation.table()}")
     _write_numbers(evaluation, json_file)
     return evaluation
 
 
-def category_ids_of(classes: Classes, index: Annotations) -> list[int | None]:
+def category_ids_of(classes: Classes, ground_truth: Annotations) -> list[int | None]:
     """The data's category id for each label of the model, by class name; None where the data lack the class.
 
     Ids may differ (COCO's official 1–90 with gaps, or 1–80), names may not.
@@ -166,13 +172,13 @@ def category_ids_of(classes: Classes, index: Annotations) -> list[int | None]:
     Raises:
         UserError: the data have a class that the model was not trained on.
     """
-    if classes.names == index.class_names:
-        return index.category_ids.tolist()
-    id_of = dict(zip(index.class_names, index.category_ids.tolist(), strict=True))
-    unknown = [name for name in index.class_names if name not in classes.names]
+    if classes.names == ground_truth.class_names:
+        return ground_truth.category_ids.tolist()
+    id_of = dict(zip(ground_truth.class_names, ground_truth.category_ids.tolist(), strict=True))
+    unknown = [name for name in ground_truth.class_names if name not in classes.names]
     if unknown:
         raise UserError(
-            f"{index.source} has classes that the model does not know: {', '.join(unknown[:5])}"
+            f"{ground_truth.source} has classes that the model does not know: {', '.join(unknown[:5])}"
             f"{', …' if len(unknown) > 5 else ''}; it knows {', '.join(classes.names[:10])}"
             f"{', …' if len(classes.names) > 10 else ''}"
         )

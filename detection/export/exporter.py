@@ -231,9 +231,12 @@ def sample_images(metadata: Metadata, count: int = 3) -> list[Tensor]:
     images = []
     try:
         data = parse_config(dict(metadata.config), "the config in the checkpoint").data
-        index = read_split(data, "val", alone=True, images=False)
-        names = [index.file_names[i] for i in range(0, len(index.file_names), max(1, len(index.file_names) // count))]
-        images = [read_image(Path(index.images) / name) for name in names[:count]]
+        annotations = read_split(data, "val", alone=True, images=False)
+        names = [
+            annotations.file_names[i]
+            for i in range(0, len(annotations.file_names), max(1, len(annotations.file_names) // count))
+        ]
+        images = [read_image(Path(annotations.images) / name) for name in names[:count]]
     except UserError:
         pass
     blocks = np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)

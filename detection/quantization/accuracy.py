@@ -52,12 +52,12 @@ class AccuracyEvaluator:
     """Scores files on the images of `data.val`, or on some of them."""
 
     def __init__(self, config: DetectionConfig, metadata: Metadata, count: int, threads: int) -> None:
-        index = read_split(config.data, "val", alone=True)
-        self.index = index.part(evenly_spaced(len(index), count))
-        self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.index)
+        annotations = read_split(config.data, "val", alone=True)
+        self.annotations = annotations.part(evenly_spaced(len(annotations), count))
+        self.category_ids = category_ids_of(Classes(metadata.names, metadata.ids), self.annotations)
         self.metadata, self.threads = metadata, threads
         dataset = DetectionDataset(
-            self.index, index.images, short_side=metadata.short_side, long_side=metadata.long_side
+            self.annotations, annotations.images, short_side=metadata.short_side, long_side=metadata.long_side
         )
         self.loader = eval_loader(dataset, metadata.batch or 1, config.data.workers, CPU)
 
@@ -65,7 +65,7 @@ class AccuracyEvaluator:
         """Detect objects with a file and evaluate the results."""
         run, metadata = open_exported(path, CPU, self.threads)
         detector = ExportedDetector(run, metadata, path)
-        return evaluate_results(self.index, detect_dataset(detector, self.loader, self.category_ids, CPU))
+        return evaluate_results(self.annotations, detect_dataset(detector, self.loader, self.category_ids, CPU))
 
     def first_batch(self) -> CanvasBatch:
         """The first images, as inputs of a file."""

@@ -113,7 +113,7 @@ def quantize_checkpoint(
     times = measure_latencies([row.path for row in rows], first_batch, threads)
     for row, milliseconds in zip(rows, times, strict=True):
         row.milliseconds = milliseconds
-    text = format_report(rows, len(evaluator.index), first_batch[0].shape, threads)
+    text = format_report(rows, len(evaluator.annotations), first_batch[0].shape, threads)
     write_output(table, lambda file: file.write(f"{text}\n".encode()))
     return text
 
@@ -149,12 +149,15 @@ def calibration_batches(
         paths = sample_image_paths(sources, count)
     else:
         try:
-            index = read_split(config.data, "train")
+            annotations = read_split(config.data, "train")
         except UserError as error:
             raise UserError(
                 f"int8 needs images for its calibration: those of data.train, or --calibration DIR ({error})"
             ) from None
-        paths = [str(Path(index.images) / str(index.file_names[i])) for i in evenly_spaced(len(index), count)]
+        paths = [
+            str(Path(annotations.images) / str(annotations.file_names[i]))
+            for i in evenly_spaced(len(annotations), count)
+        ]
     # Only for `pad_to_canvas`.
     detector = ExportedDetector(lambda images, sizes: {}, metadata)
     batches, step = [], metadata.batch or 1

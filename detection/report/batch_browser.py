@@ -75,7 +75,7 @@ class BatchBrowser:
     def __init__(self, config: DetectionConfig, split: str, detector: BatchDetector | None = None) -> None:
         self.dataset: DetectionDataset = build_dataset(config, split)
         self.split, self.detector = split, detector
-        sizes, data = self.dataset.index.sizes, config.data
+        sizes, data = self.dataset.annotations.sizes, config.data
         self.batches: TrainBatchSampler | EvalBatchSampler
         if split == "train":
             self.batches = TrainBatchSampler(
@@ -99,18 +99,18 @@ class BatchBrowser:
         canvas_size = [
             -(-max((image.shape[side] for _, image, _ in good), default=1) // DIVISOR) * DIVISOR for side in (1, 2)
         ]
-        names = self.dataset.index.class_names
+        names = self.dataset.annotations.class_names
         shown = []
         for i, (key, image, target) in enumerate(good):
             canvas = _pad(image, canvas_size[0], canvas_size[1])
             detections = found[i] if found is not None else None
             _draw(canvas, target, names, detections)
-            file_name = str(self.dataset.index.file_names[key.image])
+            file_name = str(self.dataset.annotations.file_names[key.image])
             shown.append(BatchImage(canvas, file_name, _caption(file_name, image, target, names, detections)))
         for key, sample in samples:
             if isinstance(sample, UserError):
                 empty = np.full((DIVISOR, DIVISOR, 3), FILL, np.uint8)
-                shown.append(BatchImage(empty, str(self.dataset.index.file_names[key.image]), str(sample)))
+                shown.append(BatchImage(empty, str(self.dataset.annotations.file_names[key.image]), str(sample)))
         return shown
 
     def title(self, number: int) -> str:
@@ -130,7 +130,7 @@ class BatchBrowser:
 
     def subtitle(self) -> str:
         """Dataset and meaning of the colors."""
-        source = self.dataset.index.source
+        source = self.dataset.annotations.source
         if self.detector is None:
             return f"{self.split}: {source}; gray: padding"
         return (
@@ -153,8 +153,8 @@ def write_batches(browser: BatchBrowser, out: Path, *, first: int, count: int, f
 
     numbers = range(first, first + count)
     outputs = [jpeg_path(number, place) for number in numbers for place in range(len(browser.sample_keys(number)))]
-    index = browser.dataset.index
-    inputs = [index.source, index.images, browser.detector and browser.detector.path]
+    annotations = browser.dataset.annotations
+    inputs = [annotations.source, annotations.images, browser.detector and browser.detector.path]
     check_outputs([out / "index.html", *outputs], inputs, force=force)
     album = html.Album(max_bytes=20_000_000)
     sections = []

@@ -48,14 +48,14 @@ def write_comparison(
     ]
     environment = describe_environment()
     title = f"{names[0]} against {names[1]}"
-    index = first.index
-    subtitle = f"{len(index)} images of {index.source}"
+    annotations = first.annotations
+    subtitle = f"{len(annotations)} images of {annotations.source}"
     html.write_page(out, title, sections, subtitle=subtitle, footer=footer(environment))
-    file_names = index.file_names.tolist()
+    file_names = annotations.file_names.tolist()
     content = {
         "format": FORMAT,
         "runs": list(names),
-        "data": index.source,
+        "data": annotations.source,
         "resamples": resamples,
         "seed": seed,
         "level": LEVEL,
@@ -128,7 +128,7 @@ def _all_metrics(first: RunData, second: RunData, names: tuple[str, str]) -> Sec
     ]
     thresholds = [
         [name, first.analysis.thresholds[k], second.analysis.thresholds[k]]
-        for k, name in enumerate(first.index.class_names)
+        for k, name in enumerate(first.annotations.class_names)
     ]
     return Section(
         "All metrics",
@@ -182,7 +182,7 @@ def _images(
                 image_gallery.draw_detections(image, second.analysis, i),
             ]
             f1 = first.analysis.images.f1[i], second.analysis.images.f1[i]
-            caption = f"{first.index.file_names[i]}: F1 {f1[0]:.2f} to {f1[1]:.2f}"
+            caption = f"{first.annotations.file_names[i]}: F1 {f1[0]:.2f} to {f1[1]:.2f}"
             if not album.add(image_gallery.side_by_side(panels), caption, max_side=1300):
                 break
         block = album.gallery(620)
@@ -202,7 +202,7 @@ def _image_table(first: RunData, second: RunData, names: tuple[str, str], change
     scores = first.analysis.images, second.analysis.images
     rows = [
         [
-            str(first.index.file_names[i]),
+            str(first.annotations.file_names[i]),
             f"{change[i]:+.3f}",
             *(value for run in scores for value in (float(run.f1[i]), run.right[i], run.wrong[i], run.missed[i])),
         ]

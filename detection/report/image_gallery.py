@@ -33,7 +33,7 @@ class ImageReader:
     """
 
     def __init__(self, analysis: Analysis, folder: Path | None) -> None:
-        self.index, self.folder = analysis.matches.index, folder
+        self.annotations, self.folder = analysis.matches.annotations, folder
         self.unreadable: set[str] = set()
         self._last: tuple[int, np.ndarray] | None = None
 
@@ -42,11 +42,11 @@ class ImageReader:
         if self.folder is None:
             return None
         if self._last is None or self._last[0] != i:
-            width, height = self.index.sizes[i].tolist()
+            width, height = self.annotations.sizes[i].tolist()
             try:
-                self._last = i, read_image(self.folder / str(self.index.file_names[i]), (width, height))
+                self._last = i, read_image(self.folder / str(self.annotations.file_names[i]), (width, height))
             except UserError:
-                self.unreadable.add(str(self.index.file_names[i]))
+                self.unreadable.add(str(self.annotations.file_names[i]))
                 return None
         return self._last[1]
 
@@ -61,10 +61,12 @@ def add_false_positives(album: Album, analysis: Analysis, read: ImageReader, cou
         image = read(i)
         if image is None:
             continue
-        name = matches.index.class_names[matches.label[d] - 1]
+        name = matches.annotations.class_names[matches.label[d] - 1]
         about = int(breakdown.about[d])
-        truth = f" of {matches.index.class_names[matches.index.labels[about] - 1]}" if about >= 0 else ""
-        caption = f"{name} {matches.score[d]:.2f}: {KINDS[breakdown.kind[d]]}{truth} · {matches.index.file_names[i]}"
+        truth = f" of {matches.annotations.class_names[matches.annotations.labels[about] - 1]}" if about >= 0 else ""
+        caption = (
+            f"{name} {matches.score[d]:.2f}: {KINDS[breakdown.kind[d]]}{truth} · {matches.annotations.file_names[i]}"
+        )
         crop, shift, scale = _crop(image, matches.box[d])
         for box in _object_boxes(analysis, i):
             _draw_outlined_box(crop, (box - shift) * scale, GREEN)
@@ -76,15 +78,15 @@ def add_false_positives(album: Album, analysis: Analysis, read: ImageReader, cou
 def add_missed(album: Album, analysis: Analysis, read: ImageReader, count: int) -> None:
     """Add crops of the largest objects missed at the recommended thresholds (orange) and the closest error (red)."""
     matches = analysis.matches
-    index = matches.index
+    annotations = matches.annotations
     chosen = kept(matches, analysis.thresholds)
-    found = np.zeros(len(index.boxes), bool)
+    found = np.zeros(len(annotations.boxes), bool)
     found[matches.truth[0][matches.right(0) & chosen]] = True
     missed = np.flatnonzero(matches.counted & ~found)
-    missed = missed[np.argsort(-index.areas[missed], kind="stable")]
+    missed = missed[np.argsort(-annotations.areas[missed], kind="stable")]
     image_of_object = matches.image_of_object
     # For each object: the score of its match at any threshold, and the best error about it.
-    score_of = np.full(len(index.boxes), np.nan)
+    score_of = np.full(len(annotations.boxes), np.nan)
     right = matches.right(0)
     score_of[matches.truth[0][right]] = matches.score[right]
     error_of = _best_errors(analysis)
@@ -93,19 +95,19 @@ def add_missed(album: Album, analysis: Analysis, read: ImageReader, count: int) 
         image = read(i)
         if image is None:
             continue
-        name, label = index.class_names[index.labels[row] - 1], int(index.labels[row])
-        crop, shift, scale = _crop(image, index.boxes[row])
+        name, label = annotations.class_names[annotations.labels[row] - 1], int(annotations.labels[row])
+        crop, shift, scale = _crop(image, annotations.boxes[row])
         error = int(error_of[row])
         if np.isfinite(score_of[row]):
             reason = f"found with score {score_of[row]:.2f}, the threshold is {analysis.thresholds[label - 1]:.2f}"
         elif error >= 0:
-            predicted = index.class_names[matches.label[error] - 1]
+            predicted = annotations.class_names[matches.label[error] - 1]
             reason = f"{KINDS[analysis.breakdown.kind[error]]}: {predicted} {matches.score[error]:.2f}"
             _draw_outlined_box(crop, (xywh_to_xyxy(matches.box[error]) - shift) * scale, RED)
         else:
             reason = "no detection at any score"
-        _draw_outlined_box(crop, (xywh_to_xyxy(index.boxes[row]) - shift) * scale, ORANGE)
-        if not album.add(crop, f"{name}: {reason} · {index.file_names[i]}", max_side=2 * CROP_SIDE):
+        _draw_outlined_box(crop, (xywh_to_xyxy(annotations.boxes[row]) - shift) * scale, ORANGE)
+        if not album.add(crop, f"{name}: {reason} · {annotations.file_names[i]}", max_side=2 * CROP_SIDE):
             return
 
 
@@ -118,7 +120,7 @@ def add_images(album: Album, analysis: Analysis, read: ImageReader, images: Sequ
             continue
         pair = side_by_side([draw_ground_truth(image, analysis, i), draw_detections(image, analysis, i)])
         caption = (
-            f"{analysis.matches.index.file_names[i]}: F1 {scores.f1[i]:.2f}; {scores.right[i]} correct, "
+            f"{analysis.matches.annotations.file_names[i]}: F1 {scores.f1[i]:.2f}; {scores.right[i]} correct, "
             f"{scores.wrong[i]} wrong, {scores.missed[i]} missed"
         )
         if not album.add(pair, caption, max_side=900):
@@ -128,15 +130,16 @@ def add_images(album: Album, analysis: Analysis, read: ImageReader, images: Sequ
 def draw_ground_truth(image: np.ndarray, analysis: Analysis, i: int) -> np.ndarray:
     """A copy with its objects: found green, missed orange, crowd regions gray."""
     matches = analysis.matches
-    index = matches.index
+    annotations = matches.annotations
     canvas = _downscale(image)
-    rows = np.arange(index.offsets[i], index.offsets[i + 1])
+    rows = np.arange(annotations.offsets[i], annotations.offsets[i + 1])
     chosen = (matches.image == i) & matches.right(0) & kept(matches, analysis.thresholds)
     found = np.isin(rows, matches.truth[0][chosen])
     colors = [
-        (150, 150, 150) if index.crowd[row] else GREEN if hit else ORANGE for row, hit in zip(rows, found, strict=True)
+        (150, 150, 150) if annotations.crowd[row] else GREEN if hit else ORANGE
+        for row, hit in zip(rows, found, strict=True)
     ]
-    _draw(canvas, image, index.boxes[rows], index.labels[rows], index.class_names, colors)
+    _draw(canvas, image, annotations.boxes[rows], annotations.labels[rows], annotations.class_names, colors)
     return canvas
 
 
@@ -147,7 +150,7 @@ def draw_detections(image: np.ndarray, analysis: Analysis, i: int) -> np.ndarray
     rows = np.flatnonzero((matches.image == i) & kept(matches, analysis.thresholds))
     right, ignored = matches.right(0)[rows], matches.ignored[0][rows]
     colors = [(150, 150, 150) if skip else GREEN if hit else RED for hit, skip in zip(right, ignored, strict=True)]
-    names = matches.index.class_names
+    names = matches.annotations.class_names
     _draw(canvas, image, matches.box[rows], matches.label[rows], names, colors, matches.score[rows])
     return canvas
 
@@ -184,7 +187,7 @@ def _draw(
 def _best_errors(analysis: Analysis) -> np.ndarray:
     """int64 [objects]: the localisation or classification error about each object with the highest score, or -1."""
     breakdown, matches = analysis.breakdown, analysis.matches
-    best = np.full(len(matches.index.boxes), -1)
+    best = np.full(len(matches.annotations.boxes), -1)
     rows = np.flatnonzero(np.isin(breakdown.kind, [KINDS.index("classification"), KINDS.index("localisation")]))
     rows = rows[np.argsort(matches.score[rows], kind="stable")]
     # Of several assignments to one object the last one, with the highest score, remains.
@@ -207,9 +210,9 @@ def _limit_per_image(rows: np.ndarray, images: np.ndarray, count: int) -> list[i
 
 def _object_boxes(analysis: Analysis, i: int) -> np.ndarray:
     """Boxes xyxy [g, 4] of the objects in image i, without crowd regions."""
-    index = analysis.matches.index
-    rows = slice(index.offsets[i], index.offsets[i + 1])
-    return xywh_to_xyxy(index.boxes[rows][~index.crowd[rows]])
+    annotations = analysis.matches.annotations
+    rows = slice(annotations.offsets[i], annotations.offsets[i + 1])
+    return xywh_to_xyxy(annotations.boxes[rows][~annotations.crowd[rows]])
 
 
 def _crop(image: np.ndarray, xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -29,7 +29,7 @@ def history_plots(source: RunData) -> list[Markup]:
         lines = {name: (steps, _values(history, name)) for name in ("AP", "AP50", "AP75")}
         blocks.append(_lines(lines, "AP on val", "optimizer step", marker="o", bottom=0))
     per_class: dict[str, tuple[Any, Any]] = {}
-    for name in source.index.class_names if len(source.index.class_names) <= MAX_LINES else ():
+    for name in source.annotations.class_names if len(source.annotations.class_names) <= MAX_LINES else ():
         aps = [((record.get("per_class") or {}).get(name) or {}).get("AP") for record in history]
         if any(ap is not None for ap in aps):
             per_class[name] = (steps, [math.nan if ap is None else ap for ap in aps])
@@ -52,7 +52,7 @@ def history_plots(source: RunData) -> list[Markup]:
 def precision_plots(analysis: Analysis) -> list[Markup]:
     """Precision-recall curves at IoU 0.5, F1 over the score threshold, and AP over the IoU threshold."""
     matches = analysis.matches
-    names = matches.index.class_names
+    names = matches.annotations.class_names
     shown = _largest_classes(analysis)
     precision = matches.precision[0]
     known = precision[0] > -1
@@ -79,7 +79,7 @@ def precision_plots(analysis: Analysis) -> list[Markup]:
 
 def confusion_plot(analysis: Analysis) -> Markup:
     """The confusion matrix, colored by the share of the row; of more than 20 classes, the most confused ones."""
-    matrix, names = analysis.confusion, [*analysis.matches.index.class_names, "background"]
+    matrix, names = analysis.confusion, [*analysis.matches.annotations.class_names, "background"]
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     if len(names) - 1 > MAX_CONFUSION_CLASSES:
         off = matrix[:-1, :-1] - np.diag(np.diag(matrix[:-1, :-1]))

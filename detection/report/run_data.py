@@ -52,7 +52,7 @@ class RunData:
     """
 
     name: str
-    index: Annotations
+    annotations: Annotations
     images: Path | None
     analysis: Analysis
     detections_source: str
@@ -81,11 +81,11 @@ def read_file(
     Raises:
         UserError: a file does not exist or is malformed, or the detections are for other images.
     """
-    index, folder = _named_data(data, images)
-    check_outputs(outputs, [predictions, data, index.source, folder], force=force)
+    annotations, folder = _named_data(data, images)
+    check_outputs(outputs, [predictions, data, annotations.source, folder], force=force)
     results = read_results(predictions)
-    check_results(index, results, str(predictions))
-    return RunData(Path(predictions).name, index, folder, analyze(index, results), f"{predictions}")
+    check_results(annotations, results, str(predictions))
+    return RunData(Path(predictions).name, annotations, folder, analyze(annotations, results), f"{predictions}")
 
 
 def read_run(
@@ -119,27 +119,27 @@ def read_run(
     if not checkpoint.is_file() and not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not the folder of a training run: it has neither best.pt nor config.yaml")
     config, numbers = _config_of(folder, checkpoint, overrides)
-    index, image_folder = _val_data(config, images) if data is None else _named_data(data, images)
+    annotations, image_folder = _val_data(config, images) if data is None else _named_data(data, images)
     run_files = [folder / name for name in ("config.yaml", "metrics.jsonl", "environment.json", *PREDICTION_FILES)]
-    check_outputs(outputs, [checkpoint, *run_files, data, index.source, image_folder], force=force)
+    check_outputs(outputs, [checkpoint, *run_files, data, annotations.source, image_folder], force=force)
     analysis, detections_source = None, ""
     if not any(override.startswith(DETECTION_KEYS) for override in overrides):
-        analysis, detections_source = _saved_analysis(folder, index, numbers)
+        analysis, detections_source = _saved_analysis(folder, annotations, numbers)
     if analysis is None:
         if not checkpoint.is_file():
             raise UserError(
-                f"{folder} has neither best.pt nor detections of {index.source} "
+                f"{folder} has neither best.pt nor detections of {annotations.source} "
                 f"({' or '.join(PREDICTION_FILES)}): there is nothing to report on"
             )
         if not detect:
             raise UserError(f"{folder} has no detections with the AP of {checkpoint}")
         analysis, detections_source = (
-            analyze(index, _run_detector(checkpoint, index, image_folder, overrides)),
+            analyze(annotations, _run_detector(checkpoint, annotations, image_folder, overrides)),
             f"{checkpoint}, run for this report",
         )
     return RunData(
         name=folder.name or str(folder.resolve().name),
-        index=index,
+        annotations=annotations,
         images=image_folder,
         analysis=analysis,
         detections_source=detections_source,
@@ -176,7 +176,7 @@ def _config_of(folder: Path, checkpoint: Path, overrides: Sequence[str]) -> tupl
     return detector_config(checkpoint, overrides), numbers
 
 
-def _saved_analysis(folder: Path, index: Annotations, numbers: dict[str, Any]) -> tuple[Analysis | None, str]:
+def _saved_analysis(folder: Path, annotations: Annotations, numbers: dict[str, Any]) -> tuple[Analysis | None, str]:
     """The analysis of the first saved detections whose AP equals that of `numbers`, and the path of their file."""
     for name in PREDICTION_FILES:
         path = folder / name
@@ -184,13 +184,13 @@ def _saved_analysis(folder: Path, index: Annotations, numbers: dict[str, Any]) -
             continue
         results = read_results(path)
         try:
-            check_results(index, results, str(path))
+            check_results(annotations, results, str(path))
         except UserError:
             # The detections are for other images, if the user passed another dataset.
             if numbers:
                 continue
             raise
-        analysis = analyze(index, results)
+        analysis = analyze(annotations, results)
         # Of several val sets, the report is about the first one.
         of_set = next(iter(numbers["sets"].values())) if numbers.get("sets") else numbers
         ap, expected = analysis.matches.evaluation.numbers["AP"], of_set.get("AP")
@@ -199,30 +199,32 @@ def _saved_analysis(folder: Path, index: Annotations, numbers: dict[str, Any]) -
     return None, ""
 
 
-def _run_detector(checkpoint: Path, index: Annotations, images: Path | None, overrides: Sequence[str]) -> list[Result]:
+def _run_detector(
+    checkpoint: Path, annotations: Annotations, images: Path | None, overrides: Sequence[str]
+) -> list[Result]:
     """Run the detector on the images; returns COCO results."""
     if images is None:
         raise UserError(
-            f"the images of {index.source} are needed to run {checkpoint}: set their folder with --images DIR"
+            f"the images of {annotations.source} are needed to run {checkpoint}: set their folder with --images DIR"
         )
-    check_images(index, images)
+    check_images(annotations, images)
     device = pick_device(detector_config(checkpoint, overrides).device)
     model, config, classes = load_detector(checkpoint, device, overrides=overrides)
-    dataset = DetectionDataset(index, images, short_side=config.data.short_side, long_side=config.data.long_side)
+    dataset = DetectionDataset(annotations, images, short_side=config.data.short_side, long_side=config.data.long_side)
     loader = eval_loader(dataset, config.eval.batch_size or config.data.batch_size, config.data.workers, device)
-    return detect_dataset(model, loader, category_ids_of(classes, index), device, amp=config.train.amp)
+    return detect_dataset(model, loader, category_ids_of(classes, annotations), device, amp=config.train.amp)
 
 
 def _val_data(config: DetectionConfig, images: str | Path | None) -> tuple[Annotations, Path | None]:
     """The val annotations of a config, and their image folder if it exists."""
-    index = read_split(config.data, "val", alone=True, images=False)
-    return index, _existing_folder(images, index.images)
+    annotations = read_split(config.data, "val", alone=True, images=False)
+    return annotations, _existing_folder(images, annotations.images)
 
 
 def _named_data(data: str | Path, images: str | Path | None) -> tuple[Annotations, Path | None]:
     """Annotations from a path of the user, and their image folder if it exists."""
-    index = read_annotations(data, images=images)
-    return index, _existing_folder(images, index.images)
+    annotations = read_annotations(data, images=images)
+    return annotations, _existing_folder(images, annotations.images)
 
 
 def _existing_folder(named: str | Path | None, default: str | Path) -> Path | None:

@@ -63,16 +63,16 @@ def run_sections(
 
 
 def _overview(source: RunData) -> Section:
-    analysis, index = source.analysis, source.index
+    analysis, annotations = source.analysis, source.annotations
     numbers = analysis.matches.evaluation.numbers
     blocks = [html.cards([(name, numbers[name], METRIC_DESCRIPTIONS[name]) for name in METRICS])]
     blocks += [html.note(text, kind) for text, kind in summary_notes(analysis)]
     return Section(
         "Metrics",
         blocks,
-        f"{len(index)} images, {int(analysis.matches.counted.sum())} objects of {len(index.class_names)} classes "
-        f"({index.source}). Detections: {source.detections_source}. The metrics are those of pycocotools; a dash "
-        "means that no object has this size.",
+        f"{len(annotations)} images, {int(analysis.matches.counted.sum())} objects of {len(annotations.class_names)} "
+        f"classes ({annotations.source}). Detections: {source.detections_source}. "
+        "The metrics are those of pycocotools; a dash means that no object has this size.",
     )
 
 

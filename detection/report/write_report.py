@@ -50,7 +50,7 @@ def write_report(
     content: dict[str, Any] = {
         "format": FORMAT,
         "run": source.name,
-        "data": source.index.source,
+        "data": source.annotations.source,
         "detections": source.detections_source,
         **source.analysis.to_json(),
         "history": source.history,

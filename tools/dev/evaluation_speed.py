@@ -31,20 +31,22 @@ def compare_evaluations(images: int, detections: int, classes: int, *, runs: int
     Raises:
         UserError: a backend is not installed.
     """
-    index, results = random_evaluation(images, detections, classes, seed)
+    annotations, results = random_evaluation(images, detections, classes, seed)
     seconds: dict[str, float] = dict.fromkeys(EVAL_BACKENDS, float("inf"))
     numbers: dict[str, np.ndarray] = {}
     # The one that may be absent comes first: nobody waits a minute for that message.
     for _ in range(runs):
         for backend in reversed(EVAL_BACKENDS):
             start = time.perf_counter()
-            evaluation = evaluate_results(index, results, backend)
+            evaluation = evaluate_results(annotations, results, backend)
             seconds[backend] = min(seconds[backend], time.perf_counter() - start)
             numbers[backend] = np.array(
                 [*(evaluation.numbers[name] for name in METRICS), *(ap for _, ap, _, _ in evaluation.per_class)]
             )
     first = EVAL_BACKENDS[0]
-    lines = [f"{images} images, {len(results)} detections, {len(index.boxes)} objects, {classes} classes, seed {seed}"]
+    lines = [
+        f"{images} images, {len(results)} detections, {len(annotations.boxes)} objects, {classes} classes, seed {seed}"
+    ]
     for backend in EVAL_BACKENDS:
         apart = np.nanmax(np.abs(numbers[backend] - numbers[first]), initial=0.0)
         lines.append(
@@ -61,7 +63,7 @@ def random_evaluation(images: int, detections: int, classes: int, seed: int = 0)
     boxes = _boxes(rng, int(counts.sum()))
     labels = rng.integers(1, classes + 1, len(boxes))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    index = Annotations(
+    annotations = Annotations(
         source=f"random data of {images} images",
         format="coco",
         images="",
@@ -90,7 +92,7 @@ def random_evaluation(images: int, detections: int, classes: int, seed: int = 0)
             {"image_id": i + 1, "category_id": label, "bbox": box, "score": score}
             for label, box, score in zip(noise_labels.tolist(), noise.tolist(), scores.tolist(), strict=True)
         ]
-    return index, results
+    return annotations, results
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -127,7 +127,7 @@ class PlainTraining:
         else:
             self.optimizer = torch.optim.AdamW(parameters, trainer.lr, weight_decay=optim.weight_decay)
         self.loader = DataLoader(
-            PlainDataset(trainer.train_loader.dataset.index),  # type: ignore[attr-defined]
+            PlainDataset(trainer.train_loader.dataset.annotations),  # type: ignore[attr-defined]
             batch_size=config.data.batch_size,
             shuffle=True,
             drop_last=True,
@@ -153,18 +153,18 @@ class PlainTraining:
 class PlainDataset(Dataset):
     """As in torchvision's references: PIL, float tensors, a flip."""
 
-    def __init__(self, index: Annotations) -> None:
-        self.index, self.images = index, Path(index.images)
+    def __init__(self, annotations: Annotations) -> None:
+        self.annotations, self.images = annotations, Path(annotations.images)
         self.transform = v2.Compose(
             [v2.RandomHorizontalFlip(0.5), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         )
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.annotations)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor]]:
-        image = Image.open(self.images / str(self.index.file_names[i])).convert("RGB")
-        boxes, labels = self.index.training_boxes(i)
+        image = Image.open(self.images / str(self.annotations.file_names[i])).convert("RGB")
+        boxes, labels = self.annotations.training_boxes(i)
         wrapped = tv_tensors.BoundingBoxes(
             torch.from_numpy(boxes).reshape(-1, 4), format="XYXY", canvas_size=(image.height, image.width)
         )  # type: ignore[call-overload]

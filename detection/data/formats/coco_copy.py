@@ -20,7 +20,7 @@ class _Ids(msgspec.Struct, gc=False):
     category_id: int | float | None = None
 
 
-def copy_entries(index: Annotations, out: Path, names: Mapping[int, str]) -> bool:
+def copy_entries(annotations: Annotations, out: Path, names: Mapping[int, str]) -> bool:
     """Write to `out` what `index.source`, the COCO file that `index` is a part of, says of its images and classes.
 
     Entries stay as they are, byte for byte, but for the file names of images whose ids are in `names`. The file is
@@ -29,7 +29,7 @@ def copy_entries(index: Annotations, out: Path, names: Mapping[int, str]) -> boo
     Returns:
         False, and nothing is written, where entries hold what is no JSON (NaN, say).
     """
-    images, categories = set(index.image_ids.tolist()), set(index.category_ids.tolist())
+    images, categories = set(annotations.image_ids.tolist()), set(annotations.category_ids.tolist())
     entries = msgspec.json.Decoder(list[msgspec.Raw])
     ids = msgspec.json.Decoder(_Ids)
 
@@ -61,7 +61,7 @@ def copy_entries(index: Annotations, out: Path, names: Mapping[int, str]) -> boo
         file.write(b"}\n")
 
     try:
-        with open_regular_file(index.source, "annotation file") as source:
+        with open_regular_file(annotations.source, "annotation file") as source:
             write_atomically(out, lambda file: write(file, source))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False

@@ -47,7 +47,7 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
     return None
 
 
-def keep(path: Path, stamp: Stamp, index: Annotations) -> Annotations:
+def keep(path: Path, stamp: Stamp, annotations: Annotations) -> Annotations:
     """Write the index of the annotation file `path` beside it or under ~/.cache, and open it from there.
 
     Args:
@@ -58,11 +58,11 @@ def keep(path: Path, stamp: Stamp, index: Annotations) -> Annotations:
     header = {
         "version": VERSION,
         "stamp": stamp,
-        "format": index.format,
-        "class_names": index.class_names,
-        "notes": index.notes,
+        "format": annotations.format,
+        "class_names": annotations.class_names,
+        "notes": annotations.notes,
     }
-    columns = {name: getattr(index, name) for name in COLUMNS}
+    columns = {name: getattr(annotations, name) for name in COLUMNS}
     for place in places_of(path):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +70,11 @@ def keep(path: Path, stamp: Stamp, index: Annotations) -> Annotations:
         except (OSError, UserError) as error:
             log.debug("%s", error)
             continue
-        return open_cached(path, stamp, index.images) or index
+        return open_cached(path, stamp, annotations.images) or annotations
     log.warning(
         "the index of %s could be kept neither beside it nor in %s: it is read anew each time", path, CACHE_FOLDER
     )
-    return index
+    return annotations
 
 
 def places_of(path: Path) -> tuple[Path, Path]:

@@ -23,17 +23,17 @@ def write_coco(parts: Parts, out: Path, images: str) -> list[str]:
     """OUT/train.json, … and OUT/images/. Returns what to know about it."""
     taken = _Names()
     notes = []
-    for split, index in parts.items():
+    for split, annotations in parts.items():
         new = {}
         if images != "none":  # those that stay where they are keep their names
-            free = [taken.free(_short(name, split), source) for name, source in _files(index)]
-            new = dict(zip(index.image_ids.tolist(), free, strict=True))
+            free = [taken.free(_short(name, split), source) for name, source in _files(annotations)]
+            new = dict(zip(annotations.image_ids.tolist(), free, strict=True))
         path = out / f"{split}.json"
-        if index.format == "coco" and copy_entries(index, path, new):
+        if annotations.format == "coco" and copy_entries(annotations, path, new):
             continue
-        if index.format == "coco":
-            notes.append(f"{index.source} holds more than JSON has (NaN?): polygons and the like are lost")
-        content = index.to_coco()
+        if annotations.format == "coco":
+            notes.append(f"{annotations.source} holds more than JSON has (NaN?): polygons and the like are lost")
+        content = annotations.to_coco()
         for entry in content["images"]:
             entry["file_name"] = new.get(entry["id"], entry["file_name"])
         data = msgspec.json.encode(content)
@@ -48,27 +48,27 @@ def write_voc(parts: Parts, out: Path, images: str) -> list[str]:
         make_folder(out / folder, "output folder")
     taken = _Names(by_stem=True)
     sets: dict[str, list[str]] = {}
-    for split, index in parts.items():
+    for split, annotations in parts.items():
         sets[split] = []
-        for i, (name, source) in enumerate(_files(index)):
+        for i, (name, source) in enumerate(_files(annotations)):
             own = taken.free(_short(name, split).replace("/", "_"), source)
             stem = os.path.splitext(own)[0]
             if stem in sets[split]:
-                raise UserError(f"{index.source} has the image {name} twice, which VOC cannot tell apart")
+                raise UserError(f"{annotations.source} has the image {name} twice, which VOC cannot tell apart")
             if images == "none" and own != name:
                 raise UserError(f"VOC needs another name for {name} ({own}): --transfer must be copy or link")
             sets[split].append(stem)
-            _write(out / "Annotations" / f"{stem}.xml", ET.tostring(_voc_tree(index, i, own), encoding="utf-8"))
+            _write(out / "Annotations" / f"{stem}.xml", ET.tostring(_voc_tree(annotations, i, own), encoding="utf-8"))
         _write(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in sets[split]).encode())
     _place(taken.files, out / "JPEGImages", images)
     notes = []
     both = sum(map(len, sets.values())) - len(taken.files)
     if both:
         notes.append(f"{both} images are in more than one part; VOC has one annotation of each, the last one counts")
-    crowd = sum(int(index.crowd.sum()) for index in parts.values())
+    crowd = sum(int(annotations.crowd.sum()) for annotations in parts.values())
     if crowd:
         notes.append(f"{crowd} crowd regions are written as difficult objects")
-    used = {label for index in parts.values() for label in np.unique(index.labels).tolist()}
+    used = {label for annotations in parts.values() for label in np.unique(annotations.labels).tolist()}
     names = next(iter(parts.values())).class_names
     unused = [name for label, name in enumerate(names, 1) if label not in used]
     if unused:
@@ -80,11 +80,11 @@ def write_yolo(parts: Parts, out: Path, images: str) -> list[str]:
     """OUT/data.yaml, OUT/images/train, OUT/labels/train, …. Returns what to know about it."""
     notes = []
     clipped = dropped = 0
-    for split, index in parts.items():
+    for split, annotations in parts.items():
         taken = _Names(by_stem=True)
-        for i, (name, source) in enumerate(_files(index)):
+        for i, (name, source) in enumerate(_files(annotations)):
             own = taken.free(_short(name, split), source)
-            lines, changed, lost = _yolo_lines(index, i)
+            lines, changed, lost = _yolo_lines(annotations, i)
             clipped, dropped = clipped + changed, dropped + lost
             path = out / "labels" / split / f"{os.path.splitext(own)[0]}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def write_yolo(parts: Parts, out: Path, images: str) -> list[str]:
     names = dict(enumerate(next(iter(parts.values())).class_names))
     content = {**{split: f"images/{split}" for split in parts}, "names": names}
     _write(out / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
-    crowd = sum(int(index.crowd.sum()) for index in parts.values())
+    crowd = sum(int(annotations.crowd.sum()) for annotations in parts.values())
     if crowd:
         notes.append(f"{crowd} crowd regions are lost: YOLO has no place for them, and they are no single objects")
     if clipped:
@@ -131,14 +131,14 @@ class _Names:
             number += 1
 
 
-def _yolo_lines(index: Annotations, i: int) -> tuple[list[str], int, int]:
+def _yolo_lines(annotations: Annotations, i: int) -> tuple[list[str], int, int]:
     """Lines of a label file, and how many boxes were clipped and left out."""
-    rows = np.arange(index.offsets[i], index.offsets[i + 1])
-    rows = rows[~index.crowd[rows]]
-    width, height = index.sizes[i].tolist()
+    rows = np.arange(annotations.offsets[i], annotations.offsets[i + 1])
+    rows = rows[~annotations.crowd[rows]]
+    width, height = annotations.sizes[i].tolist()
     lines, clipped, dropped = [], 0, 0
     for row in rows.tolist():
-        x, y, w, h = index.boxes[row].tolist()
+        x, y, w, h = annotations.boxes[row].tolist()
         x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
         if x2 <= x1 or y2 <= y1:
             dropped += 1
@@ -146,23 +146,23 @@ def _yolo_lines(index: Annotations, i: int) -> tuple[list[str], int, int]:
         # What is left of rounding is no reason to speak of it.
         clipped += max(x1 - x, y1 - y, x + w - x2, y + h - y2) > 1e-3
         shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-        lines.append(f"{index.labels[row] - 1} {' '.join(f'{share:.10g}' for share in shares)}\n")
+        lines.append(f"{annotations.labels[row] - 1} {' '.join(f'{share:.10g}' for share in shares)}\n")
     return lines, clipped, dropped
 
 
-def _voc_tree(index: Annotations, i: int, file_name: str) -> ET.Element:
+def _voc_tree(annotations: Annotations, i: int, file_name: str) -> ET.Element:
     root = ET.Element("annotation")
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", file_name)
     size = ET.SubElement(root, "size")
-    for key, value in zip(("width", "height", "depth"), (*index.sizes[i].tolist(), 3), strict=True):
+    for key, value in zip(("width", "height", "depth"), (*annotations.sizes[i].tolist(), 3), strict=True):
         _add(size, key, str(value))
-    for row in range(index.offsets[i], index.offsets[i + 1]):
+    for row in range(annotations.offsets[i], annotations.offsets[i + 1]):
         item = ET.SubElement(root, "object")
-        _add(item, "name", index.class_names[index.labels[row] - 1])
-        _add(item, "difficult", str(int(index.crowd[row])))
+        _add(item, "name", annotations.class_names[annotations.labels[row] - 1])
+        _add(item, "difficult", str(int(annotations.crowd[row])))
         box = ET.SubElement(item, "bndbox")
-        x, y, w, h = index.boxes[row].tolist()
+        x, y, w, h = annotations.boxes[row].tolist()
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True):
             # Whole where it is whole: many readers of VOC know no others.
             _add(box, key, f"{value:.4f}".rstrip("0").rstrip("."))
@@ -174,8 +174,8 @@ def _add(parent: ET.Element, key: str, text: str) -> None:
     ET.SubElement(parent, key).text = text
 
 
-def _files(index: Annotations) -> list[tuple[str, Path]]:
-    return [(str(name), Path(index.images) / str(name)) for name in index.file_names]
+def _files(annotations: Annotations) -> list[tuple[str, Path]]:
+    return [(str(name), Path(annotations.images) / str(name)) for name in annotations.file_names]
 
 
 def _short(name: str, split: str) -> str:

@@ -53,36 +53,40 @@ def convert_data(
         raise UserError(f"{out} is there already and not empty; give another --out, or remove it")
     if to == "yolo" and transfer == "none":
         raise UserError("YOLO finds labels by the images' places: --transfer must be copy or link")
-    parts = {split: choose_classes(index, classes) for split, index in _read(sources, images, format).items()}
-    indexes = list(parts.values())
-    if not any(index.class_names for index in indexes):
-        raise UserError(f"{indexes[0].source} has no class at all (VOC's are those of its objects, and there are none)")
-    for index in indexes:
-        check_images(index, index.images, "--images")
-        if transfer == "none" and names_outside(index.file_names.tolist(), index.images):
+    parts = {
+        split: choose_classes(annotations, classes) for split, annotations in _read(sources, images, format).items()
+    }
+    splits = list(parts.values())
+    if not any(annotations.class_names for annotations in splits):
+        raise UserError(f"{splits[0].source} has no class at all (VOC's are those of its objects, and there are none)")
+    for annotations in splits:
+        check_images(annotations, annotations.images, "--images")
+        if transfer == "none" and names_outside(annotations.file_names.tolist(), annotations.images):
             raise UserError(
-                f"images of {index.source} do not all lie below {index.images}, as those of COCO and VOC must: "
-                "--transfer must be copy or link"
+                f"images of {annotations.source} do not all lie below {annotations.images}, as those of COCO and VOC "
+                "must: --transfer must be copy or link"
             )
-    for other in indexes[1:]:
-        check_same_classes(indexes[0], other)
+    for other in splits[1:]:
+        check_same_classes(splits[0], other)
     notes: list[str] = []
     table = ""
     if share is not None:
         if len(parts) > 1:
             raise UserError(f"--split divides one part, and there are {', '.join(parts)} already; name one of them")
-        train, notes = split_images(indexes[0], share, seed=seed, group_by=group_by)
+        train, notes = split_images(splits[0], share, seed=seed, group_by=group_by)
         parts = {
-            "train": indexes[0].part(np.flatnonzero(train)),
-            "val": indexes[0].part(np.flatnonzero(~train)),
+            "train": splits[0].part(np.flatnonzero(train)),
+            "val": splits[0].part(np.flatnonzero(~train)),
         }
         table = f"\n{_table(parts)}"
     elif group_by is not None:
         raise UserError("--group-by keeps images together when a set is divided: it needs --split")
     make_folder(out, "--out")
     notes += WRITERS[to](parts, out, transfer)
-    lines = [f"{split}: {len(index)} images, {len(index.boxes)} boxes" for split, index in parts.items()]
-    lines += [f"note: {note}" for note in dict.fromkeys([*(n for i in indexes for n in i.notes), *notes])]
+    lines = [
+        f"{split}: {len(annotations)} images, {len(annotations.boxes)} boxes" for split, annotations in parts.items()
+    ]
+    lines += [f"note: {note}" for note in dict.fromkeys([*(n for i in splits for n in i.notes), *notes])]
     return "\n".join([*lines, *([table] if table else []), *_keys(parts, to, out, transfer)])
 
 
@@ -103,9 +107,9 @@ def _read(sources: Sequence[str], images: str | None, format: str) -> dict[str, 
                     f"{parts[name].source} and {file} are both {name!r}; say which is what: train=FILE val=FILE"
                 )
             parts[name] = read_annotations(file, images=images, format=kind, split=entry)
-    if all(index.format == "voc" for index in parts.values()):
-        names = sorted({name for index in parts.values() for name in index.class_names})
-        parts = {split: with_class_names(index, names) for split, index in parts.items()}
+    if all(annotations.format == "voc" for annotations in parts.values()):
+        names = sorted({name for annotations in parts.values() for name in annotations.class_names})
+        parts = {split: with_class_names(annotations, names) for split, annotations in parts.items()}
     return parts
 
 
@@ -131,25 +135,25 @@ def _table(parts: dict[str, Annotations]) -> str:
     """Images of each class in each part."""
     names = next(iter(parts.values())).class_names
     counts = {}
-    for split, index in parts.items():
-        image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-        pairs = np.unique(np.stack([image_of_box, index.labels]), axis=1)
+    for split, annotations in parts.items():
+        image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+        pairs = np.unique(np.stack([image_of_box, annotations.labels]), axis=1)
         counts[split] = np.bincount(pairs[1], minlength=len(names) + 1)
     cells = [(name, *(str(counts[split][label]) for split in parts)) for label, name in enumerate(names, 1)]
-    cells.append(("no box", *(str((np.diff(index.offsets) == 0).sum()) for index in parts.values())))
+    cells.append(("no box", *(str((np.diff(annotations.offsets) == 0).sum()) for annotations in parts.values())))
     return text_table(("images with", *parts), cells, left=1)
 
 
 def _keys(parts: dict[str, Annotations], to: str, out: Path, images: str) -> list[str]:
     """What the command line says to use what was written: train and val in a config, test in an evaluation."""
     keys: dict[str, list[str]] = {}
-    for split, index in parts.items():
+    for split, annotations in parts.items():
         file = {"coco": f"{split}.json", "voc": f"ImageSets/Main/{split}.txt", "yolo": "data.yaml"}[to]
         said = [f"annotations={out / file}"]
         if split == "test" and to == "yolo":
             said.append("split=test")
         if images == "none":
-            said.append(f"images={index.images}")
+            said.append(f"images={annotations.images}")
         section, title = split, "in a config:"
         if split == "test":
             section, title = "val", f"to evaluate on test, after {command('evaluate')} FILE:"

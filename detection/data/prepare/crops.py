@@ -99,17 +99,17 @@ def make_crops(
     seen: set[bytes] = set()
     repeated = 0
     for number, path in enumerate(annotations):
-        index = read_annotations(path, images=images[number] if images else None)
-        folder = Path(index.images)
-        check_images(index, folder)
-        for i in range(len(index)):
-            digest = file_digest(folder / str(index.file_names[i]), "image")
+        dataset = read_annotations(path, images=images[number] if images else None)
+        folder = Path(dataset.images)
+        check_images(dataset, folder)
+        for i in range(len(dataset)):
+            digest = file_digest(folder / str(dataset.file_names[i]), "image")
             if digest in seen:
                 repeated += 1
                 continue
             seen.add(digest)
             split = "val" if _chance(seed, digest) < val_share else "train"
-            crops += _crops_of(index, i, folder, split, f"{number}", margin, min_side)
+            crops += _crops_of(dataset, i, folder, split, f"{number}", margin, min_side)
     kept, dropped = _choose(crops, min_examples, max_examples, seed)
     counts = Counter((crop.name, crop.split) for crop in kept)
     names = sorted({crop.name for crop in kept})
@@ -121,15 +121,15 @@ def make_crops(
 
 
 def _crops_of(
-    index: Annotations, i: int, folder: Path, split: str, prefix: str, margin: float, min_side: int
+    annotations: Annotations, i: int, folder: Path, split: str, prefix: str, margin: float, min_side: int
 ) -> list[Crop]:
-    image = folder / str(index.file_names[i])
-    width, height = index.sizes[i].tolist()
+    image = folder / str(annotations.file_names[i])
+    width, height = annotations.sizes[i].tolist()
     crops = []
-    boxes, labels = index.training_boxes(i)
+    boxes, labels = annotations.training_boxes(i)
     for number, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         if max(box[2:] - box[:2]) >= min_side:
-            name = index.class_names[label - 1]
+            name = annotations.class_names[label - 1]
             square = square_around(box, margin, width, height)
             crops.append(Crop(image, (width, height), square, name, split, f"{prefix}_{image.stem}_{number}.jpg"))
     return crops

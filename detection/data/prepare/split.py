@@ -18,7 +18,7 @@ from detection.data.annotations import Annotations
 
 
 def split_images(
-    index: Annotations, share: float, *, seed: int = 0, group_by: str | None = None
+    annotations: Annotations, share: float, *, seed: int = 0, group_by: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Choose the training images. Returns bool [n], and a text about the groups that were kept together.
 
@@ -36,16 +36,18 @@ def split_images(
     """
     if not 0 < share < 1:
         raise UserError(f"--split {share:g}: expected is the share of the training images, between 0 and 1, like 0.8")
-    groups, notes = _groups(index, group_by)
+    groups, notes = _groups(annotations, group_by)
     if len(groups) < 2:
-        raise UserError(f"{index.source} has {len(groups)} image(s) or group(s) of images: nothing can be divided")
-    presence = _presence(index)
+        raise UserError(
+            f"{annotations.source} has {len(groups)} image(s) or group(s) of images: nothing can be divided"
+        )
+    presence = _presence(annotations)
     # The order depends only on names and seed.
-    names = [min(str(index.file_names[i]) for i in group) for group in groups]
+    names = [min(str(annotations.file_names[i]) for i in group) for group in groups]
     order = sorted(range(len(groups)), key=lambda g: hashlib.sha1(f"{seed} {names[g]}".encode()).digest())
     counts = np.array([presence[groups[g]].sum(axis=0) for g in order])
     in_train = _stratify(counts, share)
-    train = np.zeros(len(index), bool)
+    train = np.zeros(len(annotations), bool)
     for g, is_train in zip(order, in_train, strict=True):
         train[groups[g]] = is_train
     return train, notes
@@ -81,19 +83,19 @@ def _stratify(counts: np.ndarray, share: float) -> np.ndarray:
     return side == 0
 
 
-def _presence(index: Annotations) -> np.ndarray:
+def _presence(annotations: Annotations) -> np.ndarray:
     """int [n, k + 2]: whether each image has each class, whether it has no box at all, and 1."""
-    table = np.zeros((len(index), len(index.class_names) + 2), np.int64)
-    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    table[image_of_box, index.labels - 1] = 1
-    table[:, -2] = np.diff(index.offsets) == 0
+    table = np.zeros((len(annotations), len(annotations.class_names) + 2), np.int64)
+    image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    table[image_of_box, annotations.labels - 1] = 1
+    table[:, -2] = np.diff(annotations.offsets) == 0
     table[:, -1] = 1
     return table
 
 
-def _groups(index: Annotations, group_by: str | None) -> tuple[list[list[int]], list[str]]:
+def _groups(annotations: Annotations, group_by: str | None) -> tuple[list[list[int]], list[str]]:
     """Images that must stay together, and notes on them."""
-    parent = list(range(len(index)))
+    parent = list(range(len(annotations)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -106,44 +108,44 @@ def _groups(index: Annotations, group_by: str | None) -> tuple[list[list[int]], 
 
     notes = []
     if group_by is not None:
-        named, unmatched = _by_pattern(index, group_by)
+        named, unmatched = _by_pattern(annotations, group_by)
         for members in named.values():
             join(members)
-        notes.append(f"{len(index) - unmatched} images are in {len(named)} groups by name")
+        notes.append(f"{len(annotations) - unmatched} images are in {len(named)} groups by name")
         if unmatched:
             notes.append(f"{unmatched} images whose names do not match {group_by!r} are each a group")
-    same = _identical(index)
+    same = _identical(annotations)
     for members in same:
         join(members)
     if same:
         count = sum(map(len, same))
-        shown = ", ".join(str(index.file_names[i]) for i in same[0][:3])
+        shown = ", ".join(str(annotations.file_names[i]) for i in same[0][:3])
         notes.append(f"{count} images that are there more than once stay together ({shown}{', …' * (count > 3)})")
     groups: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(index)):
+    for i in range(len(annotations)):
         groups[root(i)].append(i)
     return list(groups.values()), notes
 
 
-def _by_pattern(index: Annotations, pattern: str) -> tuple[dict[tuple[str, ...], list[int]], int]:
+def _by_pattern(annotations: Annotations, pattern: str) -> tuple[dict[tuple[str, ...], list[int]], int]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(f"--group-by {pattern!r} is not a regular expression: {error}") from None
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, name in enumerate(index.file_names):
+    for i, name in enumerate(annotations.file_names):
         match = compiled.search(str(name))
         if match is not None:
             groups[tuple(map(str, match.groups() or (match[0],)))].append(i)
-    unmatched = len(index) - sum(map(len, groups.values()))
-    if unmatched == len(index):
-        raise UserError(f"--group-by {pattern!r} matches no file name; they are like {index.file_names[0]}")
+    unmatched = len(annotations) - sum(map(len, groups.values()))
+    if unmatched == len(annotations):
+        raise UserError(f"--group-by {pattern!r} matches no file name; they are like {annotations.file_names[0]}")
     return groups, unmatched
 
 
-def _identical(index: Annotations) -> list[list[int]]:
+def _identical(annotations: Annotations) -> list[list[int]]:
     """Images whose files have the same bytes; only files of the same size are read."""
-    paths = [Path(index.images) / str(name) for name in index.file_names]
+    paths = [Path(annotations.images) / str(name) for name in annotations.file_names]
     by_size: dict[int, list[int]] = defaultdict(list)
     same: dict[bytes, list[int]] = defaultdict(list)
     for i, path in enumerate(paths):

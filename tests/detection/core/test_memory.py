@@ -104,7 +104,9 @@ def test_a_worker_that_cannot_hand_over_its_batch_is_no_hang(tiny_config, monkey
     dataset = build_dataset(tiny_config, "val")
     load = dataset.load
     monkeypatch.setattr(dataset, "load", lambda draw: (load(draw)[0], {"boxes": Heavy(1)}))
-    loader = build_loader(dataset, EvalBatchSampler(dataset.index.sizes, 2), workers=1, device=torch.device("cpu"))
+    loader = build_loader(
+        dataset, EvalBatchSampler(dataset.annotations.sizes, 2), workers=1, device=torch.device("cpu")
+    )
     with pytest.raises(UserError, match=r"process \d+ ran out of memory"):
         list(iterate(loader))
 

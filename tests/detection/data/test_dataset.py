@@ -321,7 +321,7 @@ def test_samples(tiny_config):
 
 def test_workers_and_epochs_decide_nothing_but_their_part(tiny_config):
     dataset = build_dataset(tiny_config, "train")
-    batches = TrainBatchSampler(dataset.index.sizes, 4, seed=3, group_by_aspect=True)
+    batches = TrainBatchSampler(dataset.annotations.sizes, 4, seed=3, group_by_aspect=True)
     seen = []
     for workers in (0, 2):
         loader = build_loader(dataset, batches, workers=workers, device=torch.device("cpu"))
@@ -361,7 +361,7 @@ def test_a_bad_image_is_one_plain_error_also_from_a_worker(tiny_config, workers)
     path = dataset.images / "image 5.jpg"
     path.write_bytes(path.read_bytes()[:200])
     loader = build_loader(
-        dataset, EvalBatchSampler(dataset.index.sizes, 4), workers=workers, device=torch.device("cpu")
+        dataset, EvalBatchSampler(dataset.annotations.sizes, 4), workers=workers, device=torch.device("cpu")
     )
     with pytest.raises(UserError) as error:
         list(iterate(loader))

@@ -172,9 +172,9 @@ def test_chosen_and_merged_classes(coco_set):
 
 def test_classes_of_the_config(tiny_config):
     config = tiny_config.with_overrides(["data.classes={thing: [square, disc]}"])
-    assert build_dataset(config, "train").index.class_names == ("thing",)
+    assert build_dataset(config, "train").annotations.class_names == ("thing",)
     config = tiny_config.with_overrides(["data.classes=[disc]"])
-    assert build_dataset(config, "val").index.category_ids.tolist() == [7]
+    assert build_dataset(config, "val").annotations.category_ids.tolist() == [7]
     for wrong in ("[]", "[5]", "disc", "{a: disc}", "{a: []}"):
         with pytest.raises(UserError, match=r"data\.classes: expected: names, like \[car, bus\]") as error:
             tiny_config.with_overrides([f"data.classes={wrong}"])
@@ -214,7 +214,7 @@ def test_training_and_evaluation_in_every_format(coco_set, tmp_path, kind):
     sample = build_dataset(config, "val")[SampleKey(0, 5)]
     expected = build_dataset(parse_config(tiny_raw(coco_set, tmp_path), "test"), "val")
     # VOC's and YOLO's classes are in another order or have other ids: what counts is the name.
-    other = expected[SampleKey(0, expected.index.file_names.tolist().index(Path(sample_name(config, 5)).name))]
+    other = expected[SampleKey(0, expected.annotations.file_names.tolist().index(Path(sample_name(config, 5)).name))]
     assert np.array_equal(sample[0], other[0])
     np.testing.assert_allclose(sample[1]["boxes"], other[1]["boxes"], atol=1e-3)
     assert run_training(config)
@@ -230,4 +230,4 @@ def test_training_and_evaluation_in_every_format(coco_set, tmp_path, kind):
 
 
 def sample_name(config, i: int) -> str:
-    return str(build_dataset(config, "val").index.file_names[i])
+    return str(build_dataset(config, "val").annotations.file_names[i])

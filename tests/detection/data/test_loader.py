@@ -99,7 +99,7 @@ def test_a_bad_image_is_passed_over_in_training_with_a_count(tiny_config, caplog
     for i in (2, 5):
         path = dataset.images / f"image {i}.jpg"
         path.write_bytes(path.read_bytes()[:300])
-    batches = TrainBatchSampler(dataset.index.sizes, 4, seed=0, group_by_aspect=False)
+    batches = TrainBatchSampler(dataset.annotations.sizes, 4, seed=0, group_by_aspect=False)
     loader = build_loader(dataset, batches, workers=0, device=CPU)
     bad = BadImages(2)
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_folder_of_nothing_but_bad_images_ends(tiny_config):
     dataset = build_dataset(tiny_config, "train")
     for path in dataset.images.iterdir():
         path.write_bytes(b"no image")
-    loader = build_loader(dataset, TrainBatchSampler(dataset.index.sizes, 4, 0, False), workers=0, device=CPU)
+    loader = build_loader(dataset, TrainBatchSampler(dataset.annotations.sizes, 4, 0, False), workers=0, device=CPU)
     with pytest.raises(UserError, match="not an image"):
         list(iterate(loader, BadImages(100)))
 
@@ -136,7 +136,7 @@ class Deadly(DetectionDataset):
         return super()._read(i)
 
 dataset = Deadly(read_coco(sys.argv[1]), sys.argv[2], short_side=96, long_side=96)
-loader = build_loader(dataset, EvalBatchSampler(dataset.index.sizes, 2), workers=2, device=torch.device("cpu"))
+loader = build_loader(dataset, EvalBatchSampler(dataset.annotations.sizes, 2), workers=2, device=torch.device("cpu"))
 try:
     list(iterate(loader))
 except UserError as error:
@@ -158,7 +158,7 @@ def test_multi_scale_batches_have_one_size_each_and_follow_the_seed(tiny_config)
     config = tiny_config.with_overrides(["data.multi_scale=[64, 96, 160]", "data.batch_size=3"])
     dataset = build_dataset(config, "train")
     sides = config.data.multi_scale
-    batches = TrainBatchSampler(dataset.index.sizes, 3, 0, False, short_sides=sides)
+    batches = TrainBatchSampler(dataset.annotations.sizes, 3, 0, False, short_sides=sides)
     seen = set()
     for epoch in range(6):
         batches.set_epoch(epoch)

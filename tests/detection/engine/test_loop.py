@@ -283,7 +283,7 @@ def test_a_run_leaves_images_of_what_it_saw_and_found(trained):
 
 def test_images_of_detections_are_drawn_where_they_were_found(tiny_config):
     dataset = build_dataset(tiny_config, "val")
-    image_id = int(dataset.index.image_ids[0])
+    image_id = int(dataset.annotations.image_ids[0])
     results = [{"image_id": image_id, "category_id": 7, "bbox": [10.0, 20.0, 40.0, 30.0], "score": 0.9}]
     low = [{**results[0], "score": 0.2}]
     plain, none, one = (detections_grid(dataset, r, [3, 7], ["square", "disc"], count=1) for r in ([], low, results))

@@ -216,7 +216,7 @@ def assert_agrees(index, results):
     per_class = [ap50 for _, _, ap50, _ in expected.per_class]
     assert class_aps(matches, 0) == pytest.approx(per_class, abs=1e-12, nan_ok=True)
     assert break_down(matches).ap50 == pytest.approx(numbers["AP50"], abs=1e-12)
-    small = (matches.index.areas <= 32**2, matches.box[:, 2] * matches.box[:, 3] <= 32**2)
+    small = (matches.annotations.areas <= 32**2, matches.box[:, 2] * matches.box[:, 3] <= 32**2)
     if not math.isnan(numbers["APs"]):
         ours = [mean_ap(class_aps(matches, t, objects=small[0], detections=small[1])) for t in range(10)]
         # COCOeval matches anew for each range, and prefers objects within it.

@@ -33,7 +33,7 @@ def config_file(coco_set, tmp_path):
 def test_batches_match_training(tiny_config):
     config = tiny_config.with_overrides(["data.augment.mosaic=0.5", "data.augment.horizontal_flip=0.5"])
     browser = BatchBrowser(config, "train")
-    batches = TrainBatchSampler(browser.dataset.index.sizes, 4, config.seed, config.data.group_by_aspect)
+    batches = TrainBatchSampler(browser.dataset.annotations.sizes, 4, config.seed, config.data.group_by_aspect)
     batches.epoch = 1
     loader = build_loader(browser.dataset, batches, workers=0, device=torch.device("cpu"))
     norm = NormalizeAndBatch((0, 0, 0), (1, 1, 1))
@@ -46,7 +46,7 @@ def test_batches_match_training(tiny_config):
             # Boxes are drawn on the image; most pixels are unchanged.
             inside = shown_image.pixels[: image.shape[1], : image.shape[2]]
             assert (inside == image.numpy().transpose(1, 2, 0)).all(axis=2).mean() > 0.5
-            names = [browser.dataset.index.class_names[label - 1] for label in target["labels"].tolist()]
+            names = [browser.dataset.annotations.class_names[label - 1] for label in target["labels"].tolist()]
             assert all(f"{names.count(name)} {name}" in shown_image.caption for name in set(names))
     assert browser.title(len(batches)) == f"epoch 2, batch 1 of {len(batches)}"
 

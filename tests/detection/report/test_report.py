@@ -106,7 +106,7 @@ def test_the_latency_of_the_checkpoint_is_in_the_report(run):
 def test_predictions_of_the_last_evaluation_are_not_used_for_best_pt(run):
     """predictions.json is from the last evaluation, or from tools/evaluate.py on other data."""
     (run / "best_predictions.json").unlink()
-    index = read_run(run).index
+    index = read_run(run).annotations
     write_results(run / "predictions.json", truth_as_results(index))
     source = read_run(run)
     assert "run for this report" in source.detections_source
