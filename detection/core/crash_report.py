@@ -12,7 +12,7 @@ from detection.core.files import CACHE_FOLDER
 
 
 def keep_trace(error: Exception) -> str:
-    """Write the trace of an unforeseen exception; returns where, in words."""
+    """Write the trace of an unforeseen exception; returns the path of the file, or words if none could be written."""
     text = f"command: {sys.argv}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
     name = f"trace-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
     for folder in (CACHE_FOLDER / "traces", Path(tempfile.gettempdir())):

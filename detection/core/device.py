@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, mixed precision."""
+"""Devices, mixed precision, and facts about the CPU and the memory of this process."""
 
 import contextlib
 import multiprocessing
@@ -14,7 +14,7 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU. Raises UserError for a device that is not there."""
+    """A device by its name; "auto" is CUDA if present, otherwise the CPU. Raises UserError for an absent device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,14 +29,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:
-    """Mixed precision for `amp` "bf16" or "fp16", nothing for "off"."""
+    """A context for mixed precision with `amp` "bf16" or "fp16"; it changes nothing for "off"."""
     if amp == "off":
         return contextlib.nullcontext()
     return torch.autocast(device.type, AMP_TYPES[amp])
 
 
 def memory_in_use() -> float | None:
-    """MB that this process and its workers hold (pages that they share are counted in each); None where not known."""
+    """Memory of this process and its workers in MB (shared pages count in each process); None if it is unknown."""
     total = 0
     for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         try:
@@ -53,7 +53,7 @@ def processor_name() -> str:
 
 
 def cpu_fields() -> dict[str, str]:
-    """What Linux tells of the (last) core, "model name" and "flags" among it; nothing elsewhere."""
+    """Fields of /proc/cpuinfo for the last core, such as "model name" and "flags"; {} on other systems than Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Communication of the processes that torchrun starts. In a single process each function returns its own value."""
+"""Communication between the processes of torchrun. In a single process each function returns its own value."""
 
 import contextlib
 import functools
@@ -16,19 +16,19 @@ from detection.core.device import pick_device
 from detection.core.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
-"""After which processes notice a dead one; the first batches of a large data set take minutes."""
+"""Time after which processes notice a dead one; the first batches of a large data set take minutes."""
 
 
 @contextlib.contextmanager
 def session(device: str) -> Iterator[torch.device]:
-    """Join the process group if torchrun started several processes, and leave it at the end; yields the device.
+    """Join the process group if torchrun started several processes, and leave it at the end. Yields the device.
 
     Args:
-        device: of the config: auto, cpu, cuda, or cuda:N (for a single process only). Process r of a machine takes
+        device: as in a config: auto, cpu, cuda, or cuda:N (for a single process only). Process r of a machine uses
             GPU r. The backend is gloo on CPUs, nccl on GPUs.
 
     Raises:
-        UserError: no such device, or more processes on a machine than GPUs.
+        UserError: the device is absent, or a machine has more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield pick_device(device)
@@ -75,7 +75,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         dist.barrier()
 
@@ -110,7 +110,7 @@ def _reduce(values: Sequence[float], operation: Any) -> list[float]:
 
 
 class DelayedMax:
-    """Maximum of each number over all processes, known one call later: no process waits for another or for its GPU."""
+    """Maximum of each number over all processes, available one call later: no process waits for another or its GPU."""
 
     def __init__(self) -> None:
         self._started: tuple[Any, torch.Tensor] | None = None
@@ -124,7 +124,7 @@ class DelayedMax:
         return result
 
     def finish(self) -> list[float] | None:
-        """Wait for the result of the last `start`; None if it was taken already."""
+        """Wait for the result of the last `start`; None if it was returned already."""
         if self._started is None:
             return None
         work, total = self._started
@@ -140,14 +140,14 @@ def reduce_max_on_device(value: torch.Tensor) -> None:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the buffers of the main process: batch norms of each process have averages over other images."""
+    """Copy the buffers of the main process: the batch norms of each process average over different images."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def gather(value: Any) -> list[Any]:
-    """The values (anything that pickles) of all processes, by rank, in each of them."""
+    """The values (any picklable objects) of all processes, ordered by rank, in each process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

@@ -1,4 +1,4 @@
-"""Where something was made, and with what."""
+"""Describes the machine and the versions of packages, for reports and for the folders of runs."""
 
 import importlib.metadata
 import json
@@ -16,12 +16,12 @@ from detection.core.errors import UserError
 from detection.core.files import read_file, write_atomically
 
 FILE = "environment.json"
-"""In a run's folder: a list, one entry for each time that it was started or resumed."""
+"""A list in the folder of a run, with one entry for each start and each resume."""
 PACKAGES = ("ghostnet-detection", "torch", "torchvision", "pycocotools", "numpy", "albumentations")
 
 
 def describe_environment(device: str = "auto") -> dict[str, str]:
-    """Name -> value: machine, versions, commit of this toolkit, date. `device` as in a config."""
+    """Name -> value: machine, versions, commit of this toolkit, and date. `device`: as in a config."""
     return {
         "machine": f"{hardware(pick_device(device))}; {platform.system()} {platform.release()}",
         "versions": versions(PACKAGES),
@@ -31,13 +31,13 @@ def describe_environment(device: str = "auto") -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The GPU, where it is one, and the CPU."""
+    """Name of the CPU, and of the GPU if `device` is one."""
     cpu = f"{processor_name()}, {os.cpu_count()} cores"
     return f"{torch.cuda.get_device_name(device)}; {cpu}" if device.type == "cuda" else cpu
 
 
 def versions(packages: Sequence[str]) -> str:
-    """Of Python, and of those of the packages that are installed."""
+    """Versions of Python and of the `packages` that are installed."""
     found = [f"Python {platform.python_version()}"]
     for package in packages:
         try:
@@ -48,7 +48,7 @@ def versions(packages: Sequence[str]) -> str:
 
 
 def commit() -> str | None:
-    """Of the checkout that this toolkit runs from, marked where files differ from it; None for an installed copy."""
+    """Commit of the checkout that this toolkit runs from, with "-dirty" if files differ; None for an installed copy."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -65,13 +65,13 @@ def commit() -> str | None:
 
 
 def note_environment(folder: Path, device: str) -> None:
-    """Add where a training runs to its folder."""
+    """Append a description of the environment to the environment.json of a run."""
     text = json.dumps([*read_environments(folder), describe_environment(device)], indent=1)
     write_atomically(folder / FILE, lambda file: file.write(text.encode()))
 
 
 def read_environments(folder: Path) -> list[dict[str, str]]:
-    """Where a run was trained; [] where that was not noted."""
+    """Descriptions of the environments that a run was trained in; [] if there are none."""
     try:
         content = json.loads(read_file(folder / FILE, largest=1 << 24))
     except (UserError, ValueError, RecursionError):

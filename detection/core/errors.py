@@ -1,4 +1,4 @@
-"""The one kind of error that the user can correct. Tools print its message without a traceback."""
+"""`UserError`, the error for mistakes that the user can correct. Commands print its message without a traceback."""
 
 import reprlib
 
@@ -12,5 +12,5 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 def shorten(value: object) -> str:
-    """`repr` of something out of a file, for a message: cut where it is long or deep."""
+    """`repr` of a value from a file, for a message; long and deeply nested values are shortened."""
     return _REPR.repr(value)

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: whether they are there is known before any work, without importing them."""
+"""Checks before any work, and without an import, that the packages which only some commands need are installed."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ EXTRAS = {
     "timm": "timm",
     "wandb": "wandb",
 }
-"""Package -> the extra of setup.cfg that brings it."""
+"""Package -> the extra of setup.cfg that installs it."""
 RUNTIMES = {".onnx": ("onnxruntime",), ".xml": ("openvino",)}
-"""How an exported file's name ends -> what runs it, besides PyTorch."""
+"""Suffix of an exported file -> packages that run it, besides PyTorch."""
 WRITERS = {"onnx": ("onnx", "onnxslim", "onnxruntime"), "openvino": ("onnx", "onnxslim", "openvino")}
-"""Format of tools/export.py -> what writes such a file and compares it with PyTorch."""
+"""Export format -> packages that write such a file and compare it with PyTorch."""
 BACKENDS = {"faster-coco-eval": ("faster_coco_eval",)}
-"""eval.backend -> what it needs besides pycocotools."""
+"""eval.backend -> packages that it needs besides pycocotools."""
 
 
 def require(what: str, *packages: str) -> None:
-    """Raise UserError where one of `packages` (names to import, of `EXTRAS`) is not installed; `what` needs them."""
+    """Raise UserError if one of `packages` (import names, keys of `EXTRAS`), which `what` needs, is not installed."""
     absent = [package for package in packages if importlib.util.find_spec(package) is None]
     if absent:
         extras = ",".join(dict.fromkeys(EXTRAS[package] for package in absent))
@@ -38,19 +38,19 @@ def require(what: str, *packages: str) -> None:
 
 
 def require_for_file(path: str | Path) -> None:
-    """`require` of what runs an exported file; nothing for checkpoints."""
+    """`require` the packages that run an exported file; a checkpoint needs none."""
     require(str(path), *RUNTIMES.get(Path(path).suffix.lower(), ()))
 
 
 def require_for_quantization(formats: Sequence[str], precisions: Sequence[str]) -> None:
-    """`require` of what tools/quantize.py needs, which makes all files of the ONNX one."""
+    """`require` the packages for quantization, which starts from an ONNX file for every format."""
     require("quantization", *WRITERS["onnx"])
     if "openvino" in formats:
         require("quantization for OpenVINO", *WRITERS["openvino"], *(["nncf"] if "int8" in precisions else []))
 
 
 def require_for_backbone(name: str, weights: str | None) -> None:
-    """`require` of what builds a backbone: timm for timm/NAME, and for its weights."""
+    """`require` the packages that build a backbone: timm for timm/NAME and for weights=timm."""
     if name.startswith("timm/"):
         require(f"backbone {name}", "timm")
     if weights == "timm":
@@ -58,7 +58,7 @@ def require_for_backbone(name: str, weights: str | None) -> None:
 
 
 def require_for_config(config: Any) -> None:
-    """`require` of all that a training by this `detection.config.DetectionConfig` needs."""
+    """`require` all packages for a training with a `detection.config.DetectionConfig`."""
     require_for_backbone(config.model.backbone.name, config.model.backbone.weights)
     require(f"eval.backend={config.eval.backend}", *BACKENDS.get(config.eval.backend, ()))
     if config.train.wandb is not None:
@@ -66,7 +66,7 @@ def require_for_config(config: Any) -> None:
 
 
 def require_for_pretraining(config: Any) -> None:
-    """`require` of all that this `detection.pretraining.classification_config.ClassificationConfig` needs."""
+    """`require` all packages for a `detection.pretraining.classification_config.ClassificationConfig`."""
     require_for_backbone(config.model.name, config.model.weights)
     if config.teacher is not None and config.teacher.name.startswith("timm/"):
         require(f"teacher {config.teacher.name}", "timm")

@@ -30,11 +30,11 @@ KINDS = {
 
 
 def open_regular_file(path: str | Path, what: str = "file") -> BinaryIO:
-    """Open a file for reading, in binary mode. Anything but a regular file (a named pipe, a device) is refused at
-    once, where `open` would wait for it.
+    """Open a regular file for reading in binary mode. Other kinds of files (named pipes, devices) are refused at once;
+    `open` would wait for them.
 
     Raises:
-        UserError: absent, not readable, or not a regular file; the message calls it `what`.
+        UserError: the file is absent, not readable, or not regular; the message calls it `what`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -52,7 +52,7 @@ def open_regular_file(path: str | Path, what: str = "file") -> BinaryIO:
 
 
 def file_fault(path: str | Path) -> str | None:
-    """Why `open_regular_file` would refuse a file, in words; None where it is a regular file. Nothing is opened."""
+    """Why `open_regular_file` would refuse a file, in words; None for a regular file. The file is not opened."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ def _read_unsized(file: BinaryIO, largest: int) -> bytes:
 def reason_of(error: OSError | ValueError, path: str | Path = "") -> str:
     """Why a file could not be opened, in words."""
     if isinstance(error, OSError):
-        if error.errno == errno.ENXIO:  # what a socket says
+        if error.errno == errno.ENXIO:  # the error of a socket
             return "it is a socket or a device, not a regular file"
         if error.errno == errno.ELOOP:
             return "it is a link that leads back to itself"
@@ -117,7 +117,7 @@ def file_digest(path: str | Path, what: str = "file") -> bytes:
 
 
 def sample_digest(file: BinaryIO) -> str:
-    """A digest of at most a megabyte of a file: 16 samples, evenly spread; of smaller files all of it counts."""
+    """A digest of 16 evenly spread samples of a file, at most a megabyte; of the whole file if it is smaller."""
     size = os.fstat(file.fileno()).st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     if size <= SAMPLES * SAMPLE_BYTES:
@@ -133,13 +133,13 @@ def sample_digest(file: BinaryIO) -> str:
 def write_atomically(path: Path, write: Any, *, placing: Callable[[str], None] | None = None) -> None:
     """Call `write(file)` on a temporary file beside `path`, flush it to disk, and only then put it in place.
 
-    A kill or a full disk at any moment leaves the earlier file whole.
+    If the process is killed or the disk is full, the earlier file stays complete.
 
     Args:
         placing: called with the name of the finished temporary file, just before it is put in place.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written to.
+        UserError: the disk is full, or the folder is not writable.
     """
     name = None
     try:
@@ -155,12 +155,12 @@ def write_atomically(path: Path, write: Any, *, placing: Callable[[str], None] |
             placing(name)
         os.replace(name, path)
     except (OSError, RuntimeError) as error:
-        # torch.save's zip writer turns what the file raised into a RuntimeError of its own.
+        # torch.save's zip writer turns an error of the file into a RuntimeError of its own.
         cause: BaseException = error
         while cause.__context__ is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         if not isinstance(cause, OSError):
-            # Not of the file: a signal handler raised it, or memory ran out.
+            # The file is not the cause: a signal handler raised the error, or memory ran out.
             raise cause from None
         kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
         raise UserError(f"{path} could not be written: {_reason_and_hint(cause)}{kept}") from error
@@ -188,20 +188,20 @@ def link_or_copy(path: Path, name: Path) -> None:
 
 
 def hard_link(path: Path, name: Path, make: Callable[[Path, Path], Any] = os.link) -> None:
-    """Replace `name` atomically by a hard link to `path`. Raises OSError, also where the file system has none."""
+    """Replace `name` atomically by a hard link to `path`. Raises OSError, also if the file system has no hard links."""
     link = name.with_name(f".{name.name}.{os.getpid()}{UNFINISHED}")
     link.unlink(missing_ok=True)
     make(path, link)
     os.replace(link, name)
-    # Where both are the same file already, replacing does nothing.
+    # If both names are the same file already, os.replace does nothing.
     link.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, name: str) -> None:
-    """Make `folder`, if it is not there, and see that files can be written into it.
+    """Create `folder` if it is absent, and check that files can be written into it.
 
     Raises:
-        UserError: they cannot; the message calls it `name`.
+        UserError: the folder is not writable; the message calls it `name`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def make_folder(folder: Path, name: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process killed while writing left in `folder`; nothing may be writing there now."""
+    """Remove unfinished files of killed processes from `folder`; no process may be writing there now."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 TURN = 5
-"""Timed calls of a turn."""
+"""Timed calls in a turn."""
 PAUSE = 0.05
-"""Seconds before a turn: a runtime's threads spin on for a while after their last call, at the cost of the next one."""
+"""Seconds before a turn: threads of a runtime spin for a while after their last call and would slow down the next."""
 WARM_CALLS = 3
-"""Calls of a turn that are not timed: caches are full of another network at first."""
+"""Calls at the start of a turn that are not timed: caches are still full of data of another network."""
 Clock = Callable[[Callable[[], Any]], float]
-"""Makes a call and tells its seconds."""
+"""Makes a call and returns its seconds."""
 
 
 def interleave(
@@ -20,14 +20,14 @@ def interleave(
     clocks: Sequence[Clock] | None = None,
     progress: Callable[[int], Any] = lambda calls: None,
 ) -> list[list[float]]:
-    """Time each call `runs` times, a turn after the other; the first of a round is another in each round.
+    """Time each call `runs` times in turns. Each round begins with a different call.
 
     Args:
-        clocks: of each call what times it; default: `wall_seconds`.
-        progress: called with the number of calls timed since.
+        clocks: the clock of each call; default: `wall_seconds`.
+        progress: called after each turn with the number of its timed calls.
 
     Returns:
-        Of each call its seconds.
+        The seconds of each call, `runs` numbers per call.
     """
     clocks = clocks or [wall_seconds] * len(calls)
     seconds: list[list[float]] = [[] for _ in calls]

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP, taken where nothing is left half done."""
+"""Defers Ctrl-C, SIGTERM and SIGHUP to places where no work is half done."""
 
 import contextlib
 import signal
@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def interrupts_at_checks() -> Iterator[Callable[[], None]]:
-    """Within the block signals that would raise KeyboardInterrupt are only noted, however many come.
+    """Within the block, signals that would raise KeyboardInterrupt are only recorded.
 
-    It gives a function that raises KeyboardInterrupt if there was one; so does the end of the block. What is inside is
-    then closed in order: a handler that raises could do so in the middle of a `finally` or between two of them.
-    SIGQUIT (Ctrl-\\) still ends the process at once. In other threads than the main one, which get no signals, the
-    block does nothing.
+    Yields a function that raises KeyboardInterrupt if there was a signal; the end of the block does the same. All code
+    inside is therefore closed in order, whereas a handler that raises could interrupt a `finally`. SIGQUIT (Ctrl-\\)
+    still ends the process at once. In threads other than the main one, which get no signals, the block does nothing.
     """
     noted: list[int] = []
 
@@ -24,7 +23,7 @@ def interrupts_at_checks() -> Iterator[Callable[[], None]]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in INTERRUPTS:
-            # Not callable: switched off by nohup, or as the system has it.
+            # A handler that is not callable: switched off by nohup, or the default of the system.
             if callable(signal.getsignal(number)):
                 before[number] = signal.signal(number, lambda number, frame: noted.append(number))
     try:

@@ -1,4 +1,4 @@
-"""Limits on how large a network and its input may be, so that a mistyped number is an error and not a full memory."""
+"""Limits on the size of a network and of its input, so that a mistyped number is an error instead of a full memory."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ from detection.core.errors import UserError
 from detection.core.memory import is_out_of_memory
 
 PARAMETERS = "GHOSTNET_MAX_PARAMETERS", 200_000_000
-"""Environment variable, and the limit without it: 0.8 GB of weights, and four times that while they are trained."""
+"""Environment variable and default limit: 0.8 GB of weights, and four times that during training."""
 INPUT_PIXELS = "GHOSTNET_MAX_INPUT_PIXELS", 36_000_000
-"""As `PARAMETERS`, for the pixels of one image as the network sees it: 0.4 GB in float32."""
+"""As `PARAMETERS`, for the pixels of one image at the input of the network: 0.4 GB in float32."""
 MAX_TENSORS = 5_000
-"""Of parameters: a deeper network takes minutes to build."""
+"""Limit on the number of parameter tensors: a deeper network takes minutes to build."""
 
 
 class _TooLarge(Exception):
@@ -22,7 +22,7 @@ class _TooLarge(Exception):
 
 
 def limit_of(variable: str, default: int) -> int:
-    """The value of the environment variable, else `default`. Raises UserError where it is no whole number above 0."""
+    """Value of the environment variable, or `default`. Raises UserError unless it is a whole number above 0."""
     text = os.environ.get(variable)
     if text is None:
         return default
@@ -32,7 +32,7 @@ def limit_of(variable: str, default: int) -> int:
 
 
 def input_too_large(width: int, height: int) -> str | None:
-    """Why images of this size cannot be input of a network, for a message; None where they can."""
+    """Why images of this size are too large for a network, for a message; None if they are not."""
     limit = limit_of(*INPUT_PIXELS)
     if width * height <= limit:
         return None
@@ -44,11 +44,11 @@ def input_too_large(width: int, height: int) -> str | None:
 
 @contextlib.contextmanager
 def parameter_limit(keys: Mapping[str, Any]) -> Iterator[None]:
-    """Refuse a network above the limit while it is built: each tensor is counted before anything is written into it,
-    and memory that was not written to takes no room.
+    """Refuse a network above the limit while it is built: each tensor is counted before it is initialized, and memory
+    takes no room until it is written to.
 
     Args:
-        keys: the keys of the config that say how large the network is, with their values, for the message.
+        keys: keys of the config that set the size of the network, with their values, for the message.
 
     Raises:
         UserError: the network has too many parameters.
@@ -69,7 +69,7 @@ def parameter_limit(keys: Mapping[str, Any]) -> Iterator[None]:
         yield
     except (_TooLarge, MemoryError, OverflowError, RuntimeError, TypeError) as error:
         too_large = isinstance(error, _TooLarge | OverflowError) or is_out_of_memory(error)
-        # What torch says of sizes beyond 64 bits.
+        # torch's errors for sizes beyond 64 bits.
         if not too_large and "overflow" not in str(error).lower() and "tuple of ints" not in str(error):
             raise
         text = ", ".join(f"{key}={value}" for key, value in keys.items())

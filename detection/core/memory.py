@@ -22,7 +22,8 @@ SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in RAM, on a GPU, or up to a limit on a process; a worker's quoted error counts, too."""
+    """Whether an error means that RAM, the memory of a GPU, or a limit on the process is exhausted. An error that was
+    raised in a worker and quoted in the main process counts, too."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError | OSError | ImportError) and any(sign in str(error) for sign in SIGNS)
@@ -30,12 +31,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_advice(config: Any, *, training: bool = True, checkpoint: Path | None = None) -> Iterator[None]:
-    """Turn running out of memory into a UserError that names the keys of `config` to lower.
+    """Turn an error about exhausted memory into a UserError that names the keys of `config` to lower.
 
     Args:
-        config: of a detector or a classifier.
-        training: whether a batch is trained on, or only evaluated.
-        checkpoint: the last.pt that --resume goes on from, named if it exists.
+        config: config of a detector or a classifier.
+        training: whether the block trains, or only evaluates.
+        checkpoint: the last.pt that --resume continues from; the message names it if it exists.
     """
     try:
         yield
@@ -74,7 +75,7 @@ def _advice(config: Any, training: bool, checkpoint: Path | None) -> str:
 
 
 def peak_memory(device: Any) -> str:
-    """The most that this process has held on a torch.device so far, in words."""
+    """Peak memory of this process on a torch.device, in words."""
     if device.type == "cuda":
         import torch
 
@@ -89,9 +90,9 @@ def peak_memory(device: Any) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take: free RAM, or less under a limit of its cgroup or on its address space.
+    """Bytes that this process can still allocate: free RAM, or less if its cgroup or its address space has a limit.
 
-    None where that is not known (not Linux).
+    None if that is unknown (not on Linux).
     """
     try:
         text = Path("/proc/meminfo").read_text()
@@ -102,7 +103,7 @@ def available_memory() -> int | None:
 
 
 def _address_space() -> Iterator[int]:
-    """Room below the limit that `ulimit -v` sets, if there is one."""
+    """Bytes below the limit of `ulimit -v`, if there is one."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -112,7 +113,7 @@ def _address_space() -> Iterator[int]:
 
 
 def _cgroups(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Room in each control group above this process that has a limit, of both versions of the interface.
+    """Free bytes of each control group above this process that has a limit, for both versions of the interface.
 
     A container sees its own group at the root, whatever `membership` says.
     """

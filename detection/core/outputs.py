@@ -26,10 +26,10 @@ from detection.core.files import (
 )
 
 NOTES = ".ghostnet-outputs"
-"""One JSON list a line: [name, digest, stamp], or [name] of a file that is being written in place."""
+"""One JSON list per line: [name, digest, stamp], or [name] for a file that is being written in place."""
 LARGEST_NOTES = 1 << 28
 RUN_FILES = ("predictions.json", "report.html", "report.json")
-"""What commands write into a run's folder: this toolkit's also where they were not noted (older runs, copies)."""
+"""Files that commands write into the folder of a run; they count as ours even without a note (older runs, copies)."""
 RUN_MARKS = ("best.pt", "config.yaml", "metrics.jsonl")
 """A folder with all of these holds a run."""
 _BEGUN = ""
@@ -39,13 +39,13 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # not on Windows
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[Any] = (), *, force: bool = False) -> None:
-    """Make the folders of the outputs, and see that no file is overwritten that must not be; before any work.
+    """Create the folders of the outputs, and check before any work that no file is overwritten by mistake.
 
     Args:
-        outputs: files that are to be written.
-        inputs: files and folders that the same command reads; None and what does not exist are passed over. Of a
-            folder all files count that this toolkit did not write.
-        force: overwrite files that this toolkit did not write; never inputs.
+        outputs: files that the command will write.
+        inputs: files and folders that the same command reads; None and absent ones are ignored. In a folder, all files
+            that this toolkit did not write are inputs.
+        force: overwrite files that this toolkit did not write, but no inputs.
 
     Raises:
         UserError: an output is named twice, is an input, a folder or a device, exists and is not this toolkit's, or
@@ -86,23 +86,23 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[Any] = (), *, 
 
 
 def write_output(path: Path, write: Any) -> None:
-    """`write_atomically`, noted as this toolkit's: before the file is in place, so that a kill leaves no file that is
-    not noted. Raises UserError as that does."""
+    """`write_atomically` with a note that this toolkit wrote the file. The note comes before the file is in place, so
+    that a killed process leaves no file without a note. Raises UserError as `write_atomically` does."""
     write_atomically(path, write, placing=lambda written: _note(path, written))
 
 
 def begin_output(path: Path) -> None:
-    """Note a file that is written in place, once it is open: whatever a kill leaves of it is this toolkit's."""
+    """Note a file that is written in place, after it was opened: a part that a killed process leaves is ours, too."""
     _append(path, [path.name])
 
 
 def note_output(path: Path) -> None:
-    """Note a file that was just written as this toolkit's."""
+    """Note that this toolkit has just written a file."""
     _note(path, path)
 
 
 def is_own(path: str | Path) -> bool:
-    """Whether this toolkit wrote the file as it is now."""
+    """Whether this toolkit wrote the current content of the file."""
     folder, name = os.path.split(os.path.abspath(path))
     try:
         known = _known(folder).get(name)
@@ -124,20 +124,20 @@ def _note(path: Path, written: str | Path) -> None:
 
 
 def _append(path: Path, note: list[str]) -> None:
-    # Where it fails (a folder without room), the next call asks for --force. A link is not followed to another file,
-    # a named pipe is not waited for.
+    # If this fails (a full disk), the next call asks for --force. Links are not followed, and a named pipe does not
+    # block.
     with contextlib.suppress(OSError):
         notes = os.open(os.path.join(path.parent, NOTES), _APPEND, 0o666)
         try:
             if stat.S_ISREG(os.fstat(notes).st_mode):
-                # A line of its own, also after half a line that a killed process left.
+                # A new line even if a killed process left half a line.
                 os.write(notes, f"\n{json.dumps(note)}\n".encode())
         finally:
             os.close(notes)
 
 
 def _stamp(status: os.stat_result) -> str:
-    """Tells a file that nobody touched without reading it."""
+    """Size and time of change, which recognize an unchanged file without reading it."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
@@ -152,13 +152,13 @@ def _known(folder: str) -> dict[str, set[str]]:
 
 @functools.lru_cache(maxsize=16)
 def _read_notes(path: str, changed: int, size: int) -> dict[str, set[str]]:
-    """Name -> digests and stamps of all that was written under it: a kill may have kept the last one from its place.
+    """Name -> digests and stamps of all files written under it; a killed process may have left the last one unplaced.
 
-    The arguments besides the path only tell one state of the file from another.
+    `changed` and `size` are only keys of the cache: they distinguish states of the file.
     """
     found: dict[str, set[str]] = {}
     for line in read_file(path, "notes", largest=LARGEST_NOTES).decode(errors="replace").splitlines():
-        # A process that was killed may leave half a line; brackets of others may be nested too deep.
+        # A killed process may leave half a line; lines of other programs may be nested too deep.
         with contextlib.suppress(ValueError, RecursionError):
             note = json.loads(line)
             if isinstance(note, list) and note and all(isinstance(part, str) for part in note):
@@ -169,7 +169,7 @@ def _read_notes(path: str, changed: int, size: int) -> dict[str, set[str]]:
 
 
 def _inputs(inputs: Iterable[Any]) -> tuple[set[tuple[int, int]], set[str]]:
-    """The identities of the inputs that are files, and the paths of those that are folders."""
+    """(device, inode) of the inputs that are files, and paths of those that are folders."""
     files, folders = set(), set()
     for path in inputs:
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The one progress bar: a bar on a terminal, plain lines (one in ten seconds at most) in a log file."""
+"""Progress: a bar on a terminal, plain lines (at most one every ten seconds) in a log file."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_EVERY = 10.0
-"""Seconds between lines where standard error is no terminal."""
+"""Seconds between lines if standard error is not a terminal."""
 
 
 class _Lines(tqdm):
-    """tqdm that writes a line without cursor codes in place of a bar."""
+    """tqdm that writes lines without cursor codes instead of a bar."""
 
     _next_line = 0.0
 
@@ -28,7 +28,7 @@ class _Lines(tqdm):
         """Do nothing: lines stay."""
 
     def close(self) -> None:
-        # Interrupted while it is made, it has no attribute yet, and is closed when it is collected.
+        # An object whose __init__ was interrupted has no attribute `disable` when it is collected.
         if not getattr(self, "disable", True):
             self.disable = True
             type(self)._decr_instances(self)  # type: ignore[attr-defined]
@@ -43,14 +43,14 @@ def progress_bar(
     bar: str | None = None,
     initial: float = 0,
 ) -> tqdm:
-    """A tqdm over `iterable`, or one to be updated by hand, that shows how much is done and how long the rest takes.
+    """A tqdm over `iterable`, or one to update by hand, with the share that is done and the remaining time.
 
-    Of several processes under torchrun, only the main one shows it.
+    Under torchrun only the main process shows it.
 
     Args:
-        bar: tqdm's bar_format on a terminal; None is tqdm's own.
+        bar: bar_format of tqdm on a terminal; None is tqdm's default.
     """
-    # torchrun's variable, as torch.distributed would import torch into tools that do without it.
+    # The variable of torchrun; torch.distributed would import torch in commands that do not need it.
     disable = os.environ.get("RANK", "0") != "0"
     common: dict[str, Any] = {
         "desc": description, "total": total, "unit": unit, "disable": disable, "initial": initial, "file": sys.stderr,
@@ -60,5 +60,5 @@ def progress_bar(
     form = "{desc}: {percentage:.0f} % done, {elapsed} passed, {remaining} left{postfix}"
     if total is None and not hasattr(iterable, "__len__"):
         form = "{desc}: {n_fmt} done, {elapsed} passed, {rate_fmt}{postfix}"
-    # Work that ends before the first line is due writes none.
+    # Work that ends within LINE_EVERY writes no line.
     return _Lines(iterable, **common, bar_format=form, mininterval=LINE_EVERY, delay=LINE_EVERY)

@@ -1,11 +1,11 @@
-"""Tables as text, and hints at what a misspelt name may mean."""
+"""Text tables, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 def closest_match(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice that is most similar to `name`; None where the similarity (0 to 1) of all is below `cutoff`."""
+    """The choice that is most similar to `name`; None if the similarity (0 to 1) of all is below `cutoff`."""
     return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)), None)
 
 

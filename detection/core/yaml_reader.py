@@ -1,7 +1,7 @@
-"""The one reader of YAML: configs, overrides and YOLO's data.yaml.
+"""Reads YAML: configs, overrides and the data.yaml of YOLO.
 
-Limits on size, depth and number of nodes, those that aliases repeat included, hold before anything is built. Only plain
-values are created (text, numbers, booleans, null, lists, mappings). A date stays text.
+Limits on size, depth and number of nodes (including nodes that aliases repeat) are checked before values are created.
+Only plain values are created (text, numbers, booleans, null, lists, mappings). A date stays text.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from detection.core.errors import UserError
 from detection.core.files import read_file, shown
 
 LARGEST_FILE = 4 << 20
-"""Bytes. A data.yaml with the 21 841 names of ImageNet has half a megabyte."""
+"""Bytes. A data.yaml with the 21,841 class names of ImageNet has half a megabyte."""
 DEEPEST = 50
-"""Mappings and lists inside each other, through aliases too."""
+"""Levels of nested mappings and lists, also through aliases."""
 MOST_NODES = 50_000
-"""Keys and values, those that aliases repeat included."""
+"""Keys and values, including those that aliases repeat."""
 LONGEST_NUMBER = 400
-"""Characters. Python itself takes time that is quadratic in them."""
+"""Characters. Python parses a number in quadratic time."""
 
 KeyLines = dict[str, int]
 """Dotted key -> line, counted from 1."""
@@ -34,13 +34,13 @@ def read_yaml(path: Path, what: str) -> tuple[Any, KeyLines]:
     """Read a YAML file.
 
     Args:
-        what: what messages call it, like "config".
+        what: name of the kind of file in messages, like "config".
 
     Returns:
         Its content, and the line of each key.
 
     Raises:
-        UserError: it is absent, unreadable, too large, no YAML, beyond the limits, or has a key twice.
+        UserError: the file is absent, unreadable, too large, not YAML, beyond the limits, or has a key twice.
     """
     data = read_file(path, what, largest=LARGEST_FILE)
     name = f"{what} {shown(path)}"
@@ -52,7 +52,7 @@ def read_yaml(path: Path, what: str) -> tuple[Any, KeyLines]:
 
 
 def parse_yaml(text: str, what: str) -> tuple[Any, KeyLines]:
-    """As `read_yaml`, of a text that messages call `what`. Raises SyntaxMistake or another UserError."""
+    """As `read_yaml`, for a text that messages call `what`. Raises SyntaxMistake or another UserError."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -67,14 +67,14 @@ def parse_yaml(text: str, what: str) -> tuple[Any, KeyLines]:
 
 
 class _Refused(Exception):
-    """YAML, but beyond the limits or with a key twice; the text goes on from the file's name."""
+    """YAML beyond the limits, or with a key twice; the message continues after the name of the file."""
 
 
 class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = self.nodes = 0
-        # Node -> nodes below it and itself, and how deep they go, each alias counted as what it stands for.
+        # Node -> number of nodes in its tree, and depth of the tree; an alias counts as the node that it refers to.
         self.extent: dict[yaml.Node, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         self.nodes += 1
         alias = self.check_event(yaml.AliasEvent)
-        # Before the children are read, so that the reader itself does not recurse deeper.
+        # Check before the children are read, so that the reader itself does not recurse deeper.
         self._limit(self.nodes, self.depth, line)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -117,7 +117,7 @@ class _Loader(yaml.SafeLoader):
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _DATE = "tag:yaml.org,2002:timestamp"
-# No key takes a date: a folder named 2026-01-31 is text, and 2024-02-30 is no error of the reader.
+# No key takes a date: a folder named 2026-01-31 is text, and 2024-02-30 is not an error.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -141,7 +141,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which no two places hold the same dict or list, as aliases do: one can be changed without the other."""
+    """A copy in which no dict or list is shared, as aliases share them, so that each can be changed alone."""
     if isinstance(value, dict):
         return {key: _unshared(inner) for key, inner in value.items()}
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""COCO detection files (instances_*.json), read in windows: polygons are passed over, and what is kept is arrays.
+"""Reads COCO detection files (instances_*.json) in windows into arrays; polygons are skipped.
 
-Entries are decoded by msgspec into the fields that are needed. A window with an entry that does not fit (a bbox of
-three numbers, NaN, an id that is text) is read again by Python's json, entry by entry, to name what is wrong.
+msgspec decodes the needed fields of the entries. If an entry of a window does not match (a bbox of three numbers, NaN,
+text as id), Python's json reads the window again, entry by entry, to describe each fault.
 """
 
 import json
@@ -19,7 +19,7 @@ from detection.core.errors import UserError, shorten
 from detection.core.files import open_regular_file
 from detection.data.annotations import Annotations
 from detection.data.formats.json_stream import Chunk, JsonError, NotAnObject, line_of, top_level_lists
-from detection.data.formats.raw import Issues, RawAnnotations, printable, to_index
+from detection.data.formats.raw import Issues, RawAnnotations, printable, to_annotations
 
 LISTS = ("images", "annotations", "categories")
 
@@ -58,20 +58,23 @@ _DECODERS: dict[str, Any] = {
 
 
 def read_coco(path: str | Path) -> Annotations:
-    """Read a COCO detection file, strictly; see `formats.read_annotations` for the way with a cache.
+    """Read a COCO detection file strictly and without a cache; see `detect_format.read_annotations`.
 
     Raises:
-        UserError: absent, not JSON, not COCO, an annotation of an unknown image or category, duplicate ids; the
-            message names the file and the entry.
+        UserError: the file is absent, not JSON or not COCO, an annotation has an unknown image or category, or an id
+            occurs twice; the message names the file and the entry.
     """
-    return to_index(parse_coco(path))
+    return to_annotations(parse_coco(path))
 
 
 def parse_coco(path: str | Path, images: str | Path | None = None) -> RawAnnotations:
-    """The rows of the file, see `RawAnnotations`. `images`: the folder of the images, if it is not the usual one.
+    """Read the rows of the file, see `RawAnnotations`.
+
+    Args:
+        images: folder of the images, if it is not the usual one.
 
     Raises:
-        UserError: absent, not JSON, none of the three lists.
+        UserError: the file is absent, not JSON, or lacks one of the three lists.
     """
     path = Path(path)
     try:
@@ -83,24 +86,24 @@ def parse_coco(path: str | Path, images: str | Path | None = None) -> RawAnnotat
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The COCO files of a folder, as they are usually laid: in it, in annotations/, or Roboflow's one in each split."""
+    """The COCO files of a folder, at the usual places: in it, in annotations/, or one per split (Roboflow)."""
     splits = [folder / name / "_annotations.coco.json" for name in ("train", "valid", "val", "test")]
     places = [*folder.glob("*.json"), *(folder / "annotations").glob("instances_*.json"), *filter(Path.is_file, splits)]
     return sorted(path for path in places if not path.name.startswith("."))
 
 
 def split_of(path: Path) -> str:
-    """What the file's name says: instances_val2017.json, val.json and valid/_annotations.coco.json are "val"."""
+    """Split by the name of a file: "val" for instances_val2017.json, val.json and valid/_annotations.coco.json."""
     name = path.parent.name if path.name.startswith("_annotations.coco") else path.stem
     name = name.removeprefix("instances_").rstrip("0123456789")
     return {"valid": "val", "validation": "val"}.get(name, name)
 
 
 def find_file(path: Path, split: str | None) -> Path:
-    """The COCO file of a folder for `split`, or its only one; a file is itself.
+    """The COCO file for `split` in a folder, or the only one there; `path` itself if it is a file.
 
     Raises:
-        UserError: there is none, or several fit.
+        UserError: there is none, or there are several.
     """
     if not path.is_dir():
         return path
@@ -117,19 +120,19 @@ def find_file(path: Path, split: str | None) -> Path:
 
 
 def images_beside(path: Path) -> Path:
-    """The usual folder of the images of a COCO file: COCO's own train2017/, images/ or the folder of the file."""
+    """The usual folder of the images of a COCO file: train2017/ as in COCO, images/, or the folder of the file."""
     if path.name.startswith("_annotations.coco"):  # Roboflow
         return path.parent
     if path.parent.name != "annotations":
         return path.parent / "images"
     split, root = path.stem.removeprefix("instances_"), path.parent.parent
     places = [root / split, root / "images" / split, path.parent / "images", root / "images"]
-    # Where there is none, the message is to name the usual one.
+    # If none exists, error messages name the usual one.
     return next((folder for folder in places if folder.is_dir()), places[0] if split != path.stem else places[2])
 
 
 class _Tables:
-    """The columns of the three lists, grown chunk by chunk."""
+    """The columns of the three lists, extended chunk by chunk."""
 
     def __init__(self) -> None:
         self.problems = Issues()
@@ -143,7 +146,7 @@ class _Tables:
         self.counts = dict.fromkeys(LISTS, 0)
 
     def add(self, key: str, entries: Sequence[Any]) -> None:
-        """Entries that are all right; ids of annotations None where they have none."""
+        """Append valid entries of the list `key`."""
         number = self.counts[key]
         self.counts[key] += len(entries)
         if key == "categories":
@@ -314,17 +317,17 @@ def _whole_id(value: Any, kind: str, problems: Issues) -> int | None:
 
 
 def _whole(value: Any) -> int | None:
-    """1 and 1.0 -> 1; None for what is no whole number of 64 bits."""
+    """1 and 1.0 -> 1; None unless the value is a whole number of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) <= value < 2**63:
         return None
     return int(value) if value == int(value) else None
 
 
 def _is_number(value: Any) -> bool:
-    """NaN and infinity, too: they are refused where all boxes are looked at, in `raw.checks`."""
+    """Whether a value is a number. NaN and infinity are; `raw.checks` reports them."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**999)
 
 
 def _broken(text: str) -> bool:
-    """Whether it has a lone surrogate (an escape like \\ud800), which no file system accepts."""
+    """Whether a text has a lone surrogate (an escape like \\ud800), which no file system accepts."""
     return any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,4 +1,4 @@
-"""Copies some images of a COCO file to a new one, with everything in their entries: polygons, licences, …"""
+"""Copies the entries of some images of a COCO file to a new file with all their content: polygons, licences, …"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from detection.data.formats.json_stream import top_level_lists
 
 
 class _Ids(msgspec.Struct, gc=False):
-    """Of whichever list an entry is; numbers may be written 1.0."""
+    """Ids of an entry of any of the three lists; numbers may be written as 1.0."""
 
     id: int | float | str | None = None
     image_id: int | float | None = None
@@ -21,13 +21,13 @@ class _Ids(msgspec.Struct, gc=False):
 
 
 def copy_entries(annotations: Annotations, out: Path, names: Mapping[int, str]) -> bool:
-    """Write to `out` what `index.source`, the COCO file that `index` is a part of, says of its images and classes.
+    """Write the entries of the images and classes of `annotations` to `out`, as in the COCO file `annotations.source`.
 
-    Entries stay as they are, byte for byte, but for the file names of images whose ids are in `names`. The file is
-    read in windows, so that memory does not grow with it.
+    Entries are copied byte by byte, except for file names of images whose ids are in `names`. The file is read in
+    windows, so that memory does not grow with its size.
 
     Returns:
-        False, and nothing is written, where entries hold what is no JSON (NaN, say).
+        Whether the file was written; not if entries contain values that are not JSON (such as NaN).
     """
     images, categories = set(annotations.image_ids.tolist()), set(annotations.category_ids.tolist())
     entries = msgspec.json.Decoder(list[msgspec.Raw])

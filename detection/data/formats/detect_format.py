@@ -7,7 +7,7 @@ from detection.core.errors import UserError
 from detection.core.files import open_regular_file
 from detection.data.annotations import Annotations
 from detection.data.formats import coco, index_cache, voc, yolo
-from detection.data.formats.raw import RawAnnotations, to_index
+from detection.data.formats.raw import RawAnnotations, to_annotations
 from detection.data.image_io import names_outside, outside_message
 
 FORMATS = ("coco", "voc", "yolo")
@@ -21,46 +21,46 @@ def read_annotations(
     split: str | None = None,
     cache: bool = True,
 ) -> Annotations:
-    """Read a split of a data set, strictly.
+    """Read a split of a dataset strictly.
 
     Args:
-        annotations: COCO, the JSON file or a folder that it is in; VOC, the folder with Annotations/, an image set
-            of it, or a folder of XML files; YOLO, data.yaml or the folder that it is in.
-        images: the images' folder; None is where the format has it.
+        annotations: COCO: the JSON file or its folder. VOC: the folder with Annotations/, one of its image sets, or a
+            folder of XML files. YOLO: data.yaml or its folder.
+        images: folder of the images; None is the usual place of the format.
         format: "coco", "voc", "yolo", or "auto".
-        split: "train", "val" or "test" of a folder or data.yaml that holds several; None reads all of a VOC folder,
-            the one file of a COCO folder, and the training images of a data.yaml.
-        cache: keep the index of a large COCO file beside it, and take it from there.
+        split: "train", "val" or "test" of a folder or data.yaml with several splits. None reads all of a VOC folder,
+            the only file of a COCO folder, and the training images of a data.yaml.
+        cache: store the arrays of a large COCO file beside it, and read them from there the next time.
 
     Raises:
-        UserError: absent, unreadable, wrong; the message names file and entry.
+        UserError: the annotations are absent, unreadable or invalid; the message names file and entry.
     """
     path = Path(annotations)
     if not cache or (detect_format(path) if format == "auto" else format) != "coco":
-        return to_index(read_raw(path, images=images, format=format, split=split))
+        return to_annotations(read_raw(path, images=images, format=format, split=split))
     path = coco.find_file(path, split)
     try:
         stamp = index_cache.stamp_of(path) if path.stat().st_size >= index_cache.FROM_BYTES else None
     except OSError:
-        stamp = None  # the reader of the format reports what is wrong with the file
+        stamp = None  # the reader of the format reports the error
     if stamp is None:
-        return to_index(coco.parse_coco(path, images))
+        return to_annotations(coco.parse_coco(path, images))
     kept = index_cache.open_cached(path, stamp, str(images or coco.images_beside(path)))
     if kept is not None:
-        # It may have been kept with another images folder.
+        # The cache may be from a reading with another folder of images.
         names = kept.file_names.tolist()
         for row in names_outside(names, kept.images):
             raise UserError(f"{path}: {outside_message(names[row], kept.images)}")
-    return kept or index_cache.keep(path, stamp, to_index(coco.parse_coco(path, images)))
+    return kept or index_cache.keep(path, stamp, to_annotations(coco.parse_coco(path, images)))
 
 
 def read_raw(
     annotations: str | Path, *, images: str | Path | None = None, format: str = "auto", split: str | None = None
 ) -> RawAnnotations:
-    """As `read_annotations`, but with what is wrong listed in place of raised, see `RawAnnotations`.
+    """As `read_annotations`, but list the faults of entries instead of raising an error; see `RawAnnotations`.
 
     Raises:
-        UserError: absent, of no known format, or not to be taken for its format at all.
+        UserError: the annotations are absent, of an unknown format, or not of their format at all.
     """
     path = Path(annotations)
     kind = detect_format(path) if format == "auto" else format
@@ -74,7 +74,7 @@ def read_raw(
 def images_folder(
     annotations: str | Path, *, images: str | Path | None = None, format: str = "auto", split: str | None = None
 ) -> Path:
-    """Where the images of a split are, by a first look at its files. It may not exist.
+    """Folder of the images of a split, which may not exist; annotations are not read.
 
     Raises:
         UserError: the annotations are absent or of no known format.
@@ -91,7 +91,7 @@ def images_folder(
 
 
 def detect_format(path: Path) -> str:
-    """coco, voc or yolo. Raises UserError where it is absent, none of them, or several."""
+    """Return "coco", "voc" or "yolo". Raises UserError if a path fits none of them, or a folder fits several."""
     if path.is_dir():
         found = _formats_of(path)
         if len(found) == 1:
@@ -110,7 +110,7 @@ def detect_format(path: Path) -> str:
             f"{path} is in no known format; expected are a COCO file (.json), a data.yaml of YOLO, an image set of VOC "
             "(.txt), or a folder"
         )
-    return kind or "coco"  # which says that it does not exist
+    return kind or "coco"  # its reader reports an absent file
 
 
 def _formats_of(folder: Path) -> list[str]:

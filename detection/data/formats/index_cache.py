@@ -1,7 +1,7 @@
-"""The index of a large annotation file, kept in a binary file beside it and opened by memory map.
+"""A cache of the arrays of a large annotation file: a binary file beside it, which is memory-mapped.
 
-It is taken only where it was made, by this version of the reader, of a file with the size, the time of change and
-samples of the current content of the annotation file; otherwise it is created again.
+The cache is valid if this version of the reader wrote it for a file with the same size, time of change and samples of
+the content as the current annotation file; otherwise it is written again.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from detection.data.columns import map_columns, write_columns
 log = logging.getLogger("detection")
 
 VERSION = 3
-"""To be raised whenever the reader makes something else of the same file, or the index has other columns."""
+"""Increase this if the reader returns other values for the same file, or if the columns change."""
 Stamp = dict[str, Any]
 FROM_BYTES = 1 << 24
 """Smaller files are read in a fifth of a second and need no cache."""
 
 
 def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
-    """The index of annotation file `path` as it was kept; None where there is none that fits its `stamp_of`."""
+    """Open the cache of the annotation file `path`; None if no cache has this `stamp`."""
     for place in places_of(path):
         try:
             file = map_columns(place)
@@ -48,12 +48,12 @@ def open_cached(path: Path, stamp: Stamp, images: str) -> Annotations | None:
 
 
 def keep(path: Path, stamp: Stamp, annotations: Annotations) -> Annotations:
-    """Write the index of the annotation file `path` beside it or under ~/.cache, and open it from there.
+    """Write the cache of the annotation file `path` beside it or below ~/.cache, and open it.
+
+    If neither place is writable, return `annotations` themselves.
 
     Args:
-        stamp: `stamp_of` the file as it was before it was read, lest a change meanwhile go unseen.
-
-    If neither place is writable, return the index itself.
+        stamp: `stamp_of` the file before it was read, so that a change in between makes the cache invalid.
     """
     header = {
         "version": VERSION,
@@ -72,20 +72,22 @@ def keep(path: Path, stamp: Stamp, annotations: Annotations) -> Annotations:
             continue
         return open_cached(path, stamp, annotations.images) or annotations
     log.warning(
-        "the index of %s could be kept neither beside it nor in %s: it is read anew each time", path, CACHE_FOLDER
+        "no cache of %s can be written beside it or in %s: it is read again each time",
+        path,
+        CACHE_FOLDER,
     )
     return annotations
 
 
 def places_of(path: Path) -> tuple[Path, Path]:
-    """Where the index of annotation file `path` may be, the first choice first."""
+    """Possible places of the cache of annotation file `path`, the preferred one first."""
     absolute = os.path.realpath(path)
     key = hashlib.sha256(absolute.encode("utf-8", "surrogateescape")).hexdigest()[:20]
     return Path(absolute).with_name(f".{Path(absolute).name}.index"), CACHE_FOLDER / f"annotations-{key}.index"
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What tells that the file is the one that was read; a megabyte of it at most is looked at."""
+    """Size, time of change and a digest of samples, which identify a state of the file; reads at most a megabyte."""
     with open_regular_file(path, "annotations") as file:
         status = os.fstat(file.fileno())
         return {"size": status.st_size, "changed": status.st_mtime_ns, "samples": sample_digest(file)}

@@ -1,8 +1,8 @@
-"""The long lists of a large JSON file, a few megabytes at a time: memory is that of a window, not of the file.
+"""Reads the long lists of a large JSON file in windows of a few megabytes, so that memory does not grow with the file.
 
-msgspec decodes only a whole text. To give it one, this finds where the elements of a list end: brackets outside of
-strings are found by NumPy in a window of bytes, and their running sum is the depth. That costs a second for COCO's
-450 MB; what is in the elements is not looked at here.
+msgspec decodes only complete texts. This module therefore finds the ends of the elements of a list: NumPy finds the
+brackets outside of strings in a window, and their cumulative sum is the depth. This takes a second for the 450 MB of
+COCO; the content of the elements is not parsed here.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 WINDOW = 1 << 23
 LARGEST_ENTRY = 1 << 28
-"""One entry of a list, or what stands between lists, that takes more bytes than this is refused."""
+"""The most bytes of an entry, and of the text between lists."""
 
 _MARKED = bytes(chr(i) in '"\\{}[]' for i in range(256))
 _STEP = np.zeros(256, np.int64)
@@ -27,7 +27,7 @@ _SPACE = b" \t\r\n"
 
 
 class JsonError(ValueError):
-    """Not JSON, or not an object; `offset` is the byte of the file where that is seen."""
+    """The text is not JSON, or not an object; `offset` is the byte of the file with the fault."""
 
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(message)
@@ -35,30 +35,30 @@ class JsonError(ValueError):
 
 
 class NotAnObject(JsonError):
-    """A list at the top."""
+    """The top level is a list."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some elements of the list that stands under `key` at the top."""
+    """Some elements of the top-level list `key`."""
 
     key: str
     text: bytes
-    """A JSON list, maybe an empty one."""
+    """A JSON list, possibly empty."""
     offset: int
-    """Of the first byte behind text's opening bracket in the file."""
+    """Offset in the file of the first byte after the opening bracket of `text`."""
 
 
 def top_level_lists(file: BinaryIO, keys: Collection[str], window: int = WINDOW) -> Iterator[Chunk]:
-    """The lists under `keys` of the object that the file holds, each in one chunk or more, in the file's order.
+    """Yield the top-level lists `keys` of a JSON object in the order of the file, each in one or more chunks.
 
-    Everything else is passed over, its content unchecked; a chunk is checked by who decodes it.
+    All other content is skipped and not checked; the caller decodes and checks the chunks.
 
     Raises:
-        JsonError: not an object, cut off, brackets that do not match, one of the keys twice.
+        JsonError: the text is not an object or is cut off, brackets do not match, or one of the keys occurs twice.
     """
     text = file.read(window)
-    offset = 3 if text.startswith(b"\xef\xbb\xbf") else 0  # the mark that some editors begin with
+    offset = 3 if text.startswith(b"\xef\xbb\xbf") else 0  # the byte order mark of some editors
     text = text[offset:]
     if not text.strip(_SPACE):
         raise JsonError("it is empty", 0)
@@ -67,17 +67,17 @@ def top_level_lists(file: BinaryIO, keys: Collection[str], window: int = WINDOW)
         raise NotAnObject("it is a list", offset)
     if head[:1] != b"{":
         raise JsonError(f"it begins with {head.decode(errors='replace')!r}", offset)
-    top: list[bytes] = []  # the top level, with null in the place of what is inside it
+    top: list[bytes] = []  # the text of the top level, with null for each nested value
     seen: set[str] = set()
-    key: str | None = None  # of the list that `text` begins within
-    first = True  # element of that list
+    key: str | None = None  # of the list that `text` begins in
+    first = True  # whether its first element is still to come
     depth = 0  # at the beginning of `text`
     while True:
         places, depths = _brackets(text, depth)
         at_one, at_two = np.flatnonzero(depths == 1).tolist(), np.flatnonzero(depths == 2).tolist()
         used = event = 0
         while event < len(places):
-            if depth == 0:  # only the bracket that opens the whole
+            if depth == 0:  # only the opening bracket of the top level
                 used, depth, event = int(places[event]) + 1, 1, event + 1
                 top.append(b"{")
             elif depth == 1:
@@ -132,7 +132,7 @@ def top_level_lists(file: BinaryIO, keys: Collection[str], window: int = WINDOW)
 
 
 def line_of(file: BinaryIO, offset: int) -> tuple[int, int]:
-    """Line and column (bytes), both from 1, of a byte of the file."""
+    """Line and column (in bytes), both counted from 1, of a byte of the file."""
     file.seek(0)
     line, start, at = 1, 0, 0
     while at < offset:
@@ -147,7 +147,7 @@ def line_of(file: BinaryIO, offset: int) -> tuple[int, int]:
 
 
 def _brackets(text: bytes, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where brackets stand that are in no string, and the depth behind each of them."""
+    """Places of the brackets outside of strings, and the depth after each of them."""
     places = np.flatnonzero(np.frombuffer(text.translate(_MARKED), bool))
     if b"\\" in text:
         places = _without_escapes(np.frombuffer(text, np.uint8), places)
@@ -158,9 +158,9 @@ def _brackets(text: bytes, depth: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _without_escapes(text: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """`places` without backslashes and without what they escape."""
+    """`places` without backslashes and the characters that they escape."""
     slashes = places[text[places] == ord("\\")]
-    # In a run of backslashes the first, third, … escape what follows them.
+    # In a run of backslashes the first, third, … escape the next character.
     starts = np.concatenate([[True], np.diff(slashes) != 1])
     run_start = np.maximum.accumulate(np.where(starts, np.arange(len(slashes)), 0))
     escaping = (np.arange(len(slashes)) - run_start) % 2 == 0
@@ -182,7 +182,7 @@ def _chunk(key: str, text: bytes, offset: int, first: bool, last: bool) -> Chunk
 
 
 def _name(gap: bytes) -> str | None:
-    """Of the key before a bracket."""
+    """The key before a bracket; None if there is none."""
     match = _KEY.search(gap[-1000:])
     try:
         return None if match is None else json.loads(match[1])

@@ -1,10 +1,10 @@
-"""`RawAnnotations`: rows as they stand in the files of a dataset, the layer between the formats and `Annotations`.
+"""`RawAnnotations`: the rows of the files of a dataset, the layer between the formats and `Annotations`.
 
-Each format has a parser (`coco.parse_coco`, `voc.parse_voc`, `yolo.parse_yolo`; `formats.read_raw` picks one) that
-returns a `RawAnnotations`: everything that fits into arrays, and `Issue`s for what does not or looks wrong. Training
-and evaluation call `to_index(raw)`, which turns the first fatal problem into a UserError; the doctor lists all of
-`raw.problems` and `checks(raw)`. The parser itself raises UserError only for a file that is not of its format at all
-(absent, not JSON, no list "images").
+Each format has a parser (`coco.parse_coco`, `voc.parse_voc`, `yolo.parse_yolo`; `detect_format.read_raw` chooses one).
+It returns a `RawAnnotations`: arrays of all entries that fit into arrays, and an `Issue` for each other entry and for
+each fault. Training and evaluation call `to_annotations(raw)`, which raises a UserError for the first fatal issue; the
+doctor lists all of `raw.problems` and `checks(raw)`. The parser itself raises UserError only if a file is not of its
+format at all (absent, not JSON, without a list "images").
 """
 
 from collections.abc import Iterator
@@ -24,21 +24,21 @@ MAX_ISSUES = 10_000
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing that is wrong with the files."""
+    """One fault of the files."""
 
     kind: str
-    """A stable word: missing_key, bad_value, bad_box, unknown_image, unknown_category, duplicate_id, duplicate_name,
+    """One of: missing_key, bad_value, bad_box, unknown_image, unknown_category, duplicate_id, duplicate_name,
     bad_class, bad_line, bad_size, no_size, not_readable, no_labels, …"""
     message: str
-    """Names file and entry and says what is expected; what `to_index` raises."""
+    """Names the file, the entry, and what is expected; the message of the error of `to_annotations`."""
     fatal: bool = True
-    """Whether `to_index` raises an error for it; else it is only reported."""
+    """Whether `to_annotations` raises an error for it; otherwise it becomes a note."""
     image: str | None = None
-    """File name of the image that it is about, where there is one."""
+    """File name of the image, if the fault is that of an image."""
 
 
 class Issues:
-    """A list of at most `MAX_ISSUES`; `count` is the number of all."""
+    """A list of at most `MAX_ISSUES` issues; `count` includes the others."""
 
     def __init__(self) -> None:
         self.items: list[Issue] = []
@@ -55,14 +55,14 @@ class Issues:
 
 @dataclass
 class RawAnnotations:
-    """A data set as it stands in its files. n images, m boxes, in the order of the files.
+    """The rows of the files of a dataset: n images and m boxes, in the order of the files.
 
-    Nothing is resolved or checked: ids may be unknown or repeated, numbers negative or NaN. An entry that has no
-    place in these arrays (a bbox of three numbers) is left out and has a fatal problem.
+    Nothing is resolved or checked: ids may be unknown or repeated, numbers may be negative or NaN. An entry that does
+    not fit into these arrays (a bbox of three numbers) is left out and has a fatal issue.
     """
 
     source: str
-    """For people: the annotation file or folder."""
+    """The annotation file or folder, for messages."""
     format: str
     """coco, voc or yolo"""
     images: Path
@@ -82,20 +82,20 @@ class RawAnnotations:
     boxes: np.ndarray
     """float64 [m, 4], xywh in pixels, 0-based"""
     areas: np.ndarray
-    """float64 [m]; NaN where the file gives none"""
+    """float64 [m]; NaN where the file has none"""
     crowd: np.ndarray
-    """int8 [m]: 1, 0, or -1 where the file does not say"""
+    """int8 [m]: 1, 0, or -1 where the file has no value"""
     box_numbers: np.ndarray
-    """int64 [m]: COCO, the annotation's own id, or -1, -2, … for number 1, 2, … of the file where it has none; VOC,
-    the number of the object in its file; YOLO, the line. See `place`."""
+    """int64 [m]. COCO: id of the annotation, or -1, -2, … for entry 1, 2, … of the file if it has no id. VOC: number of
+    the object in its file. YOLO: line. See `place`."""
     label_files: np.ndarray | None = None
-    """str [n]: VOC and YOLO, the file that the boxes of each image stand in."""
+    """str [n], the file with the boxes of each image; None for COCO."""
     problems: Issues = field(default_factory=Issues)
     notes: list[str] = field(default_factory=list)
-    """Assumptions that the reader made, for messages."""
+    """Assumptions of the reader, for messages."""
 
     def place(self, row: int) -> str:
-        """The place of box `row` in the files, for messages: "annotation 7", "labels/a.txt, line 3"."""
+        """Where box `row` is in the files, for messages: "annotation 7", "labels/a.txt, line 3"."""
         number = int(self.box_numbers[row])
         if self.label_files is None:
             return f"annotation {number}" if number >= 0 else f"annotation number {-number}"
@@ -104,7 +104,7 @@ class RawAnnotations:
 
 
 def checks(raw: RawAnnotations) -> Issues:
-    """Fatal issues that the arrays show."""
+    """Find the fatal issues in the arrays."""
     found = Issues()
     for kind, ids in (("category", [i for i, _ in raw.categories]), ("image", raw.image_ids)):
         values, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
@@ -115,11 +115,11 @@ def checks(raw: RawAnnotations) -> Issues:
         ids_of.setdefault(name, []).append(number)
     for name, numbers in ids_of.items():
         if len(numbers) > 1:
-            # Classes are matched by name: of two, one would get all detections and the other none.
+            # Classes are matched by name: of two with the same name, one would get all detections and the other none.
             message = f"categories {', '.join(map(str, numbers))} have the same name {name!r}: rename all but one"
             found.add("duplicate_name", message)
     names = raw.file_names.tolist()
-    # Of YOLO sets the folders are named one by one and need not lie below one another.
+    # A data.yaml of YOLO lists its folders one by one; they need not be below a common folder.
     for row in names_outside(names, raw.images) if raw.format != "yolo" else []:
         found.add("outside", outside_message(names[row], raw.images), image=names[row])
     for row in np.flatnonzero(~np.isin(raw.box_images, raw.image_ids)).tolist():
@@ -139,11 +139,12 @@ def checks(raw: RawAnnotations) -> Issues:
     return found
 
 
-def to_index(raw: RawAnnotations) -> Annotations:
-    """Convert to the form that training and evaluation use.
+def to_annotations(raw: RawAnnotations) -> Annotations:
+    """Convert to the arrays that training and evaluation use.
 
     Raises:
-        UserError: the first fatal problem of `raw.problems` and `checks(raw)`, and how many there are.
+        UserError: there are fatal issues in `raw.problems` or `checks(raw)`; the message is the first one and their
+            number.
     """
     fatal = [problem for problem in raw.problems if problem.fatal]
     count = len(fatal) + max(0, raw.problems.count - len(raw.problems.items))
@@ -155,7 +156,7 @@ def to_index(raw: RawAnnotations) -> Annotations:
         raise UserError(f"{raw.source}: {fatal[0].message}{more}")
     if not len(raw.image_ids):
         raise UserError(f"annotation file {raw.source} has no images")
-    if not raw.categories and raw.format != "voc":  # whose classes are those of the boxes, of which there may be none
+    if not raw.categories and raw.format != "voc":  # the classes of VOC are those of its boxes
         raise UserError(f"annotation file {raw.source} has no categories")
 
     order_of_images = np.argsort(raw.image_ids, kind="stable")

@@ -1,8 +1,8 @@
-"""Pascal VOC: one XML file for each image, and lists of images (image sets).
+"""Reads Pascal VOC: one XML file for each image, and lists of images (image sets).
 
 Corners are counted from 1 and belong to the box (xmin=1, xmax=W is the whole width), so x = xmin - 1 and
-w = xmax - xmin + 1. `difficult` objects are neither trained on nor counted in the evaluation, as in VOC's own: they
-become what COCO calls crowd. Labels are the names in alphabetical order, which is VOC's own order, too.
+w = xmax - xmin + 1. `difficult` objects become crowd regions: not trained on, and not counted in the evaluation, as in
+the evaluation of VOC. Classes are in alphabetical order, which is the order of VOC.
 """
 
 import os
@@ -18,7 +18,7 @@ from detection.data.formats.raw import Issues, RawAnnotations
 from detection.data.image_io import SUFFIXES, files_below, image_size, listed, names_outside
 
 LARGEST_FILE = 1 << 26
-"""An XML file of more bytes is no annotation of an image."""
+"""The most bytes of an XML file."""
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 
 
@@ -26,9 +26,9 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
     """Read the XML files into `RawAnnotations`.
 
     Args:
-        path: an image set (ImageSets/Main/train.txt); VOC's folder, with Annotations/ in it; or a folder of XML files.
-        images: the images' folder, where it is not JPEGImages/ or images/ beside, or the XML files' own.
-        split: of VOC's folder: "train" is ImageSets/Main/train.txt. None is every file.
+        path: an image set (ImageSets/Main/train.txt), a folder with Annotations/, or a folder of XML files.
+        images: folder of the images, if it is neither JPEGImages/ nor images/ beside the XML files, nor their own.
+        split: image set of a folder: "train" is ImageSets/Main/train.txt. None reads every file.
 
     Raises:
         UserError: the path does not exist, or has no XML files.
@@ -83,18 +83,18 @@ def parse_voc(path: str | Path, images: str | Path | None = None, split: str | N
 
 
 def images_folder(path: Path, images: str | Path | None, split: str | None) -> Path:
-    """The folder of the images, without a look at any XML file. Raises UserError where there are no annotations."""
+    """The folder of the images; XML files are not read. Raises UserError if there are no annotations."""
     return _images(_locate(path, split)[0], images)
 
 
 def splits_of(path: Path) -> list[str]:
-    """The image sets of VOC's folder, of those that split it; [] where it has none."""
+    """Those of train, val and test that are image sets of the folder."""
     return [s for s in ("train", "val", "test") if os.path.lexists(path / "ImageSets" / "Main" / f"{s}.txt")]
 
 
 def _locate(path: Path, split: str | None) -> tuple[Path, list[str], str]:
-    """Folder of the XML files, their names without suffix in order, and what to call it all."""
-    if os.path.lexists(path) and not path.is_dir():  # reading it gives the error
+    """Folder of the XML files, their names without suffix in order, and the source for messages."""
+    if os.path.lexists(path) and not path.is_dir():  # reading an absent one raises the error
         for parent in path.absolute().parents:
             if (parent / "Annotations").is_dir():
                 return parent / "Annotations", _image_set(path, parent / "Annotations"), str(path)
@@ -122,7 +122,7 @@ def _image_set(path: Path, folder: Path) -> list[str]:
         if names_outside([line], folder):
             raise UserError(f"image set {path}, line {number}: {line[:100]!r} leads out of the folder {folder}")
         stem, _, flag = line.rpartition(" ")
-        # The image set of one class: "000012 -1".
+        # Lines of the image set of one class: "000012 -1".
         flagged = stem and flag in ("1", "0", "-1") and not (folder / f"{line}.xml").is_file()
         names.append(stem.strip() if flagged else line)
     if len(set(names)) < len(names):
@@ -141,7 +141,7 @@ def _images(folder: Path, images: str | Path | None) -> Path:
 
 
 def _by_stem(images: Path) -> dict[str, str]:
-    """The images that are there by their names with and without suffix."""
+    """The existing images by their names with and without suffix."""
     if not images.is_dir():
         return {}
     names = [name for name in files_below(images) if os.path.splitext(name)[1].lower() in SUFFIXES]
@@ -149,7 +149,7 @@ def _by_stem(images: Path) -> dict[str, str]:
 
 
 def _image_of(root: ET.Element, name: str, present: dict[str, str]) -> str:
-    """By the file's own word where that is there, else by the XML file's name: tools rename one and not the other."""
+    """The image that the XML file names, or one with the name of the XML file: some tools rename only one of them."""
     said = (root.findtext("filename") or "").strip()
     beside = os.path.join(os.path.dirname(name), said) if said else ""
     return present.get(beside) or present.get(name) or (said if "." in said else f"{name}.jpg")
@@ -158,7 +158,7 @@ def _image_of(root: ET.Element, name: str, present: dict[str, str]) -> str:
 def _root(path: Path, problems: Issues) -> ET.Element | None:
     try:
         data = read_file(path, "annotation", largest=LARGEST_FILE)
-        # The search below would miss its words in UTF-16, which the standard allows.
+        # The search below would not find ENTITY in UTF-16, which XML allows.
         text = data.decode("utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else data
         # Entities can fill the memory by referring to each other, or read other files. Annotations do not need them.
         if (b"<!ENTITY" in text) if isinstance(text, bytes) else ("<!ENTITY" in text):
@@ -178,7 +178,7 @@ def _root(path: Path, problems: Issues) -> ET.Element | None:
 
 
 def _size(root: ET.Element, label_file: Path, image: Path, problems: Issues, name: str) -> tuple[int, int]:
-    """As the file says, else of the image; (0, 0) where neither can be had."""
+    """Size in the XML file, or that of the image; (0, 0) if there is neither."""
     said = [_number(root.findtext(f"size/{key}")) for key in ("width", "height")]
     if all(side is not None and 1 <= side < 2**31 for side in said):
         return int(said[0] or 0), int(said[1] or 0)

@@ -1,4 +1,4 @@
-"""An annotation index written in each of the formats; what a format has no place for is left out and told."""
+"""Writes annotations in each of the formats, and reports what a format cannot represent."""
 
 import os
 import shutil
@@ -20,12 +20,12 @@ Parts = Mapping[str, Annotations]
 
 
 def write_coco(parts: Parts, out: Path, images: str) -> list[str]:
-    """OUT/train.json, … and OUT/images/. Returns what to know about it."""
+    """Write OUT/train.json, … and OUT/images/. Returns notes about losses."""
     taken = _Names()
     notes = []
     for split, annotations in parts.items():
         new = {}
-        if images != "none":  # those that stay where they are keep their names
+        if images != "none":  # images that stay in place keep their names
             free = [taken.free(_short(name, split), source) for name, source in _files(annotations)]
             new = dict(zip(annotations.image_ids.tolist(), free, strict=True))
         path = out / f"{split}.json"
@@ -43,7 +43,7 @@ def write_coco(parts: Parts, out: Path, images: str) -> list[str]:
 
 
 def write_voc(parts: Parts, out: Path, images: str) -> list[str]:
-    """OUT/Annotations, OUT/ImageSets/Main/train.txt, …, OUT/JPEGImages. Returns what to know about it."""
+    """Write OUT/Annotations, OUT/ImageSets/Main/train.txt, … and OUT/JPEGImages. Returns notes about losses."""
     for folder in ("Annotations", "ImageSets/Main"):
         make_folder(out / folder, "output folder")
     taken = _Names(by_stem=True)
@@ -77,7 +77,7 @@ def write_voc(parts: Parts, out: Path, images: str) -> list[str]:
 
 
 def write_yolo(parts: Parts, out: Path, images: str) -> list[str]:
-    """OUT/data.yaml, OUT/images/train, OUT/labels/train, …. Returns what to know about it."""
+    """Write OUT/data.yaml, OUT/images/train, OUT/labels/train, … Returns notes about losses."""
     notes = []
     clipped = dropped = 0
     for split, annotations in parts.items():
@@ -107,10 +107,10 @@ WRITERS: dict[str, Callable[[Parts, Path, str], list[str]]] = {"coco": write_coc
 
 
 class _Names:
-    """The new names of images, no two alike, also where the file system knows no upper and lower case.
+    """Unique new names of images, also for file systems that ignore case.
 
     Args:
-        by_stem: a.jpg and a.png are alike, too, since they would share a label file.
+        by_stem: whether a.jpg and a.png are the same name, since they would share a label file.
     """
 
     def __init__(self, *, by_stem: bool = False) -> None:
@@ -120,7 +120,7 @@ class _Names:
         self._have: dict[str, str] = {}
 
     def free(self, name: str, source: Path) -> str:
-        """`name`, or one like it where another image has it already."""
+        """`name`, or name_2, name_3, … if another image already has it."""
         stem, suffix = os.path.splitext(name)
         number = 1
         while True:
@@ -132,7 +132,7 @@ class _Names:
 
 
 def _yolo_lines(annotations: Annotations, i: int) -> tuple[list[str], int, int]:
-    """Lines of a label file, and how many boxes were clipped and left out."""
+    """Lines of a label file, number of clipped boxes, and number of boxes that are left out."""
     rows = np.arange(annotations.offsets[i], annotations.offsets[i + 1])
     rows = rows[~annotations.crowd[rows]]
     width, height = annotations.sizes[i].tolist()
@@ -143,7 +143,7 @@ def _yolo_lines(annotations: Annotations, i: int) -> tuple[list[str], int, int]:
         if x2 <= x1 or y2 <= y1:
             dropped += 1
             continue
-        # What is left of rounding is no reason to speak of it.
+        # Ignore rounding errors.
         clipped += max(x1 - x, y1 - y, x + w - x2, y + h - y2) > 1e-3
         shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
         lines.append(f"{annotations.labels[row] - 1} {' '.join(f'{share:.10g}' for share in shares)}\n")
@@ -164,7 +164,7 @@ def _voc_tree(annotations: Annotations, i: int, file_name: str) -> ET.Element:
         box = ET.SubElement(item, "bndbox")
         x, y, w, h = annotations.boxes[row].tolist()
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True):
-            # Whole where it is whole: many readers of VOC know no others.
+            # Without decimals if possible: many readers of VOC accept only whole numbers.
             _add(box, key, f"{value:.4f}".rstrip("0").rstrip("."))
     ET.indent(root)
     return root
@@ -179,7 +179,7 @@ def _files(annotations: Annotations) -> list[tuple[str, Path]]:
 
 
 def _short(name: str, split: str) -> str:
-    """Without the folders that say nothing: images/train/a/b.jpg of the split train -> a/b.jpg; no way out of OUT."""
+    """A name without redundant folders: images/train/a/b.jpg of split train -> a/b.jpg. It never leads out of OUT."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     if name.startswith("/"):
         parts = parts[-1:]
@@ -189,7 +189,7 @@ def _short(name: str, split: str) -> str:
 
 
 def _place(taken: Mapping[str, Path], folder: Path, how: str) -> None:
-    """The images under their new names: "copy", "link" (symbolic), or "none"."""
+    """Copy images to their new names, or link them symbolically; `how`: "copy", "link" or "none"."""
     if how == "none":
         return
     try:

@@ -1,8 +1,8 @@
-"""YOLO folders: data.yaml, images/…/a.jpg with labels/…/a.txt, whose lines are `class cx cy w h`, shares of the sides.
+"""Reads YOLO folders: data.yaml, images/…/a.jpg, and labels/…/a.txt with lines `class cx cy w h` (shares of the sides).
 
-Boxes become pixels of the upright image, whose size is read from the file's header. A line of more numbers is a
-polygon (`class x1 y1 x2 y2 …`) and becomes its bounding box. Class 0 has the category id 1, as in the COCO results
-that Ultralytics writes. An image without a label file, or with an empty one, has no boxes.
+Boxes become pixels of the upright image, whose size is read from the header of the file. A line of more numbers is a
+polygon (`class x1 y1 x2 y2 …`) and becomes its bounding box. Class 0 has the category id 1, as in the COCO results of
+Ultralytics. An image without a label file, or with an empty one, has no boxes.
 """
 
 import math
@@ -19,7 +19,7 @@ from detection.data.formats.raw import Issues, RawAnnotations
 from detection.data.image_io import SUFFIXES, image_sizes, images_below, listed, names_outside, outside_message
 
 LARGEST_FILE = 1 << 26
-"""A label file of more bytes is none."""
+"""The most bytes of a label file."""
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -27,12 +27,12 @@ def parse_yolo(path: str | Path, images: str | Path | None = None, split: str | 
     """Read the label files into `RawAnnotations`.
 
     Args:
-        path: data.yaml, or the folder that it is in.
-        images: in place of what data.yaml names: a folder of images, or a .txt file that lists them.
-        split: which entry of data.yaml: "train", "val", "test".
+        path: data.yaml, or its folder.
+        images: a folder of images, or a .txt file that lists them, instead of the entry in data.yaml.
+        split: entry of data.yaml: "train", "val" or "test".
 
     Raises:
-        UserError: absent, not YAML, no names, no such split, no images.
+        UserError: data.yaml is absent or not YAML, or there are no class names, no such split, or no images.
     """
     path = find_yaml(Path(path))
     content = read_yaml(path)
@@ -93,7 +93,7 @@ def images_folder(path: Path, images: str | Path | None, split: str | None) -> P
     """The folder that file names are relative to; images and labels are not read.
 
     Raises:
-        UserError: no data.yaml, no names, no such split, or its images do not exist.
+        UserError: there is no data.yaml, there are no class names, no such split, or its images do not exist.
     """
     path = find_yaml(path)
     content = read_yaml(path)
@@ -106,7 +106,7 @@ def images_folder(path: Path, images: str | Path | None, split: str | None) -> P
 
 
 def find_yaml(path: Path) -> Path:
-    """The one YAML file with names of a folder; a file is itself."""
+    """The only YAML file with class names in a folder; `path` itself if it is a file."""
     if not path.is_dir():
         return path
     found = yamls_of(path)
@@ -130,7 +130,7 @@ def yamls_of(folder: Path) -> list[Path]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Raises UserError where it is absent, not YAML, or not a mapping."""
+    """Read a data.yaml. Raises UserError if it is absent, not YAML, or not a mapping."""
     content, _ = yaml_reader.read_yaml(path, "YAML file")
     if not isinstance(content, dict):
         raise UserError(f"{path} is no data.yaml: expected are the keys path, train, val and names")
@@ -138,13 +138,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def splits_of(path: Path) -> list[str]:
-    """Which of train, val and test a data.yaml names."""
+    """Those of train, val and test that a data.yaml has."""
     content = read_yaml(find_yaml(path))
     return [split for split, keys in SPLITS.items() if any(content.get(key) for key in keys)]
 
 
 def label_file_of(image: str) -> str:
-    """…/images/x/a.jpg -> …/labels/x/a.txt (the last "images" on the way); beside the image where there is none."""
+    """…/images/x/a.jpg -> …/labels/x/a.txt (for the last folder "images"), or beside the image."""
     before, found, behind = image.rpartition(f"{os.sep}images{os.sep}")
     moved = f"{before}{os.sep}labels{os.sep}{behind}" if found else image
     return os.path.splitext(moved)[0] + ".txt"
@@ -166,7 +166,7 @@ def _names(content: dict[str, Any], path: Path) -> list[str]:
 
 
 def _root(content: dict[str, Any], path: Path) -> Path:
-    """`path` of data.yaml: from its own folder, else from the working folder; without one its folder."""
+    """`path` of data.yaml, relative to its folder or to the working directory; its folder if there is no `path`."""
     said = content.get("path")
     if not said:
         return path.absolute().parent
@@ -195,7 +195,7 @@ def _sources(content: dict[str, Any], path: Path, root: Path, split: str | None)
 
 
 def _images(source: Path, root: Path) -> list[str]:
-    """Absolute paths of a folder's images, or of those that a .txt file lists."""
+    """Absolute paths of the images in a folder or in the list of a .txt file."""
     if source.is_dir():
         folder = os.path.abspath(source)
         return [os.path.join(folder, name) for name in images_below(source)]
@@ -221,7 +221,7 @@ def _relative(image: str, root: Path) -> str:
 
 
 def _lines(path: str, problems: Issues, image: str) -> list[str] | None:
-    """None where there is no such file."""
+    """Lines of a label file; None if the file is absent."""
     if not os.path.lexists(path):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Reading a large annotation file, beside pycocotools: a file to do it on, and seconds and peak memory in one run."""
+"""Writes a random annotation file of the size of COCO, to measure how fast large files are read."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from detection.core.outputs import check_outputs, write_output
 from detection.data.synthetic.random_crops import write_crops
 
 CLASSES, HIGHEST_ID = 80, 90
-"""As COCO has them: 80 ids between 1 and 90."""
+"""As in COCO: 80 category ids between 1 and 90."""
 COORDINATES = 1 << 17
 
 
@@ -29,8 +29,8 @@ def make_coco_like(
     With the default numbers it is as large as COCO's file. Returns its size in bytes.
 
     Args:
+        photographs: a folder of photographs; random parts of them become the images, in images/ beside `out`.
         force: overwrite files that this toolkit did not write.
-        photographs: a folder; random parts of what lies in it become the images, in images/ beside `out`.
 
     Raises:
         UserError: the file cannot be written, or there are no photographs.
@@ -44,7 +44,7 @@ def make_coco_like(
     sizes = rng.integers(240, 641, (images, 2))
     owners = np.sort(rng.integers(0, images, boxes))
     category_ids = np.sort(rng.choice(np.arange(1, HIGHEST_ID + 1), CLASSES, replace=False))
-    # Zipf-like: COCO's largest class has a third of the boxes.
+    # Zipf distribution: the largest class of COCO has a third of the boxes.
     shares = 1 / np.arange(1, CLASSES + 1)
     labels = category_ids[rng.choice(CLASSES, boxes, p=shares / shares.sum())]
     corners = rng.random((boxes, 2)) * 0.8

@@ -1,7 +1,7 @@
-"""A small Halloween detection data set in COCO format, drawn by this module, so that nothing is downloaded.
+"""Draws a small Halloween dataset in COCO format, so that nothing needs to be downloaded.
 
-Every image has a random generator of its own, seeded by (seed, split, index). The files are therefore the
-same on every call, and an image doesn't depend on how many others are made.
+Every image has its own random generator, seeded by (seed, split, index). The files are therefore the same on every
+call, and an image does not depend on the number of images.
 """
 
 import json
@@ -23,13 +23,13 @@ CATEGORY_IDS: tuple[int, ...] = (1, 2, 4, 7, 8, 11)
 SPLITS = ("train", "val")
 GENERATOR = "ghostnet-demo"
 LARGEST = 1 << 28  # bytes of a train.json or val.json
-VERSION = 1  # increase it when the drawing changes: older sets are then drawn again
+VERSION = 1  # increase this when the drawings change, so that older datasets are drawn again
 
 
-_MIN_VISIBLE = 0.4  # the share of an object's mask that has to stay visible
-_MIN_SIDE = 14  # pixels, an object's larger side
-_COUNTS = (2, 9)  # objects tried in an image; those that find no place are left out
-# Square roots of the mask areas drawn, in pixels; COCO's limits between the ranges are 32 and 96.
+_MIN_VISIBLE = 0.4  # share of an object's mask that must stay visible
+_MIN_SIDE = 14  # pixels, larger side of an object
+_COUNTS = (2, 9)  # number of objects to place in an image; those without a free place are left out
+# Square roots of the mask areas, in pixels; the limits of COCO between the ranges are 32 and 96.
 _RANGES = {"small": (15.0, 30.0), "medium": (34.0, 90.0), "large": (100.0, 135.0)}
 _RANGE_SHARES = (0.15, 0.6, 0.25)
 
@@ -48,7 +48,7 @@ def _draw_object(rng: np.random.Generator, label: int, area: float, limit: tuple
 
 
 def _extent(mask: np.ndarray) -> list[float]:
-    """The tight box [x, y, width, height] in pixels of an (H, W) bool mask that isn't empty."""
+    """The tight box [x, y, width, height] in pixels of a bool mask [H, W] that is not empty."""
     xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return [float(xs[0]), float(ys[0]), float(xs[-1] - xs[0] + 1), float(ys[-1] - ys[0] + 1)]
 
@@ -59,7 +59,7 @@ def _annotation(label: int, own: np.ndarray, seen: np.ndarray, crowd: bool = Fal
 
 
 def _swarm(rng: np.random.Generator, image: np.ndarray) -> tuple[int, np.ndarray]:
-    """Draw 6 to 12 small bats or stars close together; return their class and the mask of them all."""
+    """Draw 6 to 12 small bats or stars close together; returns their class and the union of their masks."""
     label, count = CLASSES.index(str(rng.choice(["bat", "star"]))), int(rng.integers(6, 13))
     columns, pitch = int(rng.integers(3, 5)), rng.uniform(17, 24)
     left = rng.uniform(4, image.shape[1] - columns * pitch - 12)
@@ -80,13 +80,13 @@ def draw_scene(
     """Draw one random image.
 
     Args:
-        rng: the source of all chance.
-        size: (width, height) in pixels, at least 160 each; by default one of a few shapes by chance.
+        rng: source of all random numbers.
+        size: (width, height) in pixels, at least 160 each; by default one of three shapes at random.
 
     Returns:
-        The image, (height, width, 3) uint8 RGB, and its annotations (some images have none), each with
-        `category_id`, `bbox` ([x, y, width, height] in pixels of the object's own mask within the image,
-        hidden parts included), `area` (the pixels of it that are visible) and `iscrowd`.
+        The image, uint8 [height, width, 3] RGB, and its annotations (some images have none) with `category_id`, `bbox`
+        ([x, y, width, height] in pixels of the object's mask within the image, including hidden parts), `area` (its
+        visible pixels) and `iscrowd`.
     """
     shapes = ((320, 240), (240, 320), (288, 288))
     width, height = size or shapes[int(rng.choice(3, p=(0.75, 0.15, 0.10)))]
@@ -104,13 +104,13 @@ def draw_scene(
     ranges = rng.choice(list(_RANGES), size=count, p=_RANGE_SHARES)
     sides = np.array([np.exp(rng.uniform(*np.log(_RANGES[r]))) for r in ranges])
     placed: list[tuple[int, np.ndarray, np.ndarray, float]] = []  # class, own mask, visible part, full area
-    for side in sides[np.argsort(-sides * rng.uniform(0.7, 1.4, count))]:  # mostly the large ones at the back
+    for side in sides[np.argsort(-sides * rng.uniform(0.7, 1.4, count))]:  # large objects mostly at the back
         label = int(rng.integers(len(CLASSES)))
         tile = _draw_object(rng, label, side**2, (0.92 * width, 0.92 * height))
         (h, w), full = tile.shape[:2], float((tile[..., 3] > 0.5).sum())
-        beyond = 0.35 if rng.random() < 0.2 else 0.0  # the share of it that may lie beyond the border
-        overlap = 0.04 if rng.random() < 0.75 else 0.3  # the share of it that may lie on other objects
-        for _ in range(24):  # tries for a place where it hides no other too much
+        beyond = 0.35 if rng.random() < 0.2 else 0.0  # share of the object that may lie outside the image
+        overlap = 0.04 if rng.random() < 0.75 else 0.3  # share of the object that may cover other objects
+        for _ in range(24):  # attempts to find a place where it does not hide too much of another object
             x = int(rng.uniform(-beyond * w, max(1.0, width - (1 - beyond) * w)))
             y = int(rng.uniform(-beyond * h, max(1.0, height - (1 - beyond) * h)))
             mask = mask_on(tile, x, y, image.shape)
@@ -144,7 +144,7 @@ def _name(split: str, index: int) -> str:
 
 
 def _read_split(root: Path, split: str) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Info and images of a split that this generator made, (None, []) where there is none."""
+    """Info and images of a split that this module wrote; (None, []) if there is none."""
     target = root / f"{split}.json"
     if not target.exists():
         return None, []
@@ -160,7 +160,7 @@ def _read_split(root: Path, split: str) -> tuple[dict[str, Any] | None, list[Pat
 
 def _make_split(root: Path, split: str, count: int, seed: int, replaced: list[Path]) -> None:
     target, images, info = root / f"{split}.json", root / "images", _split_info(split, count, seed)
-    target.unlink(missing_ok=True)  # first, so that it never describes images of another set
+    target.unlink(missing_ok=True)  # first, so that the file never describes images of another dataset
     for old in replaced:
         old.unlink(missing_ok=True)
     images.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def _make_split(root: Path, split: str, count: int, seed: int, replaced: list[Pa
     }
     for index in range(count):
         image, annotations = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]))
-        name, image_id = _name(split, index), 1 + 3 * index + index % 2  # ids with gaps, as COCO's
+        name, image_id = _name(split, index), 1 + 3 * index + index % 2  # ids with gaps, as in COCO
         encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         begin_output(images / name)
         (images / name).write_bytes(encoded.tobytes())
@@ -188,23 +188,23 @@ def _make_split(root: Path, split: str, count: int, seed: int, replaced: list[Pa
 def make_demo_dataset(
     root: str | Path, *, train_images: int = 300, val_images: int = 60, seed: int = 0, force: bool = False
 ) -> dict[str, Path]:
-    """Write the demo data set in COCO's format: `root/images/*.jpg`, `root/train.json`, `root/val.json`.
+    """Write the demo dataset in COCO format: `root/images/*.jpg`, `root/train.json`, `root/val.json`.
 
-    A set that is already there with the same parameters is left as it is; one with others is replaced. The
-    JSON files are written last and in one step: a run that was killed leaves nothing that looks complete.
+    An existing demo dataset with the same parameters stays as it is; one with other parameters is replaced. The JSON
+    files are written last and atomically: after a kill, nothing looks complete that is not.
 
     Args:
-        root: the folder; made if missing.
+        root: folder, which is created if it is absent.
         train_images: images in the training split, at least 1.
         val_images: images in the validation split, at least 1.
-        seed: a number from 0 on; another one gives other images.
+        seed: 0 or more; another seed gives other images.
         force: overwrite files that this toolkit did not write.
 
     Returns:
         The paths under the keys "images", "train" and "val".
 
     Raises:
-        UserError: a number is out of range, the folder cannot be written, or it contains files of the user.
+        UserError: a number is out of range, the folder is not writable, or a file of the user would be overwritten.
     """
     if min(train_images, val_images) < 1 or seed < 0:
         raise UserError("a split needs at least 1 image, and the seed can't be negative")
@@ -217,7 +217,7 @@ def make_demo_dataset(
         whole = len(images) == counts[split] and all(image.is_file() for image in images)
         if info != _split_info(split, counts[split], seed) or not whole:
             new = [root / "images" / _name(split, i) for i in range(counts[split])]
-            # The images that an earlier set lists are ours, even without a note.
+            # Images that an earlier demo dataset lists are ours, even without a note.
             outputs += sorted({*new} - {*images}) + ([root / f"{split}.json"] if info is None else [])
             replaced[split] = images
     check_outputs(outputs, force=force)
@@ -227,7 +227,7 @@ def make_demo_dataset(
 
 
 def summarize(json_path: str | Path) -> str:
-    """A few lines about a COCO file: its images, the boxes per class and per size range, crowds."""
+    """A few lines about a COCO file: images, boxes per class and per size, and crowd regions."""
     data = json.loads(Path(json_path).read_text(encoding="utf-8"))
     names = {c["id"]: c["name"] for c in data["categories"]}
     single = [a for a in data["annotations"] if not a["iscrowd"]]

@@ -1,4 +1,4 @@
-"""What the demo's scenes are drawn with: six shapes as polygons, their pixels, backgrounds and distractors."""
+"""Draws the parts of the demo's scenes: six classes as polygons, backgrounds, and distractors."""
 
 import colorsys
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _SUPERSAMPLE = 4
 
 
 def _colour(rng: np.random.Generator, hue: float, sat: float, val: float, jitter: float = 0.03) -> Colour:
-    """RGB near the given HSV (hue in turns). `jitter` is the hue's; the others vary by three times that."""
+    """RGB near the given HSV (hue in turns). The hue varies by `jitter`, saturation and value by three times that."""
     h = (hue + rng.uniform(-jitter, jitter)) % 1.0
     s, v = (float(np.clip(c + rng.uniform(-3, 3) * jitter, 0, 1)) for c in (sat, val))
     r, g, b = colorsys.hsv_to_rgb(h, s, v)
@@ -36,7 +36,7 @@ def _oval(cx: float, cy: float, rx: float, ry: float, start: float = 0, stop: fl
 
 
 def _bend(a: np.ndarray, control: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Points on the quadratic curve from a to b that is drawn towards `control`."""
+    """Points on the quadratic Bézier curve from a to b with the control point `control`."""
     t = np.linspace(0, 1, 12)[:, None]
     return (1 - t) ** 2 * a + 2 * t * (1 - t) * control + t**2 * b
 
@@ -51,7 +51,7 @@ def _ghost(rng: np.random.Generator) -> list[Part]:
     hem = np.abs(np.sin(np.pi * waves * t)) ** rng.choice([1.0, 2.0])  # pointed or soft waves
     hem_line = np.stack([0.8 - 1.6 * t, 0.97 - depth * hem], axis=1)
     outline = np.concatenate([_oval(0, -0.25, 0.68, 0.75, 180, 360), hem_line])
-    outline[:, 0] += rng.uniform(-0.25, 0.25) * np.maximum(0, outline[:, 1] + 0.2) ** 2  # the sheet sways
+    outline[:, 0] += rng.uniform(-0.25, 0.25) * np.maximum(0, outline[:, 1] + 0.2) ** 2  # the hem sways to one side
     lift, parts = rng.uniform(-0.15, 0.15), []
     for side in (-1, 1):
         parts.append((_oval(0.74 * side, 0.12 + side * lift, 0.22, 0.14), _tone(body, 0.93)))
@@ -166,7 +166,7 @@ def _star(rng: np.random.Generator) -> list[Part]:
     radius = np.where(np.arange(10) % 2 == 0, 1.0, inner)
     rim = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     parts: list[Part] = [(rim, paint)]
-    for i in range(0, 10, 2):  # the right half of each point lies in the shade: a faceted star
+    for i in range(0, 10, 2):  # the right half of each point is darker: a faceted star
         parts.append((np.stack([rim[i], rim[i + 1], np.zeros(2)]), _tone(paint, 0.78)))
     return parts
 
@@ -179,7 +179,7 @@ PAINTERS: tuple[Painter, ...] = (_ghost, _pumpkin, _bat, _moon, _candle, _star) 
 
 
 def random_transform(rng: np.random.Generator, any_angle: bool) -> np.ndarray:
-    """A random (2, 2) matrix: left-right flip, stretch by up to 15 %, rotation. It keeps the area."""
+    """A random matrix [2, 2] of a left-right flip, a stretch by up to 15 % and a rotation; it preserves areas."""
     limit, stretch = 180 if any_angle else 20, rng.uniform(0.87, 1.15)
     a = np.radians(rng.uniform(-limit, limit))
     turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
@@ -187,7 +187,7 @@ def random_transform(rng: np.random.Generator, any_angle: bool) -> np.ndarray:
 
 
 def fill(parts: list[Part], matrix: np.ndarray, factor: int) -> np.ndarray:
-    """Fill the polygons in order on a tight canvas, enlarged by `factor`: (h, w, 4) uint8 RGBA."""
+    """Fill the polygons in order on a tight canvas, enlarged by `factor`; returns uint8 [h, w, 4] RGBA."""
     placed = [points @ matrix.T for points, _ in parts]
     stacked = np.concatenate(placed)
     low = np.floor(stacked.min(0)) - 1
@@ -200,7 +200,7 @@ def fill(parts: list[Part], matrix: np.ndarray, factor: int) -> np.ndarray:
 
 
 def render(parts: list[Part], matrix: np.ndarray, shade: float) -> np.ndarray:
-    """A (h, w, 4) float32 tile, lit from above left: RGB (0..255) multiplied by alpha, and alpha (0..1)."""
+    """A tile float32 [h, w, 4], lit from above left: RGB (0 to 255) multiplied by alpha, and alpha (0 to 1)."""
     large, scale = fill(parts, matrix, _SUPERSAMPLE), 1 / _SUPERSAMPLE
     tile = cv2.resize(large, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
     tile[..., 3] /= 255
@@ -220,7 +220,7 @@ def _window(tile: np.ndarray, x: int, y: int, shape: tuple[int, ...]) -> tuple[R
 
 
 def mask_on(tile: np.ndarray, x: int, y: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The (H, W) bool mask of the image's pixels that the tile covers."""
+    """The pixels of the image that the tile covers, bool [H, W]."""
     mask = np.zeros(shape[:2], bool)
     at, part = _window(tile, x, y, shape)
     mask[at] = tile[part][..., 3] > 0.5
@@ -230,8 +230,8 @@ def mask_on(tile: np.ndarray, x: int, y: int, shape: tuple[int, ...]) -> np.ndar
 def paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
     """Blend a tile into the float RGB image, in place.
 
-    Where object and surroundings are of like brightness, a soft halo pushes the surroundings away: every
-    object has to be visible, on any background.
+    If object and surroundings are of similar brightness, a soft halo changes the surroundings, so that every object is
+    visible on any background.
     """
     reach = max(3, round(0.12 * max(tile.shape[:2])))
     wide = np.pad(tile, ((reach, reach), (reach, reach), (0, 0)))
@@ -242,7 +242,7 @@ def paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
     if alpha.any() and around.any():
         own, others = wide[..., :3].sum() / alpha.sum() / 3, (region * around).sum() / around.sum() / 3
         strength = float(np.clip(1.1 - abs(own - others) / 90, 0.0, 0.8))
-        target = 20.0 if own > others and own > 95 else 215.0  # a bat in the night gets mist, not shade
+        target = 20.0 if own > others and own > 95 else 215.0  # a dark bat at night gets a bright halo
         region = region + (target - region) * np.minimum(1, 1.6 * around) * strength
         image[at] = region * (1 - alpha) + wide[..., :3]
 
@@ -257,7 +257,7 @@ _SKIES: tuple[tuple[Colour, Colour], ...] = (
     ((96, 70, 60), (132, 98, 78)),  # a brown wall
     ((72, 62, 92), (104, 92, 124)),  # a violet wall
 )
-# The classes' colours, for shapes that are none of them: ghost, pumpkin, bat, moon, candle, star.
+# Colours of the classes for distractors: ghost, pumpkin, bat, moon, candle, star.
 _PLAIN_HSV = (
     (0.6, 0.1, 0.94), (0.07, 0.88, 0.95), (0.76, 0.45, 0.3), (0.14, 0.5, 0.96), (0.57, 0.65, 0.85), (0.93, 0.6, 0.95),
 )  # fmt: skip
@@ -269,14 +269,14 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.
 
 
 def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Sky or wall, hills, branches, windows and distractors: (height, width, 3) float32 RGB."""
+    """Sky or wall, hills, branches, windows and distractors; returns float32 [height, width, 3] RGB."""
     kind = int(rng.integers(len(_SKIES)))
     top, bottom = (np.array(c) + rng.uniform(-14, 14, 3) for c in _SKIES[kind])
     ramp = np.linspace(0, 1, height)[:, None, None] ** rng.uniform(0.7, 1.5)
     image: np.ndarray = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (height, width, 3))
     for cell, amplitude in ((48, 9), (14, 5), (5, 3)):
         image = image + amplitude * rng.uniform(0.3, 1.2) * _noise(rng, (height, width), cell)
-    image = np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))  # cv2 needs 8 bits for smooth lines
+    image = np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))  # cv2 draws smooth lines only on 8 bits
     mean = image.mean((0, 1))
 
     def shade(low: float, high: float) -> Colour:
@@ -290,10 +290,10 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
             for x in range((row % 2) * step, width, 2 * step):
                 cv2.line(image, (x, y), (x, y + step), line, 1, cv2.LINE_AA)
     else:
-        for _ in range(int(rng.integers(0, 60)) if kind < 2 else 0):  # far stars, mere dots
+        for _ in range(int(rng.integers(0, 60)) if kind < 2 else 0):  # distant stars: single pixels
             image[rng.integers(height // 2), rng.integers(width)] = (214, 214, 220)
         xs = np.arange(-8, width + 9, 8)
-        for layer in range(int(rng.integers(0, 4))):  # hills, the nearer the darker
+        for layer in range(int(rng.integers(0, 4))):  # hills; nearer ones are darker
             waves = 0.09 * np.sin(xs / rng.uniform(20, 70) + rng.uniform(0, 6))
             waves += 0.04 * np.sin(xs / rng.uniform(10, 30))
             crest = np.stack([xs, height * (0.62 + 0.12 * layer + waves)], axis=1)
@@ -326,7 +326,7 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def _distractor(rng: np.random.Generator) -> list[Part]:
-    """A plain shape in the colours of the classes, so that colour alone doesn't tell a class."""
+    """A plain shape in the colour of a class, so that colour alone does not identify a class."""
     paint = _colour(rng, *_PLAIN_HSV[rng.integers(len(_PLAIN_HSV))])
     square = _poly((-1, -1), (1, -1), (1, 1), (-1, 1))
     triangle = _poly((-0.9, 0.8), (0.9, 0.8), (0, -0.9))
@@ -338,6 +338,6 @@ def _distractor(rng: np.random.Generator) -> list[Part]:
         for y in np.linspace(low[1], high[1], 7)[1:-1:2]:
             stripe = _poly((low[0], y), (high[0], y), (high[0], y + 0.15), (low[0], y + 0.15))
             parts.append((stripe, _tone(paint, 0.65)))
-    elif shape < 2 and rng.random() < 0.4:  # a ring's inner disc
+    elif shape < 2 and rng.random() < 0.4:  # the inner disc of a ring
         parts.append((shapes[shape] * 0.6, _tone(paint, 0.7)))
     return parts

@@ -1,4 +1,4 @@
-"""Many different images out of few photographs, for what is to be measured at the size of COCO."""
+"""Cuts many different images out of few photographs, for measurements with a dataset of the size of COCO."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from detection.core.progress import progress_bar
 from detection.data.image_io import images_below, read_image, write_jpeg
 
 SHARE = (0.35, 0.6)
-"""Of a photograph's width and height that an image shows: so little that hardly two look the same."""
+"""Range of the share of a photograph's width and height that an image shows; small, so that images differ."""
 QUALITY = 80
 
 

@@ -249,7 +249,7 @@ def test_where_the_cache_is_when_the_folder_cannot_be_written(cached, monkeypatc
     monkeypatch.setattr(index_cache, "CACHE_FOLDER", cached / "no folder")
     with caplog.at_level(logging.WARNING):
         assert read_annotations(cached).mapped is None
-    assert "it is read anew each time" in caplog.text
+    assert "it is read again each time" in caplog.text
 
 
 def test_a_small_file_has_no_cache(coco_set):
