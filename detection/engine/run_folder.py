@@ -207,8 +207,11 @@ def locked(folder: Path) -> Iterator[None]:
         make_folder(folder, "output_dir")
         file = _lock(folder)
         try:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            try:
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            except OSError as error:
+                raise UserError(f"{folder / LOCK} could not be written: {error.strerror}") from None
             yield
         finally:
             with contextlib.suppress(OSError):

@@ -175,7 +175,6 @@ def _detector_adapter(model: nn.Module, spec: GhostifyConfig, trained: tuple[Any
             "config": ghosted_config.model_dump(),
             "classes": {"names": list(classes.names), "ids": list(classes.ids)},
             "model": ghosted.state_dict(),
-            "numbers": None,
         }
 
     return NetworkAdapter(

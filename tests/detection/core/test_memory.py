@@ -114,8 +114,9 @@ def test_a_worker_that_cannot_hand_over_its_batch_is_no_hang(tiny_config, monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dry_run_below_a_limit_of_its_address_space(tiny_config, capfd, workers):
-    """The real thing, in a process of its own that may take 60 MB more than it begins with."""
-    sizes = ["data.short_side=512", "data.long_side=512", f"data.workers={workers}"]
+    """In a process that may take 60 MB more than it begins with. A batch in float32 has 113 MB, which do not fit into
+    memory that the process has freed before."""
+    sizes = ["data.short_side=1536", "data.long_side=1536", f"data.workers={workers}"]
     config = tiny_config.with_overrides(sizes)
 
     def dry_run():

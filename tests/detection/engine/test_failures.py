@@ -151,10 +151,10 @@ def test_a_dropped_connection_does_not_end_a_run(tiny_file, nohup):
     until = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.1)
-    process.send_signal(signal.SIGHUP)
-    time.sleep(1)
+    # The terminal is gone before the process can write its last lines.
     process.stdout.close()
     process.stderr.close()
+    process.send_signal(signal.SIGHUP)
     process.wait(timeout=120)
     log = (run / "train.log").read_text()
     assert nohup or "the terminal was closed" in log

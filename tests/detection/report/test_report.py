@@ -199,7 +199,7 @@ def test_training_writes_a_report(tiny_config):
     from detection.engine.train_detector import run_training
 
     config = tiny_config.with_overrides(["train.report=true", "eval.background=true"])
-    assert run_training(config)
+    assert run_training(config, on_finished=report_on_training)
     folder = Path(config.output_dir)
     seen = assert_whole(folder / "report.html")
     assert "Cost and latency" in seen.text and "learning rate" in (folder / "report.html").read_text()
