@@ -61,7 +61,8 @@ class StopSignal:
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         # Windows has no SIGHUP; under nohup it stays ignored.
         hang_up = getattr(signal, "SIGHUP", None)
-        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        # `run_tool` has a handler of its own, which would end the training.
+        if hang_up is not None and signal.getsignal(hang_up) not in (signal.SIG_IGN, None):
             self._before[hang_up] = signal.signal(hang_up, self._pass_over)
         return self
 

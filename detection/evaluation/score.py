@@ -86,7 +86,11 @@ def score_checkpoint(
         category_ids = category_ids_of(classes, ground_truth)
         data = config.data
         dataset = DetectionDataset(
-            ground_truth, ground_truth.images, short_side=data.short_side, long_side=data.long_side, resize=own_resize(model)
+            ground_truth,
+            ground_truth.images,
+            short_side=data.short_side,
+            long_side=data.long_side,
+            resize=own_resize(model),
         )
         journal = Journal(part, _made_of(checkpoint, config, ground_truth, find_adapter(checkpoint, adapter)), resume)
         if journal.images:
