@@ -78,7 +78,8 @@ class ToolParser(argparse.ArgumentParser):
         self.add_argument(
             "--adapter",
             metavar="NAME|FILE",
-            help="how to run an ONNX file of another project: yolox, yolov5, yolov8, or a YAML file",
+            type=existing_adapter,
+            help="how to run an ONNX file of another project: yolox, yolov5, yolov8, fastestdet, or a YAML file",
         )
 
     def add_force(self) -> None:
@@ -161,6 +162,11 @@ def existing_path(text: str, hint: str = "") -> str:
 def existing_source(text: str) -> str:
     """As `existing_path`, for a file, a folder or a glob pattern, which stays as it is."""
     return text if glob.has_magic(text) and not os.path.exists(text) else existing_path(text)
+
+
+def existing_adapter(text: str) -> str:
+    """As `existing_file`, for what `--adapter` takes: a YAML file, or a name, which stays as it is."""
+    return existing_file(text) if os.path.dirname(text) or text.endswith((".yaml", ".yml")) else text
 
 
 def existing_weights(text: str) -> str:

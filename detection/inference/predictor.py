@@ -65,7 +65,7 @@ class Predictor:
         num_streams: number of threads that may call `detect` at the same time. They share the threads of the CPU
             (`torch.set_num_threads`, for the whole process). Two streams of one thread each process more images per
             second than one stream of two threads, which returns sooner for a single image.
-        adapter: for an ONNX file of another project: "yolox", "yolov5", "yolov8", or a YAML file (docs/labelling.md).
+        adapter: for an ONNX file of another project: "yolox", "yolov8", … or a YAML file (docs/labelling.md).
 
     Raises:
         UserError: unreadable file, missing device, unknown class name, or a threshold outside [0, 1].

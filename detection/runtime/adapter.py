@@ -63,10 +63,11 @@ class OutputConfig(Section):
     yolox    [N, A, 5 + C]: offsets of the center from the cell and log sizes, both in strides; objectness; class scores
     yolov5   [N, A, 5 + C]: center x, center y, width, height in pixels of the input; objectness; class scores
     yolov8   [N, 4 + C, A]: as yolov5 without objectness
+    fastestdet  [N, 5 + C, rows, columns]: objectness; offsets and sizes before tanh and sigmoid; class scores
     boxes    three outputs, after NMS: boxes [N, n, 4] xyxy, labels [N, n], scores [N, n]; also without N, for one image
     """
 
-    layout: Literal["yolox", "yolov5", "yolov8", "boxes"]
+    layout: Literal["yolox", "yolov5", "yolov8", "fastestdet", "boxes"]
     name: str | None = None
     """The output to read; null: the only one of the file. Not for layout boxes."""
     strides: Annotated[list[Positive], Field(min_length=1)] = Field(default_factory=lambda: [8, 16, 32])

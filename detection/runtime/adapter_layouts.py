@@ -12,7 +12,7 @@ from detection.runtime.adapter import Adapter, InputConfig
 INPUT_TYPES: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
 }  # fmt: skip
-COLUMNS_BEFORE_CLASSES = {"yolox": 5, "yolov5": 5, "yolov8": 4}
+COLUMNS_BEFORE_CLASSES = {"yolox": 5, "yolov5": 5, "yolov8": 4, "fastestdet": 5}
 
 
 class NetworkInput(NamedTuple):
@@ -106,7 +106,11 @@ def check_predictions(shape: Sequence[Any], adapter: Adapter, size: tuple[int, i
     expected: tuple[Any, ...] = ("N", candidates or "candidates", channels)
     if config.layout == "yolov8":
         expected = ("N", channels, "candidates")
-    if len(shape) == 3 and not any(type(e) is int and _differs(s, e) for s, e in zip(shape, expected, strict=True)):
+    if config.layout == "fastestdet":
+        expected = ("N", channels, "rows", "columns")
+    if len(shape) == len(expected) and not any(
+        type(e) is int and _differs(s, e) for s, e in zip(shape, expected, strict=True)
+    ):
         return
     strides = f" and strides {_shown(config.strides)}" if config.layout == "yolox" else ""
     raise UserError(
@@ -130,10 +134,14 @@ def decode_predictions(
     """The candidates of one image with a score above the threshold, at most the `top_k` best, in any order.
 
     Args:
-        output: [A, 5 + C], or [4 + C, A] of layout yolov8.
+        output: [A, 5 + C]; [4 + C, A] of layout yolov8; [5 + C, rows, columns] of layout fastestdet.
     """
     layout = adapter.output.layout
-    output = (output.T if layout == "yolov8" else output).astype(np.float32, copy=False)
+    output = output.astype(np.float32, copy=False)
+    if layout == "yolov8":
+        output = output.T
+    elif layout == "fastestdet":
+        output = _decode_fastestdet(output, size)
     scores = output[:, COLUMNS_BEFORE_CLASSES[layout] :]
     if layout != "yolov8":
         scores = scores * output[:, 4:5]
@@ -145,8 +153,23 @@ def decode_predictions(
     center, sides = output[rows, :2], output[rows, 2:4]
     if layout == "yolox":
         cells = make_cells(adapter.output.strides, size)[rows]
-        center, sides = (center + cells[:, :2]) * cells[:, 2:], np.exp(sides) * cells[:, 2:]
+        with np.errstate(over="ignore"):  # infinite sides are clipped to the image
+            center, sides = (center + cells[:, :2]) * cells[:, 2:], np.exp(sides) * cells[:, 2:]
     return Candidates(np.concatenate([center - sides / 2, center + sides / 2], axis=1), columns + 1, scores)
+
+
+def _decode_fastestdet(output: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[5 + C, rows, columns] of FastestDet -> [A, 5 + C] as of YOLOv5, whose product of objectness and class score is
+    the score."""
+    rows, columns = output.shape[1:]
+    output = output.reshape(len(output), -1).T
+    row, column = np.mgrid[:rows, :columns].reshape(2, -1)
+    input_size = np.array([size[1], size[0]], np.float32)
+    cell = input_size / np.array([columns, rows], np.float32)
+    center = (np.tanh(output[:, 1:3]) + np.stack([column, row], axis=1)) * cell
+    sides = input_size / (1 + np.exp(-output[:, 3:5]))
+    parts = [center, sides, output[:, :1] ** 0.6, output[:, 5:] ** 0.4]
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def read_boxes(outputs: Sequence[np.ndarray], adapter: Adapter, size: tuple[int, int], path: Path) -> Candidates:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,13 @@ class CellDetector(nn.Module):
     """Each cell of the grid is a candidate; the score of a class is the mean of its color channel.
 
     Args:
-        layout: "yolox", "yolov5", "yolov8", or "boxes" (which returns one box of each cell).
+        layout: "yolox", "yolov5", "yolov8", "fastestdet", or "boxes" (which returns one box of each cell).
         scale: the value of a bright pixel in the input.
     """
 
     def __init__(self, layout: str, scale: float, size: tuple[int, int]) -> None:
         super().__init__()
-        self.layout, self.scale = layout, scale
+        self.layout, self.scale, self.size = layout, scale, size
         row, column = torch.meshgrid(torch.arange(size[0] // CELL), torch.arange(size[1] // CELL), indexing="ij")
         corner = torch.stack([column, row], dim=-1).reshape(-1, 2).float() * CELL
         side = torch.full_like(corner, CELL)
@@ -43,6 +44,12 @@ class CellDetector(nn.Module):
         if self.layout == "yolox":
             offsets = torch.cat([zero + 0.5, zero + 0.5, zero, zero], dim=2)
             return torch.cat([offsets, one, scores], dim=2)
+        if self.layout == "fastestdet":
+            # atanh of the offset of the center, logit of the side as a share of the image; the score is a power.
+            offset, height, width = zero + math.atanh(0.5), CELL / self.size[0], CELL / self.size[1]
+            sides = [zero + math.log(share / (1 - share)) for share in (width, height)]
+            cells = torch.cat([one, offset, offset, *sides, scores**2.5], dim=2)
+            return cells.transpose(1, 2).unflatten(2, (self.size[0] // CELL, self.size[1] // CELL))
         if self.layout == "boxes":
             best, labels = scores.max(dim=2)
             return self.corners + zero, labels, best

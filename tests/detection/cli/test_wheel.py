@@ -62,8 +62,9 @@ def test_what_a_wheel_holds(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"detection/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "detection/core/templates").glob("*.html")}
+    templates |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "detection/runtime/adapters").glob("*.yaml")}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "detection").rglob("*.py")}
-    assert len(configs) > 15 and templates and configs | templates | modules <= names
+    assert len(configs) > 15 and len(templates) > 4 and configs | templates | modules <= names
     folders = {name.split("/")[0] for name in names}
     assert {name for name in folders if not name.endswith(".dist-info")} == {"backbones", "detection"}
 

@@ -1,13 +1,17 @@
 """Labelling of drawn images by a detector that finds exactly what was drawn."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import assert_whole
 from cell_detector import NAMES, adapter_text, draw_cells, write_detector
+from conftest import ROOT
 from run_tool import run
 
 from detection.data.annotations import Annotations
@@ -299,3 +303,17 @@ def test_a_checkpoint_labels(trained, tmp_path):
         assert len(mine) <= len(found["scores"])
         if len(found["scores"]):
             assert mine[0]["score"] == round(float(found["scores"][0]), 4), "the best one is always there"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(detector, photos, tmp_path):
+    label_images(detector, tmp_path / "one", source=photos, device="cpu")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["tools/label.py", detector, photos, "--out", tmp_path / "two", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0 and done.stdout.count("15 added, 2 doubtful") == 1, done.stderr
+    assert (tmp_path / "two" / "train.json").read_bytes() == (tmp_path / "one" / "train.json").read_bytes()
+    assert not list(tmp_path.glob("*.part*"))

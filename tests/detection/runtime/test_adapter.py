@@ -21,7 +21,7 @@ from detection.runtime.pytorch import load_detector
 
 CPU = torch.device("cpu")
 CELLS = {(0, 0): ("red square", 1.0), (3, 2): ("green square", 0.8), (1, 1): ("blue square", 0.4)}
-LAYOUTS = ("yolox", "yolov5", "yolov8", "boxes")
+LAYOUTS = ("yolox", "yolov5", "yolov8", "fastestdet", "boxes")
 
 
 def adapter_file(folder, text: str, name: str = "mine.yaml"):
@@ -108,7 +108,7 @@ def test_thresholds_of_the_adapter_and_of_the_command_line(tmp_path):
 
 
 def test_shipped_adapters():
-    assert shipped_adapters() == ["yolov5", "yolov8", "yolox"]
+    assert shipped_adapters() == ["fastestdet", "yolov5", "yolov8", "yolox"]
     for name in shipped_adapters():
         adapter = read_adapter(name)
         assert adapter.output.layout == name
@@ -158,6 +158,11 @@ def test_an_adapter_that_is_no_mapping(tmp_path):
             "[N, candidates, 8] (layout yolov5, 3 classes), got: [1, 7, 16]",
         ),
         ("yolox", ("strides: [32]", "strides: [16, 32]"), "[N, 80, 8] (layout yolox, 3 classes and strides [16, 32])"),
+        (
+            "yolov8",
+            ("layout: yolov8", "layout: fastestdet"),
+            "[N, 8, rows, columns] (layout fastestdet, 3 classes), got",
+        ),
         ("yolox", ("range: 1", "range: 1, size: [64, 128]"), "one input [N, 3, 64, 128]"),
         ("yolox", ("range: 1", "range: 1, layout: nhwc"), "one input [N, height, width, 3]"),
         (
