@@ -190,11 +190,10 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any], in_epoch: bo
         fixed = _within(key, FIXED) and not _within(key, FREE)
         (refused if fixed or (in_epoch and _within(key, FIXED_IN_EPOCH)) else changed).append(message)
     if (one := _frozen(before)) != (two := _frozen(after)):
-        refused.append(
-            f"layers that are frozen because they have weights: {one} -> {two} (the run began with "
-            f"model.weights={before.get('model.weights')} model.backbone.weights="
-            f"{before.get('model.backbone.weights')}; give them again)"
-        )
+        keys = ("model.weights", "model.backbone.weights")
+        given = " ".join(f"{key}={before[key]}" for key in keys if before.get(key) is not None)
+        hint = f" (the run began with {given}; give it again)" if given else ""
+        refused.append(f"layers that are frozen because they have weights: {one} -> {two}{hint}")
     if refused:
         where = " (the run was stopped inside an epoch)" if in_epoch else ""
         raise UserError(
