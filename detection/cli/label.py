@@ -23,7 +23,12 @@ exit code: 0; 1 where images could not be read (each is named, and left out); 2 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = ToolParser("label", __doc__, EXAMPLE)
-    parser.add_argument("detector", metavar="DETECTOR", type=existing_detector, help="checkpoint or exported file")
+    parser.add_argument(
+        "detector",
+        metavar="DETECTOR",
+        type=existing_detector,
+        help="checkpoint, exported file, or a name (tools/models.py)",
+    )
     parser.add_argument(
         "source",
         metavar="SOURCE",

@@ -27,6 +27,7 @@ from detection.labelling.extend_coco import extend_coco
 from detection.labelling.merge import CLASS_LISTS, AddedBoxes, MergedClasses, merge_annotations, merge_classes
 from detection.labelling.review_page import write_review_page
 from detection.runtime.adapter import find_adapter
+from detection.zoo.names import find_detector
 
 SPLITS = ("train", "val", "test")
 
@@ -118,7 +119,7 @@ def label_images(
         UserError: unreadable input, `out` is not empty, or nothing is to be added.
     """
     options = options or LabelOptions()
-    out = Path(out)
+    detector, out = find_detector(detector), Path(out)
     _check(out, data, source, options)
     if data is None:
         index, unreadable = folder_annotations(source or "")
