@@ -111,3 +111,26 @@ def test_what_cannot_be_trained_is_refused_at_the_start(config, tmp_path):
     (tmp_path / "val" / "cats.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"cats\.json has classes that no set.*dics.*did you mean 'disc'"):
         build_trainer(config.with_overrides([f"data.val.1.annotations={cats}"]))
+
+
+@pytest.mark.numeric
+@pytest.mark.slow
+def test_a_detector_learns_two_classes_from_two_sets_with_one_each(tmp_path):
+    """As well as from images with all boxes, if each box is seen as often; much worse if what has no box is background,
+    as half of all objects then are."""
+    raw = raw_config(tmp_path, images=192)
+    write_coco(tmp_path / "test", images=48, seed=run_seed(1000))
+    raw["model"] |= {"detector": "ghostdet"}
+    raw["data"] |= {"val": {"annotations": str(tmp_path / "test" / "annotations.json")}, "batch_size": 8}
+    raw["optim"] |= {"lr": 0.003, "warmup_steps": 20}
+    halves = raw["data"]["train"]
+    wrong = [{**half, "complete_classes": ["disc", "square"]} for half in halves]
+    whole = {"annotations": str(tmp_path / "set" / "annotations.json")}
+    found = {}
+    for name, sets, epochs in (("whole", whole, 18), ("halves", halves, 36), ("wrong", wrong, 36)):
+        raw["output_dir"], raw["data"]["train"] = str(tmp_path / name), sets
+        raw["train"] |= {"epochs": epochs, "eval_every": epochs, "ema": 0.99}
+        assert run_training(parse_config(raw, "test"))
+        found[name] = lines(tmp_path / name)[-1]["AP"]
+    assert found["halves"] > found["whole"] - 0.02, found
+    assert found["wrong"] < found["halves"] - 0.05, found
