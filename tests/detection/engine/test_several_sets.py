@@ -115,6 +115,7 @@ def test_what_cannot_be_trained_is_refused_at_the_start(config, tmp_path):
 
 @pytest.mark.numeric
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_detector_learns_two_classes_from_two_sets_with_one_each(tmp_path):
     """As well as from images with all boxes, if each box is seen as often; much worse if what has no box is background,
     as half of all objects then are."""
