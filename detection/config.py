@@ -277,7 +277,21 @@ class TrainConfig(Section):
     """Weights & Biases project to log to as well (extra wandb)."""
 
 
+class DetectionTeacherConfig(Section):
+    """A trained detector to learn from, besides the annotations (GhostDet)."""
+
+    detector: PathText
+    """A checkpoint, an exported file, the name of a detector that comes with the toolkit, or hf:OWNER/NAME."""
+    adapter: PathText | None = None
+    """For an ONNX file of another project: yolox, yolov5, yolov8, or a YAML file."""
+    score_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Lowest score of a box to learn from."""
+
+
 class DetectorTrainConfig(TrainConfig):
+    teacher: DetectionTeacherConfig | None = None
+    """Finds the objects of classes for which a set of data.train has no complete annotations, in each augmented image;
+    its scores are the targets of the scores. See docs/training.md."""
     cache: Literal["off", "ram", "disk"] = "off"
     """Keep decoded and resized images in memory, or in a file under ~/.cache."""
     report: bool = True

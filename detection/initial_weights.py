@@ -14,6 +14,7 @@ from backbones.weights import first_non_finite
 from detection.checkpoint import classes_of, config_of, read_checkpoint, weights_of
 from detection.config import DetectionConfig, ModelConfig
 from detection.core.errors import UserError
+from detection.core.text import normalized_name
 from detection.models.fpn import BackboneWithNeck
 
 log = logging.getLogger("detection")
@@ -74,8 +75,12 @@ def load_initial_weights(
     if bad := first_non_finite(state):
         raise UserError(f"model.weights: {source}: its tensor {bad} has numbers that are not finite (NaN or infinite)")
     theirs = classes_of(content, source).names
-    number_of = {_normalized(name): number for number, name in enumerate(theirs)}
-    pairs = [(i, number_of[_normalized(name)]) for i, name in enumerate(class_names) if _normalized(name) in number_of]
+    number_of = {normalized_name(name): number for number, name in enumerate(theirs)}
+    pairs = [
+        (i, number_of[normalized_name(name)])
+        for i, name in enumerate(class_names)
+        if normalized_name(name) in number_of
+    ]
     kept = [class_names[i] for i, _ in pairs]
     report = InitialWeightsReport(source, kept_classes=kept, new_classes=[n for n in class_names if n not in kept])
 
@@ -173,10 +178,6 @@ def _get(spec: ModelConfig, key: str) -> Any:
 
 def _shown(value: Any) -> str:
     return str(value.model_dump()) if hasattr(value, "model_dump") else repr(value)
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _list(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Text tables, and suggestions for misspelt names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -13,6 +14,11 @@ def did_you_mean(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
     """ " (did you mean 'x'?)" for an error message; "" where no choice is similar."""
     match = closest_match(name, choices, cutoff)
     return f" (did you mean {match!r}?)" if match else ""
+
+
+def normalized_name(name: str) -> str:
+    """The name of a class for comparisons: without case, with spaces in place of `_` and `-`."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def text_table(header: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> str:

@@ -27,6 +27,7 @@ from detection.data.dataset import DetectionDataset, build_dataset
 from detection.data.load_split import check_known_classes, check_same_classes
 from detection.data.loader import BadImages, build_loader
 from detection.data.sampler import TrainBatchSampler
+from detection.engine.detection_teacher import DetectionTeacher
 from detection.engine.image_grids import detections_grid, training_grid
 from detection.engine.seeding import seed_everything, seed_rank
 from detection.engine.task import Task
@@ -50,7 +51,7 @@ from detection.zoo.names import find_detector
 
 log = logging.getLogger("detection")
 
-TARGET_FIELDS = ("boxes", "labels", "ignored_boxes", "ignored_labels", "complete_classes")
+TARGET_FIELDS = ("boxes", "labels", "scores", "ignored_boxes", "ignored_labels", "complete_classes")
 """What a detector gets of a target for its losses, see `detection.models.background`."""
 
 
@@ -79,6 +80,7 @@ class DetectionTask(Task):
     device: torch.device
     classes: Classes
     val_sets: list[ValSet]
+    teacher: DetectionTeacher | None = None
 
     metric = "AP"
     zero_score_advice = (
@@ -95,6 +97,8 @@ class DetectionTask(Task):
 
     def losses(self, objective: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         device = self.device
+        if self.teacher is not None:
+            targets = self.teacher(images, targets)
         images = [image.to(device, non_blocking=True) for image in images]
         on_device = [{k: t[k].to(device, non_blocking=True) for k in TARGET_FIELDS if k in t} for t in targets]
         return objective(images, on_device)
@@ -249,6 +253,8 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
         val_sets.append(ValSet(name, dataset.annotations, loader, config.eval.backend))
         log.info("val:   %s", dataset.annotations.report())
     classes = _common_classes(config, train_set.annotations, [val.annotations for val in val_sets])
+    teacher = None if config.train.teacher is None else DetectionTeacher(config, classes.names, device)
+    _check_background(train_set.annotations, teacher)
 
     model = build_model(config, len(classes.names))
     if config.model.weights is not None:
@@ -268,7 +274,7 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     trainer = Trainer(
         config=config,
         device=device,
-        task=DetectionTask(config, device, classes, val_sets),
+        task=DetectionTask(config, device, classes, val_sets, teacher),
         model=model,
         objective=model,
         sampler=sampler,
@@ -279,6 +285,20 @@ def build_trainer(config: DetectionConfig, device: torch.device | None = None) -
     return trainer
 
 
+def _check_background(train: Annotations, teacher: DetectionTeacher | None) -> None:
+    """Raise UserError for classes that neither a set nor the teacher is complete for."""
+    if train.sets is None:
+        return
+    complete = train.sets.complete.any(axis=0) | (False if teacher is None else teacher.known.numpy())
+    if nowhere := [train.class_names[k] for k in np.flatnonzero(~complete)]:
+        raise UserError(
+            f"no set of data.train is complete for {', '.join(nowhere[:5])}{', …' if len(nowhere) > 5 else ''}: "
+            "without background no detector learns a class. Name these classes in complete_classes of the sets in "
+            "which every object of theirs has a box, leave them out with data.classes, or name a train.teacher that "
+            "knows them"
+        )
+
+
 def _common_classes(config: DetectionConfig, train: Annotations, vals: Sequence[Annotations]) -> Classes:
     """The classes to train, with ids of the first set of val with the class, in which results are scored.
 
@@ -286,12 +306,6 @@ def _common_classes(config: DetectionConfig, train: Annotations, vals: Sequence[
         UserError: val has other classes, or the detector cannot be trained on incomplete annotations.
     """
     complete = np.ones((1, len(train.class_names)), bool) if train.sets is None else train.sets.complete
-    if nowhere := [train.class_names[k] for k in np.flatnonzero(~complete.any(axis=0))]:
-        raise UserError(
-            f"no set of data.train is complete for {', '.join(nowhere[:5])}{', …' if len(nowhere) > 5 else ''}: "
-            "without background no detector learns a class. Name these classes in complete_classes of the sets in "
-            "which every object of theirs has a box, or leave them out with data.classes"
-        )
     if not complete.all() and config.model.detector == "faster_rcnn":
         raise UserError(
             "model.detector faster_rcnn needs annotations of all classes in every set of data.train: the scores of a "

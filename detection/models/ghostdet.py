@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import record_function
 
 from detection.models.background import background_mask, points_inside
@@ -79,7 +81,8 @@ class GhostDet(nn.Module):
     """torchvision's calling protocol.
 
     forward: (list of [3, H, W] uint8 or float in [0, 1], targets with boxes float32 [n, 4] xyxy in pixels and labels
-    int64 [n], 1…C, and the optional fields of `detection.models.background`) -> dict of losses in training, list of
+    int64 [n], 1…C, the optional fields of `detection.models.background`, and optionally scores float32 [n] in [0, 1],
+    how certain each box is) -> dict of losses in training, list of
     {boxes, labels, scores} in evaluation.
 
     Args:
@@ -124,7 +127,13 @@ class GhostDet(nn.Module):
         boxes = boxes_of(distances, points, strides)
         with record_function("assignment"):
             truth = pad_targets([t["boxes"] for t in targets], [t["labels"] - 1 for t in targets])
-            target = assign(logits.detach().sigmoid(), boxes.detach(), points, strides, *truth)
+            certainty = None
+            if any("scores" in t for t in targets):
+                scores = [t.get("scores", torch.ones_like(t["boxes"][:, 0])) for t in targets]
+                certainty = F.pad(
+                    pad_sequence(scores, batch_first=True), (0, truth[0].shape[1] - max(map(len, scores)))
+                )
+            target = assign(logits.detach().sigmoid(), boxes.detach(), points, strides, *truth, certainty)
         background = background_mask(targets, logits.shape[2], target.positive, points_inside(points))
         losses = aligned_losses(logits, distances, boxes, points, strides, target, background)
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}

@@ -21,6 +21,7 @@ class Assignment:
     labels: int64 [N, A], 0…C-1, likewise.
     weight: float32 [N, A] in [0, 1], 0 where not positive: 1 for the best point of a box, lower for its other points.
     quality: float32 [N, A] in [0, 1], likewise: the target of the score of that label.
+    certainty: float32 [N, A], of the box, see `assign`; None: 1.
     """
 
     positive: Tensor
@@ -28,6 +29,7 @@ class Assignment:
     labels: Tensor
     weight: Tensor
     quality: Tensor
+    certainty: Tensor | None = None
 
 
 def pad_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,6 +50,7 @@ def assign(
     boxes: Tensor,
     labels: Tensor,
     real: Tensor,
+    certainty: Tensor | None = None,
     *,
     candidates: int = 13,
     alpha: float = 1.0,
@@ -61,6 +64,8 @@ def assign(
         found: float32 [N, A, 4] xyxy, the boxes that the points have found.
         points: float32 [A, 2] (x, y); strides: float32 [A].
         boxes, labels, real: see `pad_targets`.
+        certainty: float32 [N, M], of boxes that a teacher found, its scores: factors of their quality and of their
+            box losses. None: all are certain.
         candidates: the most points that a box gets.
     """
     iou = _pairwise_iou(boxes, found)
@@ -83,13 +88,16 @@ def assign(
 
     metric = metric * own
     share = metric / metric.amax(dim=2, keepdim=True).clamp(min=1e-30)
+    # The highest metric maps to the highest overlap.
+    quality = (share * (iou * own).amax(dim=2, keepdim=True)).amax(dim=1)
+    sure = None if certainty is None else certainty.gather(1, box)
     return Assignment(
         positive=positive,
         boxes=boxes.gather(1, box[..., None].expand(-1, -1, 4)),
         labels=labels.gather(1, box),
         weight=share.amax(dim=1),
-        # The highest metric maps to the highest overlap.
-        quality=(share * (iou * own).amax(dim=2, keepdim=True)).amax(dim=1),
+        quality=quality if sure is None else quality * sure,
+        certainty=sure,
     )
 
 
@@ -137,6 +145,8 @@ def aligned_losses(
 
     chosen = target.positive
     weight = target.weight[chosen]
+    if target.certainty is not None:
+        weight = weight * target.certainty[chosen]
     box = generalized_box_iou_loss(found[chosen], target.boxes[chosen], eps=1e-7) * weight
     side = sides_of(target.boxes[chosen], points.expand(len(chosen), -1, -1)[chosen])
     side = side / strides.expand(len(chosen), -1)[chosen][:, None]
