@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -131,6 +131,7 @@ def test_class_mismatch_is_named(tmp_path):
 # ---- images
 
 
+@settings(deadline=None)  # the first comparison of tensors imports for two seconds
 @given(
     width=st.integers(1, 900),
     height=st.integers(1, 900),
