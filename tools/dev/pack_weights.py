@@ -5,8 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from detection.benchmark.detector_cost import detector_total
 from detection.checkpoint import classes_of, config_of, read_checkpoint
 from detection.cli.arguments import ToolParser, existing_file
@@ -74,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = dict(text.partition("=")[::2] for text in args.data)
     for annotations in data.values():
         existing_file(annotations)
-    torch.set_grad_enabled(False)
     print(pack_weights(args.checkpoint, args.out, data))
 
 
