@@ -2,6 +2,9 @@
 
 import numpy as np
 
+SAME_OBJECT = 0.8
+"""IoU above which a box that a detector adds is taken for an annotated object, if perhaps of another class."""
+
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)

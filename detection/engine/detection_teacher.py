@@ -8,12 +8,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detection.config import DetectionConfig
+from detection.core.boxes import SAME_OBJECT
 from detection.core.errors import UserError
 from detection.core.text import normalized_name
 from detection.inference.predictor import Predictor
-
-SAME_OBJECT = 0.8
-"""IoU above which a box of the teacher is of an object that is annotated, if perhaps as another class."""
 
 
 class DetectionTeacher:

@@ -9,14 +9,12 @@ import torch
 from torchvision.ops import box_iou
 
 from detection.checkpoint import Classes
-from detection.core.boxes import xywh_to_xyxy
+from detection.core.boxes import SAME_OBJECT, xywh_to_xyxy
 from detection.core.errors import UserError
 from detection.core.text import did_you_mean
 from detection.data.annotations import Annotations
 
 CLASS_LISTS = ("data", "detector")
-SAME_OBJECT = 0.8
-"""IoU from which a detection and an annotation of another class are taken for the same object."""
 
 
 @dataclass(frozen=True)
