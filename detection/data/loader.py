@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -130,6 +131,11 @@ def _explain_death(loader: DataLoader, error: Exception) -> str:
     """Say how a worker ended, and name the image that it was reading (`DetectionDataset.reading`)."""
     # Only a private attribute lists the processes.
     workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
+    # A dying process closes its connections before it counts as ended: without the wait, no worker would be dead yet.
+    ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(5)
     dead = {worker.pid: worker.exitcode for worker in workers if not worker.is_alive()}
     ends = [_end(pid, code) for pid, code in dead.items()] or [
         str(error).splitlines()[0] if str(error) else repr(error)

@@ -1,8 +1,12 @@
 """Reading many images: cache, fast decoding, bad images, workers that die, ranks, multi-scale."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,7 +20,7 @@ from detection.data import image_cache as cache_module
 from detection.data.dataset import DetectionDataset, SampleKey, build_dataset
 from detection.data.formats.coco import read_coco
 from detection.data.image_io import read_image
-from detection.data.loader import BadImages, build_loader, iterate
+from detection.data.loader import BadImages, _explain_death, build_loader, iterate
 from detection.data.sampler import EvalBatchSampler, TrainBatchSampler
 from detection.data.transforms import Augmentation
 
@@ -152,6 +156,22 @@ def test_a_worker_that_dies_names_the_image(tiny_config):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "a process that reads images died while it read" in done.stdout, done.stdout + done.stderr
     assert "image 5.jpg" in done.stdout and "data.workers" in done.stdout
+
+
+def test_a_worker_that_is_still_dying_is_waited_for(tiny_config):
+    """The connection to a killed process is reset before the process counts as ended."""
+    dataset = build_dataset(tiny_config, "train")
+    worker = multiprocessing.get_context("fork").Process(target=die_after_a_while)
+    worker.start()
+    dataset.reading[0] = torch.tensor([worker.pid, 5])
+    loader = SimpleNamespace(dataset=dataset, _iterator=SimpleNamespace(_workers=[worker]))
+    message = _explain_death(loader, ConnectionResetError(104, "Connection reset by peer"))
+    assert f"process {worker.pid} was killed by SIGKILL" in message and "image 5.jpg" in message
+
+
+def die_after_a_while():
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_multi_scale_batches_have_one_size_each_and_follow_the_seed(tiny_config):
