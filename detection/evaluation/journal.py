@@ -4,9 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from detection.config import DetectionConfig
+from detection.core import distributed
 from detection.core.errors import UserError
 from detection.core.outputs import begin_output
+from detection.data.annotations import Annotations
 from detection.evaluation.coco_evaluator import Result
+from detection.runtime.adapter import find_adapter
+
+
+def journal_key(
+    detector: str | Path, adapter: str | Path | None, config: DetectionConfig, annotations: Annotations
+) -> dict[str, Any]:
+    """What the detections on a data set depend on."""
+    file, found = Path(detector), find_adapter(detector, adapter)
+    return {
+        "checkpoint": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
+        "annotations": annotations.fingerprint(),
+        "images": str(Path(annotations.images).resolve()),
+        "config": config.model_dump(mode="json"),
+        "adapter": found and found.model_dump(mode="json"),
+        "processes": distributed.world_size(),
+    }
 
 
 class Journal:
@@ -14,7 +33,7 @@ class Journal:
 
     Args:
         path: `PREDICTIONS.partN`.
-        made_of: what the results depend on (checkpoint, data, settings); a journal of anything else is discarded.
+        key: what the results depend on (see `journal_key`); a journal with another key is discarded.
         resume: whether to continue an existing journal.
 
     Attributes:
@@ -22,7 +41,7 @@ class Journal:
         results: their detections.
     """
 
-    def __init__(self, path: Path, made_of: dict[str, Any], resume: bool) -> None:
+    def __init__(self, path: Path, key: dict[str, Any], resume: bool) -> None:
         self.path = path
         self.images: set[int] = set()
         self.results: list[Result] = []
@@ -30,7 +49,7 @@ class Journal:
         if resume and path.is_file():
             # The last line of a process that was killed may be cut off.
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        if lines and _record(lines[0]) == made_of:
+        if lines and _record(lines[0]) == key:
             for number, line in enumerate(lines[1:], 1):
                 record = _record(line)
                 if record.keys() != {"images", "results"}:
@@ -38,7 +57,7 @@ class Journal:
                 self.images.update(record["images"])
                 self.results += record["results"]
         else:
-            lines = [json.dumps(made_of) + "\n"]
+            lines = [json.dumps(key) + "\n"]
         try:
             self.file = path.open("w", encoding="utf-8")
             begin_output(path)

@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detection.checkpoint import Classes
-from detection.config import EVAL_BACKENDS, DataConfig, DetectionConfig, SourceConfig
+from detection.config import EVAL_BACKENDS, DataConfig, SourceConfig
 from detection.core import distributed
 from detection.core.errors import UserError
 from detection.core.extras import BACKENDS, require, require_for_file
@@ -19,8 +18,8 @@ from detection.data.formats.detect_format import read_annotations
 from detection.data.load_split import read_split
 from detection.evaluation.coco_evaluator import Evaluation, check_results, evaluate_results, read_results, write_results
 from detection.evaluation.detect_dataset import detect_batches, eval_loader
-from detection.evaluation.journal import Journal
-from detection.runtime.adapter import NO_DATA, Adapter, find_adapter
+from detection.evaluation.journal import Journal, journal_key
+from detection.runtime.adapter import NO_DATA
 from detection.runtime.pytorch import detector_config, load_detector, own_resize
 from detection.zoo.names import output_folder
 
@@ -92,7 +91,7 @@ def score_checkpoint(
             long_side=data.long_side,
             resize=own_resize(model),
         )
-        journal = Journal(part, _made_of(checkpoint, config, ground_truth, find_adapter(checkpoint, adapter)), resume)
+        journal = Journal(part, journal_key(checkpoint, adapter, config, ground_truth), resume)
         if journal.images:
             print(f"{len(journal.images)} images were done before")
         batch_size = config.eval.batch_size or data.batch_size
@@ -121,20 +120,6 @@ def predictions_path(checkpoint: str | Path, source: SourceConfig, own: DataConf
         return folder / RUN_PREDICTIONS
     split = f"_{source.split}" if source.split else ""
     return folder / f"predictions_{Path(source.annotations).resolve().stem}{split}.json"
-
-
-def _made_of(
-    checkpoint: str | Path, config: DetectionConfig, ground_truth: Annotations, adapter: Adapter | None
-) -> dict[str, Any]:
-    file = Path(checkpoint)
-    return {
-        "checkpoint": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
-        "annotations": ground_truth.fingerprint(),
-        "images": str(Path(ground_truth.images).resolve()),
-        "config": config.model_dump(mode="json"),
-        "adapter": adapter and adapter.model_dump(mode="json"),
-        "processes": distributed.world_size(),
-    }
 
 
 def score_file(

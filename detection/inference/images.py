@@ -2,37 +2,32 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from detection.core.crash_report import keep_trace
 from detection.core.errors import UserError
 from detection.core.interrupts import interrupts_at_checks
-from detection.core.memory import is_out_of_memory
 from detection.core.outputs import write_output
 from detection.core.progress import progress_bar
+from detection.inference.batching import describe_failure, detect_in_batches
 from detection.inference.draw import draw_on
 from detection.inference.image_urls import read_source
 from detection.inference.predictor import Detections, Detector
-from detection.inference.prefetch import AsyncWriter, prefetch_map
+from detection.inference.prefetch import AsyncWriter
 from detection.inference.results import Summary, image_json
 from detection.inference.sources import Item
-from detection.inference.timing import DRAW, NETWORK, READ, RESIZE, WAIT_READ, WAIT_WRITE, WRITE, Timing
+from detection.inference.timing import DRAW, READ, WAIT_WRITE, WRITE
 
 JPEG_QUALITY = 92
 MAX_JPEG_SIDE = 65_500
 """Largest width or height of a JPEG, in pixels."""
 MAX_NAME_BYTES = 230
 """Longest name of a result file without suffix, in bytes, that all usual file systems allow."""
-READERS = min(4, os.cpu_count() or 1)
 # May exceed the number of cores: writers mostly wait for the disk (detection.core.files.write_atomically).
 WRITERS = 4
-LoadedImage = tuple[Item, np.ndarray, Any]
 
 
 def detect_images(
@@ -59,13 +54,11 @@ def detect_images(
         return
     timing = summary.images
 
-    def read(item: Item) -> LoadedImage:
+    def read(item: Item) -> np.ndarray:
         if len(os.fsencode(Path(item.name).name)) > MAX_NAME_BYTES:
             raise UserError(f"image {item.shown}: its name is too long for the names of results; rename it")
         with timing.stage(READ):
-            image = read_source(item.source, bgr=True)
-        with timing.stage(RESIZE):
-            return item, image, predictor.prepare(image, bgr=True)
+            return read_source(item.source, bgr=True)
 
     def write(item: Item, image: np.ndarray, detections: Detections) -> None:
         try:
@@ -89,66 +82,25 @@ def detect_images(
             write_output(path, lambda file: file.write(text))
         summary.add(timing, detections)
 
-    def detect(batch: list[LoadedImage]) -> list[Detections | None]:
-        try:
-            with timing.stage(NETWORK):
-                return [*predictor.detect([prepared for _, _, prepared in batch])]
-        except Exception as error:
-            if len(batch) == 1:
-                fail(batch[0][0], error)
-                return [None]
-            # One by one, because the others of the batch may work.
-            return [detections for loaded in batch for detections in detect([loaded])]
-
     def fail(item: Item, error: Exception) -> None:
-        summary.failed.append(str(error) if isinstance(error, UserError) else _describe_error(item, error))
+        summary.failed.append(describe_failure(item.shown, error))
 
-    bar = progress_bar(None, "images", len(items), unit="image")
-    num_streams = predictor.num_streams
     with (
         interrupts_at_checks() as check,
-        bar,
+        progress_bar(None, "images", len(items), unit="image") as bar,
         timing.running(),
         AsyncWriter(threads=WRITERS, depth=2 * max(WRITERS, batch_size)) as writing,
-        contextlib.closing(prefetch_map(read, items, threads=READERS, depth=2 * batch_size)) as loaded,
+        contextlib.closing(detect_in_batches(predictor, items, read, batch_size=batch_size, timing=timing)) as batches,
     ):
-        batches = _batches(loaded, len(items), batch_size, timing, fail)
-        with contextlib.closing(prefetch_map(detect, batches, threads=num_streams, depth=num_streams)) as results:
-            for batch, future in results:
-                check()
-                for (item, image, _), detections in zip(batch, future.result(), strict=True):
-                    if detections is None:
-                        continue
-                    with timing.stage(WAIT_WRITE):
-                        writing.submit(write, item, image, detections)
-                bar.update(len(batch))
-
-
-def _batches(
-    loaded: Iterator[tuple[Item, Future[LoadedImage]]],
-    count: int,
-    size: int,
-    timing: Timing,
-    fail: Callable[[Item, Exception], None],
-) -> Iterator[list[LoadedImage]]:
-    """Group loaded images into batches of `size`; call `fail` for those that cannot be read."""
-    batch: list[LoadedImage] = []
-    for number, (item, future) in enumerate(loaded, 1):
-        try:
-            with timing.stage(WAIT_READ):
-                batch.append(future.result())
-        except Exception as error:
-            fail(item, error)
-        if batch and (len(batch) == size or number == count):
-            yield batch
-            batch = []
-
-
-def _describe_error(item: Item, error: Exception) -> str:
-    if is_out_of_memory(error):
-        return f"image {item.shown}: out of memory; lower --batch-size, or cut the image into tiles"
-    reason = " ".join(str(error).split())[:300]
-    return f"image {item.shown}: unexpected {type(error).__name__}: {reason} (the full trace is in {keep_trace(error)})"
+        for batch in batches:
+            check()
+            for item, image, found in batch:
+                if isinstance(found, Exception):
+                    fail(item, found)
+                    continue
+                with timing.stage(WAIT_WRITE):
+                    writing.submit(write, item, image, found)
+            bar.update(len(batch))
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -20,13 +20,12 @@ from detection.data.formats.detect_format import read_annotations
 from detection.data.formats.writers import WRITERS
 from detection.data.image_io import names_outside
 from detection.data.load_split import check_images
-from detection.evaluation.journal import Journal
+from detection.evaluation.journal import Journal, journal_key
 from detection.inference.predictor import Predictor
 from detection.labelling.detect import detect_into_journal, folder_annotations
 from detection.labelling.extend_coco import extend_coco
 from detection.labelling.merge import CLASS_LISTS, AddedBoxes, MergedClasses, merge_annotations, merge_classes
 from detection.labelling.review_page import write_review_page
-from detection.runtime.adapter import find_adapter
 from detection.zoo.names import find_detector
 
 SPLITS = ("train", "val", "test")
@@ -122,18 +121,18 @@ def label_images(
     detector, out = find_detector(detector), Path(out)
     _check(out, data, source, options)
     if data is None:
-        index, unreadable = folder_annotations(source or "")
+        annotations, unreadable = folder_annotations(source or "")
     else:
-        index, unreadable = read_annotations(data, images=source, split=split), []
-        check_images(index, index.images)
-    if names_outside(index.file_names.tolist(), index.images) and options.image_transfer == "none":
+        annotations, unreadable = read_annotations(data, images=source, split=split), []
+        check_images(annotations, annotations.images)
+    if names_outside(annotations.file_names.tolist(), annotations.images) and options.image_transfer == "none":
         raise UserError(
-            f"images of {index.source} do not all lie below {index.images}: --transfer must be copy or link"
+            f"images of {annotations.source} do not all lie below {annotations.images}: --transfer must be copy or link"
         )
     part = out.absolute().with_name(f"{out.absolute().name}.part{os.environ.get('RANK', '0')}")
     # A page in the new folder overwrites nothing.
     outside = [page] if page and out.absolute() not in Path(page).absolute().parents else []
-    check_outputs([part, *outside], [detector, index.source, index.images], force=force)
+    check_outputs([part, *outside], [detector, annotations.source, annotations.images], force=force)
     with distributed.session(device) as place:
         streams = min(4, torch.get_num_threads()) if place.type == "cpu" else 1
         predictor = Predictor(
@@ -143,21 +142,23 @@ def label_images(
             num_streams=streams,
             adapter=adapter,
         )
-        classes = merge_classes(index, predictor.classes, options.classes, options.class_list)
-        journal = Journal(part, _made_of(detector, adapter, predictor, index, classes, options), resume)
-        rows = range(len(index))[distributed.rank() :: distributed.world_size()]
-        failed = detect_into_journal(predictor, index, rows, classes.id_of_added, journal, batch_size=batch_size)
+        classes = merge_classes(annotations, predictor.classes, options.classes, options.class_list)
+        key = journal_key(detector, adapter, predictor.config, annotations)
+        key |= {"classes": classes.id_of_added, "ignore_score": options.ignore_score}
+        journal = Journal(part, key, resume)
+        rows = range(len(annotations))[distributed.rank() :: distributed.world_size()]
+        failed = detect_into_journal(predictor, annotations, rows, classes.id_of_added, journal, batch_size=batch_size)
         shares = distributed.gather((journal.images, journal.results, failed))
         summary = None
         if distributed.is_main():
             done = {image_id for images, _, _ in shares for image_id in images}
             results = [result for _, share, _ in shares for result in share]
-            added = AddedBoxes.of(results, index, options.score, Path(detector).name)
-            index = index.part(np.flatnonzero([image_id in done for image_id in index.image_ids.tolist()]))
-            summary = _write(index, classes, added, out, options)
+            added = AddedBoxes.of(results, annotations, options.score, Path(detector).name)
+            annotations = annotations.part(np.flatnonzero(np.isin(annotations.image_ids, list(done))))
+            summary = _write(annotations, classes, added, out, options)
             if page is not None:
                 Path(page).parent.mkdir(parents=True, exist_ok=True)
-                write_review_page(page, index, classes, added, options.score)
+                write_review_page(page, annotations, classes, added, options.score)
             summary.failed = [*unreadable, *(reason for _, _, reasons in shares for reason in reasons)]
         distributed.barrier()
         journal.remove()
@@ -179,35 +180,13 @@ def _check(out: Path, data: str | Path | None, source: str | Path | None, option
     make_folder(out.absolute().parent, "the folder of --out")
 
 
-def _made_of(
-    detector: str | Path,
-    adapter: str | Path | None,
-    predictor: Predictor,
-    index: Annotations,
-    classes: MergedClasses,
-    options: LabelOptions,
-) -> dict[str, object]:
-    """What the boxes in the journal depend on."""
-    file, found = Path(detector), find_adapter(detector, adapter)
-    return {
-        "detector": [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns],
-        "config": predictor.config.model_dump(mode="json"),
-        "adapter": found and found.model_dump(mode="json"),
-        "annotations": index.fingerprint(),
-        "images": str(Path(index.images).resolve()),
-        "classes": classes.id_of_added,
-        "ignore_score": options.ignore_score,
-        "processes": distributed.world_size(),
-    }
-
-
 def _write(
-    index: Annotations, classes: MergedClasses, added: AddedBoxes, out: Path, options: LabelOptions
+    annotations: Annotations, classes: MergedClasses, added: AddedBoxes, out: Path, options: LabelOptions
 ) -> LabelSummary:
     """Write the data set into a new folder, which then becomes `out`."""
-    if not len(index):
-        raise UserError(f"no image of {index.source} could be processed")
-    split = split_of(Path(index.source)) if index.format == "coco" else "train"
+    if not len(annotations):
+        raise UserError(f"no image of {annotations.source} could be processed")
+    split = split_of(Path(annotations.source)) if annotations.format == "coco" else "train"
     split = split if split in SPLITS else "train"
     place = out.absolute()
     with tempfile.TemporaryDirectory(
@@ -216,14 +195,14 @@ def _write(
         unfinished = Path(folder) / place.name
         unfinished.mkdir()
         if options.format == "coco":
-            notes = WRITERS["coco"]({split: index}, unfinished, options.image_transfer)
+            notes = WRITERS["coco"]({split: annotations}, unfinished, options.image_transfer)
             extend_coco(unfinished / f"{split}.json", classes, added)
         else:
-            merged = merge_annotations(index, classes, added)
+            merged = merge_annotations(annotations, classes, added)
             notes = WRITERS[options.format]({split: merged}, unfinished, options.image_transfer)
         os.replace(unfinished, place)
     file = {"coco": f"{split}.json", "voc": f"ImageSets/Main/{split}.txt", "yolo": "data.yaml"}[options.format]
     keys = [f"data.{'val' if split == 'val' else 'train'}.annotations={out / file}"]
     if options.image_transfer == "none":
-        keys.append(f"data.{'val' if split == 'val' else 'train'}.images={index.images}")
-    return LabelSummary(len(index), added.counts(classes), len(index.boxes), notes=notes, keys=keys)
+        keys.append(f"data.{'val' if split == 'val' else 'train'}.images={annotations.images}")
+    return LabelSummary(len(annotations), added.counts(classes), len(annotations.boxes), notes=notes, keys=keys)
