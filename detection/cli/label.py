@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_for_file(args.detector)
 
     from detection.engine.signals import ignore_closed_console
-    from detection.labelling.label import LabelOptions, label_images
+    from detection.labelling.label_images import LabelOptions, label_images
 
     options = LabelOptions(
         args.format, args.classes, args.score, args.ignore_score, args.class_list, args.transfer

@@ -22,7 +22,7 @@ from detection.data.image_io import names_outside
 from detection.data.load_split import check_images
 from detection.evaluation.journal import Journal, journal_key
 from detection.inference.predictor import Predictor
-from detection.labelling.detect import detect_into_journal, folder_annotations
+from detection.labelling.detect_into_journal import detect_into_journal, folder_annotations
 from detection.labelling.extend_coco import extend_coco
 from detection.labelling.merge import CLASS_LISTS, AddedBoxes, MergedClasses, merge_annotations, merge_classes
 from detection.labelling.review_page import write_review_page

@@ -17,7 +17,7 @@ from run_tool import run
 from detection.data.annotations import Annotations
 from detection.data.formats.detect_format import read_annotations
 from detection.inference.predictor import Predictor
-from detection.labelling.label import LabelOptions, label_images
+from detection.labelling.label_images import LabelOptions, label_images
 
 SURE, DOUBTFUL, BELOW = 0.8, 0.3, 0.1
 CELLS = [
