@@ -1,6 +1,7 @@
 """Small data sets and a small trained run, made in code; the real photographs are used where they lie."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -48,6 +49,13 @@ def seeded() -> None:
     random.seed(run_seed())
     np.random.seed(run_seed())
     torch.manual_seed(run_seed())
+
+
+@pytest.fixture(autouse=True)
+def records_reach_caplog() -> None:
+    """The logging of the tools, which a test before may have set up, keeps records from pytest."""
+    for name in ("detection", "backbones"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,8 @@ SHRUNK = {
     "dev/training_speed": f"{TINY} {NETWORK} {IMAGES} --steps 1",
 }
 COMMANDS = [command for command in commands() if not command.text.startswith(tuple(NOT_RUN))]
+# The network of the checkpoints that are there, for trainings that start from one.
+NETWORK_OF_WEIGHTS = "model.backbone.width=0.5 model.fpn_channels=32"
 # In `make test`; all others, and these again in the order of the pages, in `make test-all`.
 FAST = (
     "python tools/train.py configs/retina_ghost_320.yaml output_dir=runs/mine data.train",
@@ -118,6 +120,8 @@ def shrink(tool: str, words: list[str]) -> list[str]:
         more.append("train.minutes=0.01" if any(w.startswith("train.minutes=") for w in words) else "train.epochs=1")
         if "--resume" in words:
             more[-1] = "train.epochs=2"
+        if any(w.startswith("model.weights=") for w in words):
+            more += NETWORK_OF_WEIGHTS.split()
     if tool == "evaluate" and "--predictions" not in words:
         more.append("data.workers=0")
     if tool == "make_coco_like":

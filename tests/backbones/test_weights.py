@@ -1,6 +1,5 @@
 """Loading weights: every tensor that does not match is reported."""
 
-import logging
 import os
 import re
 import urllib.error
@@ -26,9 +25,7 @@ def published(as_trained):
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "nested"])
-def test_load_from_file(tmp_path, published, kind, caplog, monkeypatch):
-    # The tools' logging, where a test before has set it up, keeps records to itself.
-    monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
+def test_load_from_file(tmp_path, published, kind, caplog):
     path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
     if kind == "safetensors":
         save_file(published, path)
@@ -55,9 +52,8 @@ def test_load_from_file(tmp_path, published, kind, caplog, monkeypatch):
         ("timm/mobilenetv3_small_050", ".pth", 10),
     ],
 )
-def test_weights_of_whole_classifiers_load(tmp_path, name, suffix, classifier, caplog, monkeypatch):
+def test_weights_of_whole_classifiers_load(tmp_path, name, suffix, classifier, caplog):
     """Files as torchvision and timm publish them; tensors of the classifier are counted separately."""
-    monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
     published = reference(name).state_dict()
     path = tmp_path / f"weights{suffix}"
     save_file(published, path) if suffix == ".safetensors" else torch.save(published, path)
@@ -276,8 +272,7 @@ def lite0():
 
 
 @pytest.mark.numeric
-def test_real_pretrained_weights(lite0, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("backbones"), "propagate", True)
+def test_real_pretrained_weights(lite0, caplog):
     with caplog.at_level("INFO", "backbones"):
         backbone = build_backbone("timm/tf_efficientnet_lite0", weights=lite0, frozen_stages=2)
     own = backbone.state_dict()

@@ -80,12 +80,13 @@ def test_the_small_recipe_reaches_its_ap_on_bccd(shared_data, tmp_path):
     assert numbers["AP"] >= 0.48 and numbers["AP50"] >= 0.82
 
 
-@pytest.mark.parametrize("name, least", [("bccd", 0.35), ("cards", 0.10), ("person", 0.005)])
-def test_ghostdet_learns_in_two_minutes(shared_data, tmp_path, name, least):
-    """docs/ghostdet.md, a fifth of the time: small images alone, no decay of the rate to speak of."""
+@pytest.mark.parametrize("name, epochs, least", [("bccd", 5, 0.35), ("cards", 6, 0.10), ("person", 1, 0.005)])
+def test_ghostdet_learns_in_a_few_epochs(shared_data, tmp_path, name, epochs, least):
+    """docs/ghostdet.md, a fifth of the steps. Not in minutes: a loaded machine makes fewer steps in them."""
     folder = shared_data / name
     data = pointed_at(folder / "images", folder / "train.json", folder / "val.json")
-    short = ["train.minutes=2", "train.eval_every=99", "train.ema=0.98", "data.progressive=[[0.5,192],[0.8,256]]"]
+    short = ["train.minutes=null", f"train.epochs={epochs}", "train.eval_every=99", "train.ema=0.98"]
+    short.append("data.progressive=[[0.5,192],[0.8,256]]")
     config = load_config(ROOT / "configs" / "ghostdet_small.yaml", [*data, *short, f"output_dir={tmp_path / 'run'}"])
     assert run_training(config)
     assert read_checkpoint(tmp_path / "run" / "best.pt")["numbers"]["AP50"] >= least

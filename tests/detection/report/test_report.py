@@ -1,7 +1,6 @@
 """tools/report.py: pages in a browser, numbers, and errors."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -186,8 +185,6 @@ def test_a_run_without_checkpoint_and_predictions_is_an_error(run):
 
 def test_an_error_in_the_report_does_not_fail_the_training(run, caplog):
     (run / "best_predictions.json").write_text("[")
-    log = logging.getLogger("detection")
-    log.propagate = True
     with caplog.at_level("INFO", logger="detection"):
         report_on_training(run)
     assert "the report could not be written" in caplog.text and "is not JSON" in caplog.text
