@@ -226,7 +226,7 @@ def test_resume_with_another_threshold_starts_again(detector, photos, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("detection.labelling.label.AddedBoxes.of", stop)
+        patch.setattr("detection.labelling.label_images.AddedBoxes.of", stop)
         with pytest.raises(KeyboardInterrupt):
             label_images(detector, tmp_path / "out", source=photos, device="cpu")
     options = LabelOptions(ignore_score=0.05)
