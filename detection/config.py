@@ -283,7 +283,7 @@ class DetectionTeacherConfig(Section):
     detector: PathText
     """A checkpoint, an exported file, the name of a detector that comes with the toolkit, or hf:OWNER/NAME."""
     adapter: PathText | None = None
-    """For an ONNX file of another project: yolox, yolov5, yolov8, or a YAML file."""
+    """For an ONNX file of another project: yolox, yolov5, yolov8, fastestdet, or a YAML file."""
     score_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Lowest score of a box to learn from."""
 

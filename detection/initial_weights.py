@@ -76,11 +76,7 @@ def load_initial_weights(
         raise UserError(f"model.weights: {source}: its tensor {bad} has numbers that are not finite (NaN or infinite)")
     theirs = classes_of(content, source).names
     number_of = {normalized_name(name): number for number, name in enumerate(theirs)}
-    pairs = [
-        (i, number_of[normalized_name(name)])
-        for i, name in enumerate(class_names)
-        if normalized_name(name) in number_of
-    ]
+    pairs = [(i, number_of[key]) for i, name in enumerate(class_names) if (key := normalized_name(name)) in number_of]
     kept = [class_names[i] for i, _ in pairs]
     report = InitialWeightsReport(source, kept_classes=kept, new_classes=[n for n in class_names if n not in kept])
 

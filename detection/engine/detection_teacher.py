@@ -69,8 +69,7 @@ class DetectionTeacher:
         classes = self.class_of_label[torch.from_numpy(found["labels"])]
         complete = target["complete_classes"]
         wanted = (classes >= 0) & ~complete[classes]
-        if len(target["boxes"]) and len(boxes):
-            wanted &= box_iou(boxes, target["boxes"]).amax(dim=1) <= SAME_OBJECT
+        wanted &= (box_iou(boxes, target["boxes"]) <= SAME_OBJECT).all(dim=1)
         boxes, classes, scores = boxes[wanted], classes[wanted], scores[wanted]
         return {
             **target,

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import record_function
 
 from detection.models.background import background_mask, points_inside
@@ -82,8 +80,7 @@ class GhostDet(nn.Module):
 
     forward: (list of [3, H, W] uint8 or float in [0, 1], targets with boxes float32 [n, 4] xyxy in pixels and labels
     int64 [n], 1…C, the optional fields of `detection.models.background`, and optionally scores float32 [n] in [0, 1],
-    how certain each box is) -> dict of losses in training, list of
-    {boxes, labels, scores} in evaluation.
+    how certain each box is) -> dict of losses in training, list of {boxes, labels, scores} in evaluation.
 
     Args:
         num_classes: object classes, without background.
@@ -130,9 +127,7 @@ class GhostDet(nn.Module):
             certainty = None
             if any("scores" in t for t in targets):
                 scores = [t.get("scores", torch.ones_like(t["boxes"][:, 0])) for t in targets]
-                certainty = F.pad(
-                    pad_sequence(scores, batch_first=True), (0, truth[0].shape[1] - max(map(len, scores)))
-                )
+                certainty = truth[2].float().masked_scatter(truth[2], torch.cat(scores))
             target = assign(logits.detach().sigmoid(), boxes.detach(), points, strides, *truth, certainty)
         background = background_mask(targets, logits.shape[2], target.positive, points_inside(points))
         losses = aligned_losses(logits, distances, boxes, points, strides, target, background)
